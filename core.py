@@ -1,0 +1,1088 @@
+"""What all of ablate's training scripts share, in the order in which a run uses it.
+
+device · distributed · data loading · pair head · steps · checkpoints
+
+    with core.distributed(config) as world, runs.Run(config, world) as run:
+        state = core.State(...)                     # model, optimizer, loader, schedule
+        run.resume(state, evaluate)
+        while not run.done(state):
+            stats = core.train_step(state, loss_sum)    # one optimizer update over all ranks
+            run.after_step(state, stats)                # log, evaluate, save, signals
+        run.finish(state, test)
+
+Core knows no task and no architecture: a script hands it a model, a data set with
+`lengths`, `tokens` and `collate(rows, epoch)`, and a function that gives a sum of losses.
+settings.py is below this file, the run folder (runs.py) above it.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from settings import Settings
+
+PROJECT = Path(__file__).resolve().parent
+IGNORE_INDEX = -100
+
+# ------------------------------------------------------------------------------ device
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine offers. Tests build fakes; `look_at_machine` fills it in."""
+
+    cuda: int = 0
+    cuda_capability: tuple[int, int] = (0, 0)
+    xpu: int = 0
+    xpu_bf16: bool = True
+    mps: bool = False
+    flash_attn: bool = False
+    ipex: str | None = None
+    torch: str = "2.13.0"
+    has_xccl: bool = False
+
+
+def look_at_machine() -> Machine:
+    """Ask torch and the installed packages; initialises no device."""
+    cuda = torch.cuda.device_count()
+    xpu = torch.xpu.device_count() if hasattr(torch, "xpu") else 0
+    ipex = None
+    if xpu and importlib.util.find_spec("intel_extension_for_pytorch"):
+        ipex = importlib.metadata.version("intel_extension_for_pytorch")
+    return Machine(
+        cuda=cuda,
+        cuda_capability=torch.cuda.get_device_capability(0) if cuda else (0, 0),
+        xpu=xpu,
+        xpu_bf16=bool(xpu) and torch.xpu.is_bf16_supported(),
+        mps=torch.backends.mps.is_available(),
+        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        ipex=ipex,
+        torch=torch.__version__,
+        has_xccl=getattr(dist, "is_xccl_available", lambda: False)(),
+    )
+
+
+def choose_device(asked: str, machine: Machine) -> str:
+    """Device type: what was asked for if it is there (ValueError if not), else the best."""
+    there = {"cuda": machine.cuda, "xpu": machine.xpu, "mps": machine.mps, "cpu": True}
+    if asked == "auto":
+        return next(name for name in ("cuda", "xpu", "mps", "cpu") if there[name])
+    if not there[asked]:
+        have = ", ".join(name for name in there if there[name])
+        raise ValueError(f"--device {asked}: torch {machine.torch} sees none here (it has {have})")
+    return asked
+
+
+def choose_backend(asked: str, device: str, machine: Machine) -> str:
+    """Back end of torch.distributed: nccl for CUDA, xccl for XPU, gloo for the rest."""
+    if asked != "auto":
+        return asked
+    return {"cuda": "nccl", "xpu": "xccl" if machine.has_xccl else "gloo"}.get(device, "gloo")
+
+
+def choose_precision(asked: str, device: str, machine: Machine, model_type: str = "") -> str:
+    """bf16 | fp16 | fp32. DeBERTa's attention overflows in fp16, so it never gets it."""
+    if "deberta" in model_type and asked == "fp16":
+        raise ValueError("--precision fp16: DeBERTa's attention overflows in it: use bf16 or fp32")
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        half = "bf16" if machine.cuda_capability >= (8, 0) else "fp16"
+    elif device == "xpu":
+        half = "bf16" if machine.xpu_bf16 else "fp16"
+    else:  # a CPU repeats bit for bit in fp32; MPS autocast is young: ask for it by name
+        return "fp32"
+    return "fp32" if half == "fp16" and "deberta" in model_type else half
+
+
+def choose_attention(
+    asked: str, device: str, precision: str, machine: Machine, model_type: str = ""
+) -> str:
+    """flash_attention_2 | sdpa | eager. Both DeBERTas have eager attention only."""
+    if model_type in ("deberta", "deberta-v2"):
+        if asked not in ("auto", "eager"):
+            raise ValueError(f"--attention {asked}: {model_type} has eager attention only")
+        return "eager"
+    able = device == "cuda" and machine.flash_attn and machine.cuda_capability >= (8, 0)
+    able = able and precision in ("bf16", "fp16")
+    if asked == "flash_attention_2" and not able:
+        raise ValueError(
+            "--attention flash_attention_2 needs the flash-attn package, a CUDA device of "
+            "capability 8.0 or more, and bf16 or fp16; SDPA works everywhere"
+        )
+    if asked != "auto":
+        return asked
+    return "flash_attention_2" if able else "sdpa"
+
+
+def ipex_matches(machine: Machine) -> bool:
+    """intel-extension-for-pytorch fits only the torch of the same major.minor version."""
+    return machine.ipex is not None and machine.ipex.split(".")[:2] == machine.torch.split(".")[:2]
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context of a forward pass; parameters stay fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of handing them back to the system.
+
+    Each step allocates the same activations; fresh pages for them cost a small BERT on two
+    cores 10-20 % of its time. Does nothing where there is no glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
+
+
+def compile_model(model: nn.Module) -> None:
+    """torch.compile in place (names in the state dict stay); lengths come from a ladder of 8.
+
+    A micro-batch has one of two row counts (the last may be smaller), training and evaluation
+    differ, and so does evaluation's row count: 48 shapes at most, then torch goes on eagerly.
+    """
+    torch._dynamo.config.recompile_limit = 48
+    model.compile(dynamic=False)
+
+
+# ------------------------------------------------------------------------- distributed
+
+
+@dataclass
+class World:
+    """The processes of a run. Every collective is called by all ranks alike."""
+
+    device: torch.device
+    machine: Machine
+    backend: str = "gloo"
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place, of a tensor of any shape on `device`."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; the same answer on all."""
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def gather_rows(self, rows: list) -> list:
+        """The rows of all ranks, in rank order, on every rank."""
+        if self.size == 1:
+            return rows
+        parts: list = [None] * self.size
+        dist.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Rank 0's value (any picklable object) on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def rank_0_first(self) -> Iterator[None]:
+        """Rank 0 prepares something on disk, the others then find it there."""
+        if self.rank != 0:
+            self.barrier()
+        yield
+        if self.rank == 0:
+            self.barrier()
+
+    def say(self, text: str) -> None:
+        """One line on the console, from rank 0, that a progress bar survives."""
+        if self.rank == 0:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+def single_world(asked_device: str) -> World:
+    """A world of one on the best device, without a process group."""
+    machine = look_at_machine()
+    return World(torch.device(choose_device(asked_device, machine)), machine)
+
+
+def say_device(world: World, precision: str, attention: str) -> None:
+    """What was chosen, in one line."""
+    device = str(world.device.type)
+    if device == "cuda":
+        device = f"cuda ({torch.cuda.get_device_name(world.device)})"
+    ipex = f" · ipex {world.machine.ipex}" if ipex_matches(world.machine) else ""
+    processes = f"{world.size} processes ({world.backend})" if world.size > 1 else "1 process"
+    world.say(
+        f"device: {device} · {processes} · {precision} · {attention} attention · "
+        f"{torch.get_num_threads()} threads a process · torch {torch.__version__}{ipex}"
+    )
+
+
+@contextlib.contextmanager
+def distributed(config: Settings) -> Iterator[World]:
+    """The process group of a torchrun launch (or a world of one), closed however the block ends."""
+    machine = look_at_machine()
+    kind = choose_device(config.device, machine)
+    rank, local_rank, size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+    )
+    if kind in ("cuda", "xpu"):
+        count = getattr(machine, kind)
+        if local_rank >= count:
+            raise ValueError(f"local rank {local_rank}, but only {count} {kind} device(s) here")
+        device = torch.device(kind, local_rank)
+        getattr(torch, kind).set_device(device)
+    else:
+        device = torch.device(kind)
+    if kind == "cpu":
+        keep_freed_memory()
+    if kind == "xpu" and ipex_matches(machine):
+        importlib.import_module("intel_extension_for_pytorch")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    world = World(
+        device, machine, choose_backend(config.backend, kind, machine), rank, local_rank, size
+    )
+    try:
+        if size > 1:
+            # rank 0 may tokenise a large corpus while the others wait
+            timeout = datetime.timedelta(hours=2)
+            dist.init_process_group(world.backend, timeout=timeout)
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def broadcast_parameters(model: nn.Module, world: World) -> None:
+    """Rank 0's parameters and buffers on all ranks."""
+    if world.size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def all_reduce_gradients(
+    parameters: Sequence[nn.Parameter], world: World, bucket_bytes: int = 32 << 20
+) -> None:
+    """Sum gradients over ranks, in buckets of about `bucket_bytes`.
+
+    A rank without a gradient (it had no micro-batch) adds zero. Call only with parameters
+    that have a gradient on at least one rank: all ranks must name the same ones.
+    """
+    if world.size == 1:
+        return
+    buckets: list[list[nn.Parameter]] = [[]]
+    used = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        size = parameter.grad.numel() * parameter.grad.element_size()
+        if buckets[-1] and used + size > bucket_bytes:
+            buckets.append([])
+            used = 0
+        buckets[-1].append(parameter)
+        used += size
+    for bucket in buckets:
+        if len(bucket) == 1 and bucket[0].grad.is_contiguous():
+            dist.all_reduce(bucket[0].grad)  # a large matrix is its own bucket: no copy
+            continue
+        flat = torch.cat([parameter.grad.reshape(-1) for parameter in bucket])
+        dist.all_reduce(flat)
+        parts = flat.split([parameter.numel() for parameter in bucket])
+        torch._foreach_copy_(
+            [parameter.grad for parameter in bucket],
+            [part.view_as(p) for part, p in zip(parts, bucket, strict=True)],
+        )
+
+
+# ------------------------------------------------------------------------ data loading
+
+
+def mix_seed(*parts: int) -> int:
+    """A 63-bit seed from whole numbers, by SplitMix64 (Steele, Lea, Flood 2014).
+
+    Fixed arithmetic, so that it is the same in every process and every version of Python.
+    """
+    state = 0
+    for part in parts:
+        state = (state ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+class Ragged:
+    """Rows of token ids of different lengths, end to end: ragged[i] is int32 (lengths[i],)."""
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray):
+        self.ids, self.offsets, self.lengths = ids, offsets, np.diff(offsets)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
+        arrays = [np.asarray(row, np.int32) for row in rows]
+        offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+        return cls(np.concatenate(arrays), offsets)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Ragged":
+        """Memory-mapped from a folder of the token cache."""
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        if offsets[-1] == 0:  # a file of zero bytes cannot be mapped
+            return cls(np.zeros(0, np.int32), offsets)
+        return cls(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"), offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+
+def cached_tokens(
+    key: dict[str, Any], build: Callable[[], Iterable[Sequence[int]]], world: World
+) -> Ragged:
+    """Rows of token ids from the cache on disk, built once by rank 0 where they are missing.
+
+    key: what the rows depend on (content, tokenizer, length); build: gives them one by one,
+    so that memory stays bounded. The folder is ABLATE_CACHE, else cache/ in the project.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache") / "tokens" / digest
+    with world.rank_0_first():
+        if not folder.is_dir():
+            beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+            beside.mkdir(parents=True, exist_ok=True)
+            lengths = [0]
+            with open(beside / "ids.bin", "wb") as file:
+                for row in build():
+                    file.write(np.asarray(row, np.int32).tobytes())
+                    lengths.append(len(row))
+            np.save(beside / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
+            (beside / "key.json").write_text(json.dumps(key, indent=1))
+            try:
+                beside.rename(folder)
+            except OSError:  # another process was first
+                shutil.rmtree(beside)
+    return Ragged.load(folder)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over the vocabulary, rules and special tokens: equal means equal token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    special = json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()})
+    return hashlib.sha256((rules + special).encode()).hexdigest()[:16]
+
+
+def encode_texts(
+    tokenizer: Any, texts: Iterable[str], count: int, title: str, quiet: bool = False
+) -> Iterator[list[int]]:
+    """Token ids of each of `count` texts, without special tokens, with a progress bar.
+
+    1,000 texts at a time are spread over all cores by the tokeniser's own threads.
+    """
+    from tqdm import tqdm
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    texts = iter(texts)
+    with tqdm(total=count, desc=title, unit=" texts", disable=quiet, delay=1, leave=False) as bar:
+        for part in iter(lambda: list(itertools.islice(texts, 1000)), []):
+            encoded = tokenizer(
+                part, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
+            yield from encoded["input_ids"]
+            bar.update(len(part))
+
+
+def ladder_length(longest: int, max_length: int, steps: int | None) -> int:
+    """Length to pad to: a multiple of 8, or (steps given) one of that many lengths in all."""
+    unit = 8 if steps is None else max(8, 8 * math.ceil(max_length / steps / 8))
+    return min(unit * math.ceil(max(longest, 1) / unit), max(max_length, longest))
+
+
+def cut_micro_batches(rows: np.ndarray, lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rows sorted by length (longest first, ties by row number), cut into parts of `size`."""
+    order = np.lexsort((rows, -lengths[rows]))
+    return [rows[order[start : start + size]] for start in range(0, len(rows), size)]
+
+
+def deal(costs: Sequence[float], workers: int) -> list[list[int]]:
+    """Item numbers for each worker: largest first, each to the least loaded one."""
+    hands: list[list[int]] = [[] for _ in range(workers)]
+    load = [0.0] * workers
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        least = load.index(min(load))
+        hands[least].append(item)
+        load[least] += costs[item]
+    return [sorted(hand) for hand in hands]
+
+
+@dataclass
+class Work:
+    """One rank's part of a global batch. `micro_batches`: (index in the batch, rows or tensors)."""
+
+    position: int
+    epoch: int
+    micro_batches: list[tuple[int, Any]]
+    examples: int
+    tokens: int
+
+
+class StepSampler(DistributedSampler):
+    """Global batches without padding or repeats, the same at every world size.
+
+    torch's DistributedSampler repeats rows until all ranks have as many. Here the batch at a
+    position is drawn from (seed, epoch) alone, sorted by length, cut into micro-batches, and
+    only then dealt to ranks by tokens; a rank may get none. Batch number p holds rows
+    [p·batch, (p+1)·batch) of the endless sequence of epochs; an epoch's last batch is smaller.
+    """
+
+    def __init__(self, data: Any, config: Settings, world: World, micro_batch: int):
+        super().__init__(data.lengths, world.size, world.rank, shuffle=True, seed=config.seed)
+        self.lengths, self.tokens = np.asarray(data.lengths), np.asarray(data.tokens)
+        self.batch, self.micro_batch = config.batch, micro_batch
+        self.group_by_length = config.group_by_length
+        self.start = 0
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return math.ceil(len(self.lengths) / self.batch)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in training order."""
+        if self._order is None or self._order[0] != epoch:
+            generator = np.random.Generator(np.random.PCG64(mix_seed(self.seed, epoch, 1)))
+            rows = generator.permutation(len(self.lengths))
+            if self.group_by_length:  # sort inside stretches of 50 batches, shuffle the batches
+                stretch = 50 * self.batch
+                rows = np.concatenate(
+                    [
+                        part[np.argsort(-self.lengths[part], kind="stable")]
+                        for part in np.split(rows, range(stretch, len(rows), stretch))
+                    ]
+                )
+                full = len(rows) // self.batch * self.batch
+                batches = generator.permutation(rows[:full].reshape(-1, self.batch))
+                rows = np.concatenate([batches.reshape(-1), rows[full:]])
+            self._order = (epoch, rows)
+        return self._order[1]
+
+    def global_batch(self, position: int) -> tuple[int, list[np.ndarray]]:
+        """(epoch, all micro-batches of the batch): a function of data, seed and position."""
+        epoch, step = divmod(position, len(self))
+        rows = self.order(epoch)[step * self.batch : (step + 1) * self.batch]
+        return epoch, cut_micro_batches(rows, self.lengths, self.micro_batch)
+
+    def __iter__(self) -> Iterator[Work]:
+        position = self.start
+        while True:
+            epoch, parts = self.global_batch(position)
+            self.set_epoch(epoch)
+            costs = [len(part) * int(self.lengths[part].max()) for part in parts]
+            mine = deal(costs, self.num_replicas)[self.rank]
+            rows = np.concatenate(parts)
+            yield Work(
+                position,
+                epoch,
+                [(index, parts[index]) for index in mine],
+                len(rows),
+                int(self.tokens[rows].sum()),
+            )
+            position += 1
+
+
+class _Collator:
+    """Turns the rows of a Work into tensors, here or in a loader worker."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __getitem__(self, work: Work) -> Work:
+        parts = [(index, self.data.collate(rows, work.epoch)) for index, rows in work.micro_batches]
+        return dataclasses.replace(work, micro_batches=parts)
+
+
+class TrainLoader:
+    """This rank's work, batch after batch, from any position on.
+
+    data: has `lengths` and `tokens` (rows,) and `collate(rows, epoch) -> dict of tensors`;
+    whatever collate draws at random must come from (seed, row, epoch).
+    """
+
+    def __init__(self, data: Any, config: Settings, world: World):
+        if len(data.lengths) == 0:
+            raise ValueError("there are no training rows")
+        self.data, self.config, self.world = data, config, world
+        self.micro_batch = config.micro_batch or math.ceil(config.batch / 4)
+        self.position = 0
+        self._batches: Iterator[Work] | None = None
+        busy = math.ceil(min(config.batch, len(data.lengths)) / self.micro_batch)
+        if busy < world.size:
+            world.say(
+                f"note: {busy} micro-batches a step for {world.size} processes: "
+                f"{world.size - busy} will idle; --micro_batch "
+                f"{max(1, config.batch // world.size)} would use them all"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.data.lengths) / self.config.batch)
+
+    def seek(self, position: int) -> None:
+        """Continue with the batch at `position`."""
+        self.position, self._batches = position, None
+
+    def next(self) -> Work:
+        if self._batches is None:
+            sampler = StepSampler(self.data, self.config, self.world, self.micro_batch)
+            sampler.start = self.position
+            self._batches = iter(
+                DataLoader(
+                    _Collator(self.data),
+                    sampler=sampler,
+                    batch_size=None,
+                    collate_fn=_as_it_is,
+                    num_workers=self.config.workers,
+                    pin_memory=self.world.device.type == "cuda",
+                    worker_init_fn=_ignore_signals,
+                    generator=torch.Generator().manual_seed(0),
+                )
+            )
+        work = next(self._batches)
+        self.position = work.position + 1
+        return work
+
+    def halve(self) -> None:
+        """Out of memory: micro-batches of half the size, from the last batch given on."""
+        if self.micro_batch == 1:
+            raise RuntimeError(
+                "out of memory with one row a forward pass: use a smaller --max_length or model"
+            )
+        self.micro_batch = math.ceil(self.micro_batch / 2)
+        self.seek(self.position - 1)
+
+
+def _as_it_is(work: Work) -> Work:
+    return work
+
+
+def _ignore_signals(worker: int) -> None:
+    """The training process decides when to stop; its loader workers end with it."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
+    """This rank's (rows, tensors): every row once over all ranks, batches the same at any size."""
+    if len(data.lengths) == 0:
+        return
+    lengths = np.asarray(data.lengths)
+    parts = cut_micro_batches(np.arange(len(lengths)), lengths, rows_each)
+    costs = [len(part) * int(lengths[part].max()) for part in parts]
+    for index in deal(costs, world.size)[world.rank]:
+        yield parts[index], data.collate(parts[index], None)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop while it evaluated."""
+
+
+@torch.no_grad()
+def evaluate_rows(
+    state: "State", data: Any, outputs: Callable[[nn.Module, dict], Tensor], rows_each: int = 64
+) -> np.ndarray:
+    """`outputs(model, batch)` (rows, …) for every row of `data`, float32, in row order.
+
+    Each row is computed once, on one rank. Raises Stopped on all ranks after a signal.
+    """
+    world, model = state.world, state.model
+    training = model.training
+    model.eval()
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
+    for rows, batch in evaluation_batches(data, rows_each, world):
+        if state.stop_requested():
+            break
+        with state.autocast():
+            values = outputs(model, to_device(batch, world.device))
+        mine.append((rows, values.float().cpu().numpy()))
+    model.train(training)
+    if world.any(state.stop_requested()):
+        raise Stopped
+    everything = world.gather_rows(mine)
+    rows = np.concatenate([part[0] for part in everything])
+    values = np.concatenate([part[1] for part in everything])
+    assert np.array_equal(np.sort(rows), np.arange(len(data.lengths))), "a row was missed"
+    return values[np.argsort(rows)]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+# --------------------------------------------------------------------------- pair head
+
+
+class ConcatHead(nn.Module):
+    """[a; b] → Linear → tanh → dropout → Linear: a, b (batch, hidden) → logits (batch, classes)."""
+
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
+        super().__init__()
+        self.dense = nn.Linear(2 * hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        joined = torch.tanh(self.dense(torch.cat([a, b], dim=-1)))
+        return self.out(self.dropout(joined))
+
+
+class SymmetricHead(nn.Module):
+    """Logits (batch, 3) of A, B, tie; exchanging a and b exchanges the first two exactly.
+
+    A network f gives (win, tie) for an ordered pair: A = win(a, b), B = win(b, a),
+    tie = tie(a, b) + tie(b, a). Both orders go through f in calls of the same shape, so
+    that not even rounding depends on which answer stood first. f reads
+    [a; b; a − b; a · b], as sentence-pair classifiers do (Conneau et al. 2017, section 3).
+    """
+
+    def __init__(self, hidden: int, dropout: float = 0.1):
+        super().__init__()
+        self.dense = nn.Linear(4 * hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, 2)
+
+    def _ordered(self, a: Tensor, b: Tensor) -> Tensor:
+        joined = torch.tanh(self.dense(torch.cat([a, b, a - b, a * b], dim=-1)))
+        return self.out(self.dropout(joined))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        ab, ba = self._ordered(a, b), self._ordered(b, a)
+        return torch.stack([ab[:, 0], ba[:, 0], ab[:, 1] + ba[:, 1]], dim=-1)
+
+
+class PairClassifier(nn.Module):
+    """Both answers through one encoder in one pass; their first tokens joined by a head."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids, attention_mask (2·batch, seq), the A sides first → a, b (batch, hidden)."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        a, b = hidden.last_hidden_state[:, 0].chunk(2)
+        return a, b
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(*self.embed(input_ids, attention_mask))
+
+    def train(self, mode: bool = True) -> "PairClassifier":
+        """Parts that are frozen stay in evaluation mode: what they give must not vary."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
+
+
+# ------------------------------------------------------------------------------- steps
+
+
+class StepClock:
+    """Time measured in optimizer updates. Whatever has fraction and done can take its place."""
+
+    def __init__(self, total_steps: int):
+        self.total_steps = total_steps
+        self.steps = 0
+
+    @property
+    def fraction(self) -> float:
+        return self.steps / max(1, self.total_steps)
+
+    @property
+    def done(self) -> bool:
+        return self.steps >= self.total_steps
+
+    def after_update(self) -> None:
+        self.steps += 1
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.steps = saved["steps"]
+
+
+@dataclass
+class State:
+    """All that changes while a run trains, and what a step needs to change it.
+
+    schedule: maps clock.fraction to a factor on each group's peak_lr. export(folder) writes
+    weights that others can open, restore(folder) reads them back (rank 0 calls both).
+    extras: further parts of the run with state_dict / load_state_dict, by name.
+    """
+
+    config: Settings
+    world: World
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: TrainLoader
+    clock: Any
+    schedule: Callable[[float], float]
+    export: Callable[[Path], None]
+    restore: Callable[[Path], None]
+    precision: str = "fp32"
+    extras: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    bad_evaluations: int = 0
+    evaluation_pending: bool = False
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    stop_requested: Callable[[], bool] = lambda: False
+
+    NUMBERS = (
+        *("step", "examples", "tokens", "best", "best_step", "bad_evaluations"),
+        *("evaluation_pending", "seconds", "skipped_steps"),
+    )
+
+    def __post_init__(self) -> None:
+        trained = {id(p): n for n, p in self.model.named_parameters() if p.requires_grad}
+        grouped = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
+        if sorted(grouped) != sorted(trained):
+            missing = [name for key, name in trained.items() if key not in grouped]
+            raise ValueError(
+                f"every trainable parameter must be in one optimizer group; left out: {missing[:5]}"
+            )
+        for number, group in enumerate(self.optimizer.param_groups):
+            if not group["params"]:
+                raise ValueError(f"optimizer group {group.get('name', number)} has no parameters")
+            group.setdefault("peak_lr", group["lr"])
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        enabled = self.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=enabled)
+
+    def autocast(self) -> Any:
+        return autocast(self.world.device, self.precision)
+
+    def state_dict(self) -> dict:
+        """Everything but the weights, as tensors and plain Python values."""
+        return {
+            "numbers": {name: getattr(self, name) for name in self.NUMBERS},
+            "optimizer": self.optimizer.state_dict(),
+            "clock": self.clock.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": {"position": self.loader.position, "micro_batch": self.loader.micro_batch},
+            "extras": {name: part.state_dict() for name, part in self.extras.items()},
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        for name, value in saved["numbers"].items():
+            setattr(self, name, value)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.clock.load_state_dict(saved["clock"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.loader.micro_batch = saved["loader"]["micro_batch"]
+        self.loader.seek(saved["loader"]["position"])
+        for name, part in self.extras.items():
+            part.load_state_dict(saved["extras"][name])
+
+
+def parameter_groups(
+    named: dict[str, nn.Module], lrs: dict[str, float], weight_decay: float
+) -> list[dict]:
+    """Two optimizer groups a part (decayed; biases and norms not), each named, none empty.
+
+    A vector is a bias or a norm's weight: they set scales, which decay would only distort.
+    """
+    groups = []
+    for part, module in named.items():
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for label, decay, chosen in (
+            (part, weight_decay, [p for p in trained if p.ndim >= 2]),
+            (f"{part}_no_decay", 0.0, [p for p in trained if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append(
+                    {"params": chosen, "lr": lrs[part], "weight_decay": decay, "name": label}
+                )
+    return groups
+
+
+def build_optimizer(groups: list[dict], config: Settings, world: World) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused where torch has it, or SGD."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
+    fused = world.device.type in ("cuda", "cpu", "xpu", "mps")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed the generators that masks come from. torch.manual_seed would cost 1 ms a call."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "xpu":
+        torch.xpu.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and XPU have a class for it; a CPU says so in a RuntimeError's text."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+LossSum = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, int | Tensor]]
+
+
+def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
+    """One optimizer update from one global batch; None when a signal cut it off.
+
+    loss_sum(model, batch) gives (sum of the losses of the micro-batch's targets, their number).
+    The gradient is that of Σ loss / Σ targets over all micro-batches and ranks: not the mean
+    of means, which weighs rows by the company they are in.
+    """
+    world, optimizer = state.world, state.optimizer
+    state.model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * state.schedule(state.clock.fraction)
+    while True:
+        work = state.loader.next()
+        totals, present = _accumulate(state, work, loss_sum)
+        agreed = world.sum(torch.cat([totals, present])).tolist()
+        losses, targets, out_of_memory, stop = agreed[:4]
+        if out_of_memory or stop:
+            optimizer.zero_grad()
+        if stop:
+            state.loader.seek(work.position)
+            return None
+        if not out_of_memory:
+            break
+        state.loader.halve()
+        world.say(
+            f"step {state.step + 1}: out of memory; micro-batches of {state.loader.micro_batch} "
+            f"from here on (the batch stays {state.config.batch})"
+        )
+    if targets == 0:
+        raise ValueError(f"step {state.step + 1}: no row of the batch has a target")
+    # a layer that no rank ran keeps no gradient, so that the optimizer leaves it alone
+    active = [p for p, n in zip(state.parameters, agreed[4:], strict=True) if n]
+    all_reduce_gradients(active, world)
+    # backward ran on scale · losses / batch
+    scale = state.config.batch / (targets * state.scaler.get_scale())
+    gradients = [p.grad for p in active]
+    norm = float(nn.utils.get_total_norm(gradients)) * scale
+    finite = math.isfinite(norm) and math.isfinite(losses)
+    if not world.any(not finite):
+        limit = state.config.max_grad_norm
+        clip = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+        torch._foreach_mul_(gradients, scale * clip)
+        optimizer.step()
+        state.skipped_steps = 0
+    else:
+        state.skipped_steps += 1
+    _update_loss_scale(state, finite)
+    optimizer.zero_grad()
+    state.step += 1
+    state.clock.after_update()
+    state.examples += work.examples
+    state.tokens += work.tokens
+    named = {f"lr_{g.get('name', i)}": g["lr"] for i, g in enumerate(optimizer.param_groups)}
+    lrs = {} if len(set(named.values())) == 1 else named
+    return {
+        "epoch": state.loader.position / state.loader.steps_per_epoch,
+        "train_loss": losses / targets,
+        "lr": optimizer.param_groups[0]["lr"],
+        **lrs,
+        "grad_norm": norm,
+        "examples_in_step": work.examples,
+        "tokens_in_step": work.tokens,
+    }
+
+
+def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Tensor]:
+    """Backward over this rank's micro-batches.
+
+    Returns [loss sum, targets, out of memory, stop] and, for each parameter, whether it has a
+    gradient: one vector over ranks settles what all ranks do next.
+    """
+    world, config = state.world, state.config
+    # summed where they are computed: reading each one would wait for the device
+    losses = torch.zeros(2, dtype=torch.float64 if world.device.type != "mps" else torch.float32)
+    losses = losses.to(world.device)
+    out_of_memory = False
+    for index, batch in work.micro_batches:
+        if state.stop_requested():
+            break
+        seed_everything(mix_seed(config.seed, work.position, index, 2), world.device)
+        try:
+            with state.autocast():
+                loss, targets = loss_sum(state.model, to_device(batch, world.device))
+            # dividing by a constant keeps fp16 gradients in range; the sums put it right
+            state.scaler.scale(loss / config.batch).backward()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory = True
+        if out_of_memory:  # outside the handler, which holds the failed step's tensors
+            if world.device.type in ("cuda", "xpu"):
+                getattr(torch, world.device.type).empty_cache()
+            break
+        losses[0] += loss.detach()
+        losses[1] += targets
+    flags = torch.tensor([float(out_of_memory), float(state.stop_requested())])
+    present = torch.tensor([float(p.grad is not None) for p in state.parameters])
+    return torch.cat([losses, flags.to(losses)]), present.to(losses)
+
+
+def _update_loss_scale(state: State, finite: bool) -> None:
+    """Halve after an overflow, double after 2,000 clean steps (Micikevicius et al. 2018, 3.2)."""
+    scaler = state.scaler
+    if not scaler.is_enabled():
+        return
+    saved = scaler.state_dict()
+    tracker = saved["_growth_tracker"] + 1 if finite else 0
+    scale = saved["scale"] if finite else saved["scale"] * saved["backoff_factor"]
+    if tracker == saved["growth_interval"]:
+        scale, tracker = scale * saved["growth_factor"], 0
+    scaler.load_state_dict(saved | {"scale": scale, "_growth_tracker": tracker})
+
+
+# ---------------------------------------------------------------- checkpoints and runs
+
+
+class DiskFull(RuntimeError):
+    """There was no room for a file of the run; what was written before is whole."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk, rename: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: Exception, path: Path) -> Exception:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if not full and "no space left" not in str(error).lower():
+        return error
+    free = shutil.disk_usage(path.parent).free / 1e6
+    return DiskFull(
+        f"disk full while writing {path} ({free:.0f} MB free). Earlier checkpoints are whole: "
+        "make room and run the same command again"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:
+    """Let `fill` write files into a folder beside, hash them in manifest.json, rename."""
+    beside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        fill(beside)
+        files = {}
+        for path in sorted(p for p in beside.rglob("*") if p.is_file()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[str(path.relative_to(beside))] = {
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
+        write_text(beside / "manifest.json", json.dumps({**facts, "files": files}, indent=1))
+        if folder.exists():  # renamed away first: a rename cannot replace a full folder
+            old = folder.with_name(f"{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        beside.rename(folder)
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise disk_error(error, folder) from error
+    shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """None when every file is as the manifest says, else the first thing that is not."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        for name, fact in files.items():
+            if (folder / name).stat().st_size != fact["bytes"]:
+                return f"{name} has another size"
+            if _sha256(folder / name) != fact["sha256"]:
+                return f"{name} has another hash"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of the device, or of this process on a CPU."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

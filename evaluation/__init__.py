@@ -1,0 +1,1 @@
+"""What a finished model is measured with: metrics, and intervals that respect groups of rows."""

@@ -1,0 +1,309 @@
+"""What a classifier's probabilities are worth, as numbers that go into metrics.json unchanged.
+
+Every `<name>_ci95` is [low, high]. A number that these rows cannot give (the recall of a class
+that no row has, an interval from a single group) is absent, not zero. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from evaluation.stats import cluster_bootstrap, proportion_interval
+
+PREFERENCE_CLASSES = ("A", "B", "tie")
+TIE = 2
+SWAP = [1, 0, 2]  # where the columns A, B, tie stand after A and B changed places
+CALIBRATION_BINS = 15
+
+Metrics = dict[str, int | float | str | list]
+
+
+def classification_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[Hashable],
+    class_names: Sequence[str],
+    intervals: bool = True,
+) -> Metrics:
+    """Metrics of probabilities (n, k) against labels (n,) in 0..k-1, rows grouped by `groups` (n,).
+
+    n · accuracy · log_loss, the same as loss (nats) · f1_macro, over the classes that occur in
+    labels or predictions · recall_<class> · confusion_matrix, rows = true class, columns =
+    predicted · expected_calibration_error · and what an answer without a model gets:
+    constant_accuracy, the share of the commonest label, constant_class, prior_entropy of the label
+    shares and uniform_log_loss = ln k (nats).
+
+    Shares have Wilson's interval where no group repeats, else a cluster bootstrap, as rows of
+    one group are not independent; log_loss and f1_macro always have the bootstrap. The calibration
+    error has none: it is a sum of absolute values, so resampling only adds to it, and the
+    interval of a perfectly calibrated model never holds 0 (0 of 100 simulated, n = 2,000).
+    `intervals=False` skips them all, for evaluations during training.
+
+    ValueError when a row is not a probability distribution, a label is outside 0..k-1, lengths
+    differ, or there are no rows.
+    """
+    from scipy.stats import entropy
+    from sklearn.metrics import confusion_matrix, f1_score, log_loss
+
+    probabilities, labels = _checked(probabilities, labels)
+    num_rows, num_classes = probabilities.shape
+    if len(groups) != num_rows or len(class_names) != num_classes:
+        raise ValueError(
+            f"probabilities are {probabilities.shape}, with {len(groups)} groups and "
+            f"{len(class_names)} class names: expected one group a row, one name a column"
+        )
+    predictions = probabilities.argmax(axis=1)
+    shares = np.bincount(labels, minlength=num_classes) / num_rows
+    loss = float(log_loss(labels, probabilities, labels=range(num_classes)))
+    result: Metrics = {"n": num_rows}
+    _add_share(result, "accuracy", predictions == labels, groups, intervals)
+    result |= {"log_loss": loss, "loss": loss}
+    result["f1_macro"] = float(f1_score(labels, predictions, average="macro"))
+    if intervals:
+        one_hot = np.eye(num_classes)
+        columns = np.column_stack(
+            [
+                _row_losses(probabilities, labels),
+                one_hot[labels] * (predictions == labels)[:, None],
+                one_hot[labels] + one_hot[predictions],
+            ]
+        )
+        low, high = cluster_bootstrap(columns, groups, _loss_and_f1)
+        _add_interval(result, "log_loss", low[0], high[0])
+        _add_interval(result, "loss", low[0], high[0])
+        _add_interval(result, "f1_macro", low[1], high[1])
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
+        hits, groups_of_rows = predictions[rows] == label, [groups[row] for row in rows]
+        _add_share(result, f"recall_{name}", hits, groups_of_rows, intervals)
+    return result | {
+        "confusion_matrix": confusion_matrix(
+            labels, predictions, labels=range(num_classes)
+        ).tolist(),
+        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+        "constant_accuracy": float(shares.max()),
+        "constant_class": str(class_names[int(shares.argmax())]),
+        "prior_entropy": float(entropy(shares)),
+        "uniform_log_loss": math.log(num_classes),
+    }
+
+
+def preference_metrics(
+    probabilities: np.ndarray,
+    swapped: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[Hashable],
+    length_a: np.ndarray,
+    length_b: np.ndarray,
+    intervals: bool = True,
+) -> Metrics:
+    """`classification_metrics` for the classes A, B, tie, and what a preference model may fall for.
+
+    `probabilities` and `swapped` are (n, 3). `swapped` is the answer to the same row with A and B
+    exchanged, in the order of that input: its column 0 is the response that stood first after the
+    swap, which is B. `length_a`, `length_b` (n,) are in any one unit (characters, tokens).
+
+    flip_consistency: share of rows whose answer survives the swap. On the n_unequal_length rows
+    whose responses differ in length:
+    length_bias: share of the longer response among predictions of A or B, minus the same share
+    among labels of A or B; 0 = as drawn to length as people are, above 0 = more.
+    longer_wins_agreement: share of rows where the model says that the longer one wins, not tie.
+    longer_wins_accuracy: accuracy of that rule on the labels, a tie being an error.
+
+    Errors and intervals as in `classification_metrics`; length_bias has a cluster bootstrap.
+    """
+    result = classification_metrics(probabilities, labels, groups, PREFERENCE_CLASSES, intervals)
+    labels = np.asarray(labels)
+    swapped_back = _checked(swapped, labels)[0][:, SWAP]
+    predictions = np.asarray(probabilities).argmax(axis=1)
+    _add_share(
+        result, "flip_consistency", predictions == swapped_back.argmax(axis=1), groups, intervals
+    )
+    length_a, length_b = np.asarray(length_a), np.asarray(length_b)
+    if length_a.shape != labels.shape or length_b.shape != labels.shape:
+        raise ValueError(f"lengths are {length_a.shape}, {length_b.shape}, labels {labels.shape}")
+
+    rows = np.flatnonzero(length_a != length_b)
+    result["n_unequal_length"] = len(rows)
+    groups = [groups[row] for row in rows]
+    longer = (length_b > length_a)[rows].astype(int)  # class 0 = A, 1 = B
+    predictions, labels = predictions[rows], labels[rows]
+    columns = np.stack(
+        [predictions == longer, predictions != TIE, labels == longer, labels != TIE], axis=1
+    )
+    if columns[:, 1].any() and columns[:, 3].any():
+        result["length_bias"] = float(_length_bias(columns.sum(axis=0)))
+        if intervals:
+            _add_interval(result, "length_bias", *cluster_bootstrap(columns, groups, _length_bias))
+    _add_share(result, "longer_wins_agreement", columns[:, 0], groups, intervals)
+    _add_share(result, "longer_wins_accuracy", columns[:, 2], groups, intervals)
+    return result
+
+
+def average_swapped(probabilities: np.ndarray, swapped: np.ndarray) -> np.ndarray:
+    """Swap averaging at test time: mean of p(A, B) and the flipped p(B, A), both (n, 3), to (n, 3).
+
+    `swapped` is in the order of the swapped input, as in `preference_metrics`.
+    """
+    probabilities, swapped = np.asarray(probabilities), np.asarray(swapped)
+    if probabilities.shape != swapped.shape or probabilities.shape[-1] != 3:
+        raise ValueError(f"expected two (n, 3), not {probabilities.shape} and {swapped.shape}")
+    return (probabilities + swapped[..., SWAP]) / 2
+
+
+def expected_calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = CALIBRATION_BINS
+) -> float:
+    """Mean distance between confidence and accuracy, in 0..1, over equal-width bins of confidence.
+
+    `probabilities` (n, k), `labels` (n,); confidence is the largest probability, bin m holds
+    ((m-1)/num_bins, m/num_bins]. Guo et al. 2017 (arXiv:1706.04599), eq. 3. Biased upwards when
+    rows are few: a perfectly calibrated model with three classes shows about .06 on 300 rows and
+    .024 on 2,000, so compare only on the same number of rows. ValueError as in
+    `classification_metrics`.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    confidence = probabilities.max(axis=1)
+    gap = confidence - (probabilities.argmax(axis=1) == labels)
+    inner_edges = np.arange(1, num_bins) / num_bins
+    bins = np.digitize(confidence, inner_edges, right=True)
+    return float(np.abs(np.bincount(bins, gap)).sum() / len(labels))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature in .05..20 with the lowest log loss of softmax(logits / T) on these rows.
+
+    `logits` (n, k), or log-probabilities, which differ from logits by a constant per row; `labels`
+    (n,). Fit it on rows that neither trained the model nor will test it. A result at a bound
+    means that the rows have no best temperature (all right, or no better than chance).
+    ValueError for NaN, Inf, or labels outside 0..k-1. Guo et al. 2017, section 4.2.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logits, labels = _checked_shapes(logits, labels)
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        return -log_softmax(logits / math.exp(log_temperature), axis=1)[rows, labels].mean()
+
+    bounds = (math.log(0.05), math.log(20))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+
+
+def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(logits / temperature): probabilities (n, k). ValueError unless temperature > 0."""
+    if not temperature > 0:
+        raise ValueError(f"a temperature is above 0, not {temperature}")
+    from scipy.special import softmax
+
+    return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
+
+
+def collapse_verdict(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    threshold: float = 0.99,
+    prior_shares: Sequence[float] | None = None,
+) -> str | None:
+    """One line when the model answers (nearly) the same to every row, with likely fixes, else None.
+
+    Two signs, on probabilities (n, k) and labels (n,): at least `threshold` of the predictions are
+    one class, though less than that of the labels are; or the log loss is not below that of a
+    constant answer. That constant is `prior_shares` (k,), the shares of the training labels say;
+    None = the shares of these labels, the best constant in hindsight, whose log loss is their
+    entropy. Before the first epoch is over the second sign is no news. ValueError as in
+    `classification_metrics`.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    num_rows, num_classes = probabilities.shape
+    label_shares = np.bincount(labels, minlength=num_classes) / num_rows
+    predicted_shares = np.bincount(probabilities.argmax(axis=1), minlength=num_classes) / num_rows
+    constant = np.asarray(label_shares if prior_shares is None else prior_shares, dtype=np.float64)
+    if constant.shape != (num_classes,):
+        raise ValueError(f"prior_shares are {constant.shape}, expected ({num_classes},)")
+    present = label_shares > 0
+    constant_loss = -(label_shares[present] * np.log(_clipped(constant[present]))).sum()
+    loss = _row_losses(probabilities, labels).mean()
+
+    top = int(predicted_shares.argmax())
+    seen = []
+    if predicted_shares[top] >= threshold > label_shares[top]:
+        seen.append(
+            f"{predicted_shares[top]:.1%} of {num_rows:,} predictions are class {top}, "
+            f"which {label_shares[top]:.1%} of the labels are"
+        )
+    if loss >= constant_loss > 1e-9:  # labels of one class only leave nothing to beat
+        seen.append(
+            f"log loss {loss:.4f} is not below the {constant_loss:.4f} nats of a constant answer"
+        )
+    if not seen:
+        return None
+    return (
+        f"collapsed: {'; '.join(seen)}. Likely fixes: warm-up and a higher learning rate for the "
+        "cold head; bf16 or fp32 instead of fp16 (DeBERTa never in fp16); another --lr"
+    )
+
+
+def _clipped(probabilities: np.ndarray) -> np.ndarray:
+    return np.clip(probabilities, np.finfo(np.float64).eps, None)  # sklearn's floor: 36 nats
+
+
+def _row_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return -np.log(_clipped(probabilities[np.arange(len(labels)), labels]))
+
+
+def _loss_and_f1(sums: np.ndarray) -> np.ndarray:
+    """Sums (…, 1 + k + k + 1): loss, hits per class, labels + predictions per class, rows."""
+    hits, occurrences = np.split(sums[..., 1:-1], 2, axis=-1)
+    return np.stack([sums[..., 0] / sums[..., -1], np.nanmean(2 * hits / occurrences, -1)], -1)
+
+
+def _length_bias(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+
+
+def _add_share(
+    result: Metrics, name: str, hits: np.ndarray, groups: Sequence[Hashable], intervals: bool
+) -> None:
+    if len(hits):
+        result[name] = float(hits.mean())
+        if intervals:
+            _add_interval(result, name, *proportion_interval(hits, groups))
+
+
+def _add_interval(result: Metrics, name: str, low: float, high: float) -> None:
+    if not math.isnan(low):
+        result[f"{name}_ci95"] = [float(low), float(high)]
+
+
+def _checked_shapes(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, labels = np.asarray(values, dtype=np.float64), np.asarray(labels)
+    if values.ndim != 2 or labels.shape != (len(values),) or not len(values):
+        raise ValueError(f"expected (n, k) and (n,) with n >= 1: {values.shape}, {labels.shape}")
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values).all(axis=1)))
+        raise ValueError(f"row {row} has NaN or Inf: the model diverged, or fp16 overflowed")
+    wrong = ~np.isin(labels, np.arange(values.shape[1]))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"row {row} has label {labels[row]}, expected 0..{values.shape[1] - 1} as int"
+        )
+    return values, labels.astype(np.int64)
+
+
+def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = _checked_shapes(probabilities, labels)
+    off = np.abs(probabilities.sum(axis=1) - 1)
+    off[(probabilities < 0).any(axis=1)] = np.inf
+    if off.max() > 1e-3:
+        row = int(off.argmax())
+        raise ValueError(
+            f"row {row} is not a distribution: {probabilities[row].tolist()}. Give probabilities, "
+            "not logits, from a softmax in fp32"
+        )
+    return probabilities / probabilities.sum(axis=1, keepdims=True), labels  # to float64 precision

@@ -1,0 +1,109 @@
+"""Dropout on a CPU whose masks come from 16-bit random words.
+
+torch draws a Bernoulli mask one number at a time, which took a quarter of a training step of
+a small BERT. Here one 64-bit random number decides for four elements: an element is dropped
+if its 16-bit word is below round(65536·p), so p = 0.1 is 6554/65536 = 0.100006, and the rest
+is scaled by 1/(1 − that). The words come from torch's own generator and follow its seed.
+
+    use_word_dropout(model)     # model on a CPU, from transformers or with nn.Dropout modules
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ATTENTION = "sdpa_word_dropout"
+
+
+def keep_mask(shape: torch.Size, p: float) -> tuple[Tensor, float]:
+    """(bool tensor of `shape`, True where kept; the rate of dropping that 16 bits can give)."""
+    dropped = round(65536 * p)
+    count = shape.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    keep = words.view(torch.int16)[:count] >= dropped - 32768
+    return keep.view(shape), dropped / 65536
+
+
+class _WordDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        keep, rate = keep_mask(x.shape, p)
+        scaled = keep.to(x.dtype).mul_(1 / (1 - rate))  # a float mask multiplies faster than a bool
+        ctx.save_for_backward(scaled)
+        return x * scaled
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.saved_tensors[0], None
+
+
+def word_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """F.dropout for a CPU tensor of any shape, 0 ≤ p < 1."""
+    return _WordDropout.apply(x, p) if training and p > 0 else x
+
+
+class WordDropout(nn.Module):
+    """nn.Dropout with masks from 16-bit words."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return word_dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def sdpa_word_dropout(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **other: object,
+) -> tuple[Tensor, None]:
+    """Attention for transformers' AttentionInterface: q, k, v (batch, heads, seq, size).
+
+    torch's SDPA where nothing is dropped; with dropout it would leave its fast kernel and draw
+    masks one number at a time, so there the scores are written out. Returns (batch, seq, heads,
+    size).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = (is_causal if is_causal is not None else getattr(module, "is_causal", False)) and (
+        attention_mask is None and query.shape[2] > 1
+    )
+    if dropout == 0 or causal or key.shape[1] != query.shape[1]:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **other
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scale, key.transpose(2, 3))  # (batch, heads, seq, seq)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = word_dropout(F.softmax(scores, dim=-1), dropout)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+def use_word_dropout(model: nn.Module) -> None:
+    """Replace every nn.Dropout of a CPU model, and the dropout inside SDPA attention."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, WordDropout(child.p).train(child.training))
+    config = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) == "sdpa":
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        AttentionInterface.register(ATTENTION, sdpa_word_dropout)
+        # without a mask function of the same name padding would silently be attended to
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        model.set_attn_implementation(ATTENTION)

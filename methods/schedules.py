@@ -1,0 +1,24 @@
+"""Learning-rate schedules as pure functions of the fraction of the run that is over.
+
+A factor on the peak learning rate; fraction is in the unit in which the run is measured
+(steps, seconds, FLOPs), so that warm-up and decay end when the budget does.
+"""
+
+import math
+
+
+def warmup_then_decay(
+    fraction: float, shape: str = "linear", warmup_frac: float = 0.0, min_ratio: float = 0.0
+) -> float:
+    """Rise from 0 over `warmup_frac`, then fall to `min_ratio` of the peak at fraction 1.
+
+    shape: linear, cosine (half a wave: Loshchilov & Hutter 2017, eq. 5) or constant. With
+    fraction = step / total and min_ratio 0 it is transformers' schedule of the same name.
+    """
+    if fraction < warmup_frac:
+        return fraction / warmup_frac
+    if shape == "constant":
+        return 1.0
+    gone = min(1.0, (fraction - warmup_frac) / max(1e-12, 1 - warmup_frac))
+    left = {"linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}[shape]
+    return min_ratio + (1 - min_ratio) * left

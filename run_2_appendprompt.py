@@ -1,0 +1,43 @@
+"""Run 2: as run 1, with the prompt in front of each answer.
+
+    torchrun --nproc_per_node=4 run_2_appendprompt.py                     # the arena, DistilBERT
+    torchrun --nproc_per_node=4 run_2_appendprompt.py --config configs/preference/run_2_b32.yaml
+    python run_2_appendprompt.py --model minilm --data reviews            # no hub needed
+    python run_2_appendprompt.py predict --run results/distilbert/… --data test.csv
+
+Each side is [cls] prompt [sep] answer [sep], turn after turn. Where that is longer than
+--max_length, prompt and answer share the tokens and keep their heads and tails.
+"""
+
+from dataclasses import dataclass
+
+import core
+import runs
+from tasks import preference
+
+
+@dataclass
+class Config(preference.Config):
+    """Settings of run_2_appendprompt.py."""
+
+    model: str = "distilbert"
+    """distilbert, or any encoder: a short name, a local folder, a hub id"""
+
+
+def main(config: Config, given: bool) -> None:
+    with core.distributed(config) as world:
+        config = preference.or_embedded(config, given, world)
+        with runs.Run(config, world) as run:
+            task = preference.Preference(config, world, run, with_prompt=True)
+            state = task.build_state(task.load_encoder())
+            if config.dry_run:
+                return run.dry_run(state, task.loss_sum)
+            run.resume(state, task.evaluate)
+            while not run.done(state):
+                stats = core.train_step(state, task.loss_sum)
+                run.after_step(state, stats)
+            run.finish(state, task.test)
+
+
+if __name__ == "__main__":
+    runs.launch(main, Config, {"predict": (preference.predict, preference.PredictConfig)})

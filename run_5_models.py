@@ -1,0 +1,49 @@
+"""Run 5: other encoders, initialisations and frozen parts in the experiment of run 2.
+
+    torchrun --nproc_per_node=4 run_5_models.py --model electra
+    torchrun --nproc_per_node=4 run_5_models.py --model deberta-v3 --head symmetric --swap both
+    python run_5_models.py --model minilm --data reviews --freeze bottom:3 --max_length 96
+    python run_5_models.py predict --run results/electra/… --prompt P --response_a A --response_b B
+
+--model: distilbert bert bert-large roberta electra deberta deberta-v3 (-xsmall -small -large)
+albert modernbert minilm, any local folder or hub id.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import core
+import runs
+from models import pretrained
+from tasks import preference
+
+
+@dataclass
+class Config(preference.Config):
+    """Settings of run_5_models.py."""
+
+    init: Literal["pretrained", "random"] = "pretrained"
+    """start from the published weights, or from random ones of the same shape"""
+    freeze: str = "none"
+    """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
+
+
+def main(config: Config, given: bool) -> None:
+    with core.distributed(config) as world:
+        config = preference.or_embedded(config, given, world)
+        with runs.Run(config, world) as run:
+            task = preference.Preference(config, world, run, with_prompt=True)
+            encoder = task.load_encoder(config.init)
+            pretrained.freeze(encoder, config.freeze)
+            state = task.build_state(encoder)
+            if config.dry_run:
+                return run.dry_run(state, task.loss_sum)
+            run.resume(state, task.evaluate)
+            while not run.done(state):
+                stats = core.train_step(state, task.loss_sum)
+                run.after_step(state, stats)
+            run.finish(state, task.test)
+
+
+if __name__ == "__main__":
+    runs.launch(main, Config, {"predict": (preference.predict, preference.PredictConfig)})

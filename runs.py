@@ -1,0 +1,595 @@
+"""The run folder: what a run writes while it trains, and how it comes back after a kill.
+
+with core.distributed(config) as world, Run(config, world) as run:
+    run.resume(state, evaluate)
+    while not run.done(state):
+        run.after_step(state, core.train_step(state, loss_sum))
+    run.finish(state, test)
+"""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from core import (
+    PROJECT,
+    DiskFull,
+    LossSum,
+    State,
+    Stopped,
+    World,
+    broadcast_parameters,
+    damage,
+    disk_error,
+    peak_memory,
+    train_step,
+    write_folder,
+    write_text,
+)
+from settings import FREE_SETTINGS, Settings, parse_settings
+
+SCHEMA_VERSION = 1
+
+
+class Run:
+    """The run folder: finds or makes it, logs, saves, resumes, and says how the run ended."""
+
+    def __init__(self, config: Settings, world: World):
+        self.config, self.world = config, world
+        self.status, self.exit_reason = "running", ""
+        self.verdicts: list[str] = []
+        self.facts: dict[str, Any] = {}
+        self.signal: str | None = None
+        self._metrics: io.TextIOBase | None = None
+        self._lock: io.TextIOBase | None = None
+        self._bar: Any = None
+        self._recent: list[float] = []
+        self._steps_here = 0
+        self._step_started = 0.0
+        self._said = 0.0
+        self.training = False
+
+    # -- entering and leaving
+
+    def __enter__(self) -> "Run":
+        self._old_handlers = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        }
+        found = None
+        if self.world.rank == 0 and not self.config.dry_run:
+            try:
+                found = self._open_folder()
+            except (ValueError, OSError, DiskFull) as error:
+                found = error
+        found = self.world.from_rank_0(found)
+        if isinstance(found, Exception):
+            raise SystemExit(str(found)) if isinstance(found, ValueError) else found
+        if self.config.dry_run:
+            self.folder = Path("dry_run")
+            return self
+        self.folder, finished = found
+        if finished:
+            self.world.say(f"{self.folder} is finished:")
+            self.world.say(finished)
+            raise SystemExit(0)
+        return self
+
+    def _open_folder(self) -> tuple[Path, str]:
+        """(folder, result of an already finished run or ""); rank 0 only."""
+        config = self.config
+        name = re.sub(r"[^\w.-]+", "_", config.model.strip("/")).strip("_") or "model"
+        if config.out is None and not config.fresh:
+            for path in sorted(Path("results", name).glob("*/run.json"), reverse=True):
+                record = _read_json(path)
+                if record.get("status") not in (None, "finished") and not self._other_settings(
+                    path.parent
+                ):
+                    if self._take_lock(path.parent):
+                        self.world.say(f"continuing {path.parent} (--fresh begins anew)")
+                        return path.parent, ""
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = Path(config.out) if config.out else Path("results", name, stamp)
+        number = 1
+        while not config.out and folder.exists():  # two runs begun within one second
+            number += 1
+            folder = folder.with_name(f"{stamp}_{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self._take_lock(folder):
+            raise ValueError(f"another process is writing to {folder}")
+        if (folder / "config.yaml").exists():
+            if config.fresh:
+                for path in folder.iterdir():
+                    if path.name != ".lock":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif differences := self._other_settings(folder):
+                raise ValueError(
+                    f"{folder} holds a run with other settings:\n  "
+                    + "\n  ".join(differences)
+                    + "\nuse these settings, another --out, or --fresh to begin anew"
+                )
+            elif _read_json(folder / "run.json").get("status") == "finished":
+                return folder, self._summary(folder)
+        if not (folder / "config.yaml").exists():
+            settings = dataclasses.asdict(config)
+            for key in ("out", "fresh", "dry_run", "stop_after"):
+                settings.pop(key)
+            write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        return folder, ""
+
+    def _take_lock(self, folder: Path) -> bool:
+        lock = open(folder / ".lock", "w")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    def _other_settings(self, folder: Path) -> list[str]:
+        try:
+            theirs = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            return [f"config.yaml cannot be read: {error}"]
+        ours = dataclasses.asdict(self.config)
+        return [
+            f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
+            for key in sorted((theirs.keys() | ours.keys()) - FREE_SETTINGS)
+            if theirs.get(key) != ours.get(key)
+        ]
+
+    @staticmethod
+    def _summary(folder: Path) -> str:
+        metrics = _read_json(folder / "test/metrics/metrics.json")
+        return "\n".join(summary_lines(metrics)) or "  (it has no test metrics)"
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name
+        if not self.training:  # nothing to save yet
+            raise KeyboardInterrupt(self.signal)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if self._bar is not None:
+            self._bar.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if isinstance(error, SystemExit) and not error.code:
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            self.status, self.exit_reason = "stopped", self.signal or "SIGINT"
+        elif error is not None:
+            self.status, self.exit_reason = "failed", f"{kind.__name__}: {error}"
+        if self.world.rank == 0 and not self.config.dry_run:
+            with contextlib.suppress(Exception):
+                self.write_record()
+        if isinstance(error, KeyboardInterrupt):
+            self.world.say(f"stopped by {self.exit_reason} before training began")
+            raise SystemExit(143)
+        return False
+
+    # -- the record
+
+    def record(self, **facts: Any) -> None:
+        """Facts for run.json, e.g. data_fingerprint, split_fingerprint, rows."""
+        self.facts |= facts
+
+    def verdict(self, text: str) -> None:
+        """A finding about the run (collapsed, diverged, overfitted): said once, kept."""
+        if text not in self.verdicts:
+            self.verdicts.append(text)
+            self.world.say(f"warning: {text}")
+
+    def write_record(self, state: State | None = None) -> None:
+        if state is not None:
+            self.facts |= {"seconds": round(state.seconds, 3), "steps": state.step}
+        write_text(
+            self.folder / "run.json",
+            json.dumps(
+                {
+                    "schema_version": SCHEMA_VERSION,
+                    "status": self.status,
+                    "exit_reason": self.exit_reason,
+                    "verdicts": self.verdicts,
+                    "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                    "seed": self.config.seed,
+                    "world_size": self.world.size,
+                    "device": self.world.device.type,
+                    **self.facts,
+                },
+                indent=1,
+            ),
+        )
+
+    # -- training
+
+    def resume(self, state: State, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Load the newest whole checkpoint, if any, and make all ranks equal.
+
+        evaluate() gives validation metrics, with `val_loss` to choose the best weights by.
+        """
+        self.evaluate = evaluate
+        self.training = True
+        state.stop_requested = lambda: self.signal is not None
+        steps = None
+        if self.world.rank == 0 and not self.config.dry_run:
+            self.facts = environment_facts(self.world, state.precision, self.folder) | self.facts
+            steps = self._load_newest(state)
+            self._cut_metrics(state.step)
+            earlier = _read_json(self.folder / "run.json")
+            self.verdicts = [*earlier.get("verdicts", []), *self.verdicts]
+            self.write_record(state)
+        saved = self.world.from_rank_0(state.state_dict() if steps is not None else None)
+        if saved is not None and self.world.rank != 0:
+            state.load_state_dict(saved)
+        broadcast_parameters(state.model, self.world)
+        if state.step:
+            self.world.say(f"continuing at step {state.step}")
+        self._seconds_before, self._started = state.seconds, time.perf_counter()
+        self._step_started = self._started
+        total = getattr(state.clock, "total_steps", None)
+        if self.world.rank == 0 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True)
+        if state.evaluation_pending:
+            self._evaluate(state)
+        self._check_patience(state)
+
+    def _load_newest(self, state: State) -> int | None:
+        from safetensors.torch import load_model
+
+        weights = self.folder / "train/weights"
+        for leftover in [*weights.glob("*.tmp"), *weights.glob("step_*.old")]:
+            shutil.rmtree(leftover)
+        for old in weights.glob("*.old"):  # killed between the two renames of best
+            kept = old.with_suffix("")
+            shutil.rmtree(old) if kept.exists() else old.rename(kept)
+        for folder in sorted(weights.glob("step_????????"), reverse=True):
+            if problem := damage(folder):
+                aside = folder.with_name(f"{folder.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                self.world.say(f"{folder} is damaged ({problem}): set aside as {aside.name}")
+                continue
+            load_model(state.model, folder / "model.safetensors")
+            device = self.world.device
+            saved = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+            state.load_state_dict(saved)
+            return state.step
+        return None
+
+    def _cut_metrics(self, step: int) -> None:
+        """Forget the lines after `step` (and a torn last one): they will be written again."""
+        path = self.folder / "train/metrics/metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        write_text(path, "".join(kept))
+        self._metrics = open(path, "a", encoding="utf-8", buffering=1)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self._metrics is not None:
+            try:
+                self._metrics.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise disk_error(error, self.folder / "train/metrics/metrics.jsonl") from error
+
+    def done(self, state: State) -> bool:
+        """Whether to leave the training loop; all ranks agree since all decide from sums."""
+        return state.clock.done or self.status != "running"
+
+    def after_step(self, state: State, stats: dict[str, float] | None) -> None:
+        """Log the step; evaluate, save, stop early or stop for a signal where that is due."""
+        config, now = self.config, time.perf_counter()
+        state.seconds = self._seconds_before + now - self._started
+        if stats is None:
+            return self._stop(state, self._agree_on_signal())
+        took = max(now - self._step_started, 1e-9)
+        self._log_step(state, stats, took)
+        self._steps_here += 1
+        self._check_health(state, stats["train_loss"])
+        steps = state.loader.steps_per_epoch
+        evaluate_due = state.clock.done or state.step % (config.eval_every or steps) == 0
+        try:
+            if evaluate_due:
+                state.evaluation_pending = True
+                self._evaluate(state)
+        except Stopped:
+            return self._stop(state, self._agree_on_signal())
+        save_due = evaluate_due if config.save_every is None else False
+        save_due = save_due or bool(config.save_every and state.step % config.save_every == 0)
+        if save_due or state.clock.done or self.status != "running":
+            self.save(state)
+        if config.stop_after and self._steps_here >= config.stop_after and not state.clock.done:
+            return self._stop(state, f"--stop_after {config.stop_after}")
+        self._step_started = time.perf_counter()
+
+    def _agree_on_signal(self) -> str:
+        names = self.world.gather_rows([self.signal] if self.signal else [])
+        return names[0] if names else "signal"
+
+    def _log_step(self, state: State, stats: dict[str, float], took: float) -> None:
+        per_second = {
+            "examples_per_second": stats.pop("examples_in_step") / took,
+            "tokens_per_second": stats.pop("tokens_in_step") / took,
+        }
+        line = {"step": state.step, **stats, "examples": state.examples, "tokens": state.tokens}
+        self.log(
+            line | {k: round(v, 1) for k, v in per_second.items()} | {"seconds": state.seconds}
+        )
+        if self.world.rank != 0:
+            return
+        text = f"loss {stats['train_loss']:.4f}  lr {stats['lr']:.2e}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(1)
+            return
+        total = getattr(state.clock, "total_steps", None)
+        now = time.perf_counter()
+        if now - self._said > 10 or state.step == total:
+            self._said = now
+            rate = per_second["examples_per_second"]
+            left = (1 - state.clock.fraction) / max(state.clock.fraction, 1e-9) * state.seconds
+            of = f"/{total}" if total else ""
+            self.world.say(
+                f"step {state.step}{of}  {text}  {rate:.1f} rows/s  {left / 60:.1f} min left"
+            )
+
+    def _check_health(self, state: State, loss: float) -> None:
+        if state.skipped_steps and state.precision != "fp16":
+            self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
+        if state.skipped_steps >= 20 or (state.skipped_steps >= 5 and state.precision != "fp16"):
+            self.verdict(
+                "diverged: the gradient stayed NaN or infinite; try a lower --lr, a longer "
+                "--warmup_frac, or --precision fp32"
+            )
+            raise RuntimeError(f"training diverged at step {state.step}")
+        self._recent = [*self._recent[-49:], loss]
+        usual = float(np.median(self._recent))
+        if len(self._recent) == 50 and loss > 3 * usual and loss > usual + 1:
+            self.world.say(f"step {state.step}: loss spike, {loss:.3f} (median of 50: {usual:.3f})")
+
+    def _evaluate(self, state: State) -> None:
+        metrics = self.evaluate()
+        self.log({"step": state.step, **metrics})
+        text = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
+        self.world.say(f"step {state.step}  {text}")
+        loss = metrics["val_loss"]
+        if loss < state.best:
+            state.best, state.best_step, state.bad_evaluations = loss, state.step, 0
+            self._write_weights(state, "best")
+        else:
+            state.bad_evaluations += 1
+        state.evaluation_pending = False
+        self._check_patience(state)
+        # evaluation is no training time
+        now = time.perf_counter()
+        self._seconds_before, self._started = state.seconds, now
+
+    def _check_patience(self, state: State) -> None:
+        if self.config.patience is not None and state.bad_evaluations >= self.config.patience:
+            self.status, self.exit_reason = "early", f"early stopping at step {state.step}"
+
+    def _on_rank_0(self, action: Callable[[], None]) -> None:
+        """Rank 0 writes, and all ranks learn whether that went well."""
+        problem = None
+        if self.world.rank == 0:
+            try:
+                action()
+            except Exception as error:
+                problem = error
+        problem = self.world.from_rank_0(problem)
+        if problem is not None:
+            raise problem
+
+    def _write_weights(self, state: State, name: str) -> None:
+        folder = self.folder / "train/weights" / name
+        self._on_rank_0(lambda: write_folder(folder, state.export, step=state.step))
+
+    def save(self, state: State) -> None:
+        """A whole checkpoint of this step; the newest two stay, and every keep_every-th."""
+        from safetensors.torch import save_model
+
+        weights = self.folder / "train/weights"
+        folder = weights / f"step_{state.step:08d}"
+
+        def fill(beside: Path) -> None:
+            save_model(state.model, beside / "model.safetensors")
+            torch.save(state.state_dict(), beside / "state.pt")
+
+        def write() -> None:
+            if damage(folder) is None:
+                return
+            write_folder(folder, fill, step=state.step)
+            self.write_record(state)
+            for old in sorted(weights.glob("step_????????"))[:-2]:
+                step = int(old.name.removeprefix("step_"))
+                if not (self.config.keep_every and step % self.config.keep_every == 0):
+                    shutil.rmtree(old)
+
+        self._on_rank_0(write)
+        self._started, self._seconds_before = time.perf_counter(), state.seconds
+
+    def _stop(self, state: State, reason: str) -> None:
+        self.save(state)
+        self.status, self.exit_reason = "stopped", reason
+        if self.world.rank == 0:
+            self.write_record(state)
+        self.world.say(
+            f"stopped at step {state.step} ({reason}); the same command continues {self.folder}"
+        )
+
+    # -- the end
+
+    def finish(self, state: State, test: Callable[[], tuple[dict, list[dict]]]) -> None:
+        """Write the final weights, test once with the best, say the result.
+
+        test() gives the metrics and one dict a row for predictions.csv.
+        """
+        if self.status == "stopped":
+            return
+        reason = self.exit_reason or "all steps done"
+        self._write_weights(state, "final")
+        tested_with = self._restore_for_test(state)
+        try:
+            metrics, rows = test()
+        except Stopped:
+            self.status = "running"
+            return self._stop_in_test(state)
+        metrics = {**metrics, "tested_with": tested_with, "best_step": state.best_step}
+        self.status, self.exit_reason = "finished", reason
+
+        def write() -> None:
+            folder = self.folder / "test/metrics"
+            write_text(folder / "predictions.csv", _csv(rows))
+            write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+            self.write_record(state)
+
+        self._on_rank_0(write)
+        if self._bar is not None:
+            self._bar.close()
+        lines = [f"finished: {self.folder} ({state.seconds:.0f} s of training)"]
+        self.world.say("\n".join([*lines, *summary_lines(metrics)]))
+
+    def _stop_in_test(self, state: State) -> None:
+        self.status, self.exit_reason = "stopped", self._agree_on_signal()
+        if self.world.rank == 0:
+            self.write_record(state)
+        self.world.say(f"stopped in the test; the same command continues {self.folder}")
+
+    def _restore_for_test(self, state: State) -> str:
+        """Load the weights to test with on all ranks; returns 'best' or 'final'."""
+        wanted, weights = self.config.test_with, self.folder / "train/weights"
+        problem = None
+        if self.world.rank == 0 and wanted == "best":
+            problem = damage(weights / "best") if state.best_step else "no evaluation was finite"
+        problem = self.world.from_rank_0(problem)
+        if problem is not None:
+            self.verdict(f"tested with the final weights: best cannot be used ({problem})")
+            wanted = "final"
+        self._on_rank_0(lambda: state.restore(weights / wanted))
+        broadcast_parameters(state.model, self.world)
+        return wanted
+
+    def dry_run(self, state: State, loss_sum: LossSum, steps: int = 3) -> None:
+        """Time a few steps and say what the whole run would take; writes nothing."""
+        broadcast_parameters(state.model, self.world)
+        total = getattr(state.clock, "total_steps", 0)
+        tokens = int(np.sum(state.loader.data.tokens))
+        times = []
+        for _ in range(min(steps, total)):
+            started = time.perf_counter()
+            train_step(state, loss_sum)
+            times.append(time.perf_counter() - started)
+        trained = sum(p.numel() for p in state.parameters)
+        everything = sum(p.numel() for p in state.model.parameters())
+        each = min(times)
+        self.world.say(
+            f"steps {total:,} ({state.loader.steps_per_epoch:,} an epoch) · "
+            f"tokens {tokens:,} an epoch · parameters {everything:,}, trained {trained:,} · "
+            f"memory {peak_memory(self.world.device) / 2**30:.2f} GiB · "
+            f"{each:.2f} s a step, about {each * total / 60:.0f} min without evaluation"
+        )
+
+
+def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:
+    """Versions, commit and threads; a dirty tree's diff goes to the run folder."""
+    versions = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT), *words]
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+
+    try:
+        commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
+        untracked = git("ls-files", "--others", "--exclude-standard")
+    except OSError:  # no git on this machine
+        commit = difference = untracked = ""
+    if difference:
+        write_text(folder / "diff.patch", difference + "\n")
+    return {
+        "backend": world.backend if world.size > 1 else None,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "commit": commit,
+        "dirty": bool(difference or untracked),
+    }
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The figures that have an interval, one a line."""
+    lines = []
+    for name, value in metrics.items():
+        interval = metrics.get(f"{name}_ci95")
+        if isinstance(value, float) and interval:
+            lines.append(f"  {name:<28} {value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]")
+    if lines:
+        lines.insert(0, f"  test rows: {metrics.get('n')} (95 % intervals in brackets)")
+    return lines
+
+
+def _csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["id"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def launch(main: Callable, kind: type[Settings], commands: dict[str, tuple] | None = None) -> None:
+    """Run a script: `commands` maps a first word to (function, its settings); errors of the
+    user's making become one line."""
+    argv, prog = sys.argv[1:], Path(sys.argv[0]).name
+    words = (argv[0],) if argv and argv[0] in (commands or {}) else ()
+    try:
+        if words:
+            action, settings = commands[argv[0]]
+            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}")[0])
+        else:
+            config, given = parse_settings(kind, argv, prog)
+            main(config, given)
+    except (ValueError, OSError, DiskFull, ModuleNotFoundError) as error:
+        if os.environ.get("ABLATE_DEBUG"):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        where = f"[rank {rank}] " if rank else ""
+        raise SystemExit(f"{where}error: {error}") from None

@@ -1,0 +1,161 @@
+"""Settings: a dataclass, overridden by YAML (--config), then by flags and key=value.
+
+    config, given = parse_settings(Config, sys.argv[1:], "run_1_distilbert.py")
+
+The names are the same in every script. jsonargparse checks types and writes --help from the
+text below each field.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+
+
+@dataclass
+class Settings:
+    """What every training script can be told; a script's own Config adds to it."""
+
+    model: str = "distilbert"
+    """short name, local folder or hub id of the model"""
+    data: str = ""
+    """file, folder, hub id or name of an embedded data set"""
+    out: str | None = None
+    """run folder; null: the newest unfinished run with these settings, else a new one"""
+    fresh: bool = False
+    """begin anew, deleting what --out holds of an earlier run"""
+    epochs: float = 3.0
+    """passes over the training rows"""
+    batch: int = 32
+    """rows an update over all processes (the global batch)"""
+    micro_batch: int | None = None
+    """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment:
+    dropout masks are drawn per micro-batch"""
+    group_by_length: bool = False
+    """batches of rows of similar length: faster, but another experiment"""
+    lr: float = 2e-5
+    """peak learning rate"""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """learning rate after the warm-up"""
+    warmup_frac: float = 0.06
+    """share of the steps over which the learning rate rises from 0"""
+    min_lr: float = 0.0
+    """learning rate at the end of the schedule (other groups in proportion)"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw (fused, betas .9/.999) or plain sgd"""
+    weight_decay: float = 0.01
+    """decoupled weight decay, none on biases and norms"""
+    max_grad_norm: float | None = 1.0
+    """clip the global gradient norm to this; null: no clipping"""
+    seed: int = 0
+    """seed of initialisation, data order and dropout"""
+    max_length: int = 512
+    """tokens a sequence at most"""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """arithmetic of the forward pass; auto: bf16, else fp16, by device and model; fp32 on a CPU"""
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
+    """where to compute; auto: the first of these that is there"""
+    backend: Literal["auto", "nccl", "xccl", "gloo"] = "auto"
+    """back end of torch.distributed; auto: by device"""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """attention kernel; auto: flash-attn 2 where installed and able, else SDPA"""
+    compile: bool = False
+    """torch.compile the model, with lengths padded to 8 steps of a ladder"""
+    deterministic: bool = False
+    """deterministic kernels on a GPU (a CPU always repeats bit for bit)"""
+    limit: int | None = None
+    """rows in all at most (nested: a smaller limit is a subset); null: all"""
+    train_frac: float = 1.0
+    """share of the training rows to use (nested)"""
+    workers: int = 0
+    """processes that collate batches ahead; 0: in the training process"""
+    eval_every: int | None = None
+    """steps between evaluations; null: after every epoch. The end is always evaluated"""
+    save_every: int | None = None
+    """steps between checkpoints; null: with every evaluation"""
+    keep_every: int | None = None
+    """keep each checkpoint whose step is a multiple of this; null: the newest two only"""
+    patience: int | None = None
+    """evaluations without a better one before the run stops early; null: never"""
+    test_with: Literal["best", "final"] = "best"
+    """weights for the test: best on validation, or those at the end"""
+    dry_run: bool = False
+    """print steps, tokens, parameters, memory and time, and stop"""
+    stop_after: int | None = None
+    """save and stop after this many steps in this call, as if interrupted; null: never"""
+
+
+# Settings that may differ when a run is continued: they do not change what is computed.
+FREE_SETTINGS = {
+    *("out", "fresh", "device", "backend", "workers", "save_every", "keep_every"),
+    *("dry_run", "stop_after"),
+}
+C = TypeVar("C")
+
+
+def parse_settings(kind: type[C], argv: Sequence[str], prog: str = "") -> tuple[C, bool]:
+    """Read `--config file.yaml`, then flags and key=value, each overriding what came before.
+
+    Returns (config, given): given is False when nothing that defines the experiment was set.
+    Unknown names raise SystemExit(2) naming the nearest valid one.
+    """
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    words, configs = [], []
+    pending = list(argv)
+    while pending:
+        word = pending.pop(0)
+        if word in ("-h", "--help"):
+            words.append("--help")
+            continue
+        key, equals, value = word.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
+        if not (word.startswith("--") or equals):
+            raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
+        if not equals:
+            bare = not pending or pending[0].startswith("--")
+            if bare and types.get(key) is not bool:
+                _check_names([key], types, "flag --")
+                raise SystemExit(f"{prog}: --{key} needs a value")
+            value = "true" if bare else pending.pop(0)
+        _check_names([key], [*types, "config"], "setting ")
+        if key == "config":
+            configs.append(f"--config={value}")
+            _check_names(_read_yaml(value), types, f"{value}: setting ")
+        else:
+            words.append(f"--{key}={value}")
+    parser = jsonargparse.ArgumentParser(prog=prog or None, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings")
+    parser.add_class_arguments(kind)
+    try:
+        parsed = parser.parse_args([*configs, *words])
+    except Exception as error:
+        raise SystemExit(f"{prog}: {error}") from error
+    config = kind(**{name: getattr(parsed, name) for name in types})
+    named = {word.removeprefix("--").partition("=")[0] for word in words}
+    return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SystemExit(f"cannot read settings from {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise SystemExit(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
+    return content
+
+
+def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "see --help"
+            raise SystemExit(f"unknown {where}{name}: {hint}")

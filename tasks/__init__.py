@@ -1,0 +1,1 @@
+"""One file per kind of data: read, repair, split, tokenise, collate, score."""
