@@ -421,7 +421,10 @@ def encode_texts(
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     texts = iter(texts)
-    with tqdm(total=count, desc=title, unit=" texts", disable=quiet, delay=1, leave=False) as bar:
+    plain = not sys.stderr.isatty()
+    if plain and not quiet:
+        print(f"{title} {count:,} texts", flush=True)
+    with tqdm(total=count, desc=title, unit=" texts", disable=quiet or plain) as bar:
         for part in iter(lambda: list(itertools.islice(texts, 1000)), []):
             encoded = tokenizer(
                 part, add_special_tokens=False, return_attention_mask=False, verbose=False
@@ -799,7 +802,7 @@ class State:
             )
         for number, group in enumerate(self.optimizer.param_groups):
             if not group["params"]:
-                raise ValueError(f"optimizer group {group.get('name', number)} has no parameters")
+                raise ValueError(f"optimizer group {group.get('part', number)} has no parameters")
             group.setdefault("peak_lr", group["lr"])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         enabled = self.precision == "fp16"
@@ -834,20 +837,20 @@ class State:
 def parameter_groups(
     named: dict[str, nn.Module], lrs: dict[str, float], weight_decay: float
 ) -> list[dict]:
-    """Two optimizer groups a part (decayed; biases and norms not), each named, none empty.
+    """Two optimizer groups a part (decayed; biases and norms not), each with a name, none empty.
 
     A vector is a bias or a norm's weight: they set scales, which decay would only distort.
     """
     groups = []
     for part, module in named.items():
         trained = [p for p in module.parameters() if p.requires_grad]
-        for label, decay, chosen in (
-            (part, weight_decay, [p for p in trained if p.ndim >= 2]),
-            (f"{part}_no_decay", 0.0, [p for p in trained if p.ndim < 2]),
+        for decay, chosen in (
+            (weight_decay, [p for p in trained if p.ndim >= 2]),
+            (0.0, [p for p in trained if p.ndim < 2]),
         ):
             if chosen:
                 groups.append(
-                    {"params": chosen, "lr": lrs[part], "weight_decay": decay, "name": label}
+                    {"params": chosen, "lr": lrs[part], "weight_decay": decay, "part": part}
                 )
     return groups
 
@@ -936,13 +939,12 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
     state.clock.after_update()
     state.examples += work.examples
     state.tokens += work.tokens
-    named = {f"lr_{g.get('name', i)}": g["lr"] for i, g in enumerate(optimizer.param_groups)}
-    lrs = {} if len(set(named.values())) == 1 else named
+    lrs = {f"lr_{g.get('part', i)}": g["lr"] for i, g in enumerate(optimizer.param_groups)}
     return {
         "epoch": state.loader.position / state.loader.steps_per_epoch,
         "train_loss": losses / targets,
         "lr": optimizer.param_groups[0]["lr"],
-        **lrs,
+        **(lrs if len(lrs) > 1 else {}),
         "grad_norm": norm,
         "examples_in_step": work.examples,
         "tokens_in_step": work.tokens,

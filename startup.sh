@@ -177,18 +177,21 @@ import threading
 import urllib.request
 
 url, wanted = sys.argv[1:]
-opened, body = threading.Event(), []
+answered, body = threading.Event(), []
 
 
 def fetch():
-    with urllib.request.urlopen(url, timeout=10) as page:
-        opened.set()
-        body.append(page.read())
+    try:
+        with urllib.request.urlopen(url, timeout=10) as page:
+            answered.set()
+            body.append(page.read())
+    finally:
+        answered.set()  # refused: no need to wait
 
 
-thread = threading.Thread(target=fetch, daemon=True)  # a look-up of the name cannot be timed out otherwise
+thread = threading.Thread(target=fetch, daemon=True)  # nothing else limits the look-up of the name
 thread.start()
-if opened.wait(3):
+if answered.wait(3):
     thread.join(10)
 os._exit(0 if body and wanted.encode() in body[0] else 1)
 PY
@@ -277,7 +280,8 @@ bring_virtualenv() {
     "$python" -m pip install --target .venv/bootstrap virtualenv >>"$log" 2>&1 ||
         { wheel=$(pip_wheel) && "$python" "$wheel/pip" install --target .venv/bootstrap virtualenv >>"$log" 2>&1; } ||
         return 1
-    PYTHONPATH=.venv/bootstrap "$python" -m virtualenv .venv >>"$log" 2>&1 && has_pip && rm -rf .venv/bootstrap
+    PYTHONPATH=.venv/bootstrap VIRTUALENV_OVERRIDE_APP_DATA=$here/.venv/bootstrap/data \
+        "$python" -m virtualenv .venv >>"$log" 2>&1 && has_pip
 }
 
 # Prints the path of a pip wheel: one on the disk, else the distribution's own, fetched and unpacked below .venv/
@@ -300,18 +304,22 @@ pip_wheel() {
 
 # Reads pip's output and shows that something happens: one changing line, or a line every half minute in a log.
 progress() {
-    local line status latest='resolving versions' shown=$SECONDS from=$SECONDS open=1
-    while [ "$open" = 1 ]; do
+    local line status=0 latest='resolving versions' drawn='' shown=$SECONDS from=$SECONDS
+    while [ "$status" = 0 ] || [ "$status" -gt 128 ]; do   # above 128 a second passed without a line; else the end
         status=0
         IFS= read -r -t 1 line || status=$?
-        if [ "$status" = 0 ]; then
-            case ${line#"${line%%[![:space:]]*}"} in
-                Collecting*|Downloading*|Building*|Preparing*|Installing\ collected*|Attempting*) latest=${line#"${line%%[![:space:]]*}"} ;;
-            esac
-        elif [ "$status" -le 128 ]; then open=0   # the end; above 128 means only that a second passed
+        line=${line#"${line%%[![:space:]]*}"}
+        case $line in
+            Collecting*|Downloading*|Building*|Preparing*) latest=$line ;;
+            Installing\ collected*) latest='unpacking what was downloaded' ;;
+        esac
+        if [ -t 1 ]; then
+            [ "$drawn" = "$SECONDS$latest" ] || printf '\r\033[K  %4d s  %.60s' "$((SECONDS - from))" "$latest"
+            drawn=$SECONDS$latest
+        elif [ $((SECONDS - shown)) -ge 30 ]; then
+            shown=$SECONDS
+            printf '  %4d s  %.80s\n' "$((SECONDS - from))" "$latest"
         fi
-        if [ -t 1 ]; then printf '\r\033[K  %4d s  %.60s' "$((SECONDS - from))" "$latest"
-        elif [ $((SECONDS - shown)) -ge 30 ]; then shown=$SECONDS; printf '  %4d s  %.80s\n' "$((SECONDS - from))" "$latest"; fi
     done
     [ ! -t 1 ] || printf '\r\033[K'
 }
@@ -428,6 +436,7 @@ ensure() {
             begin update
             has_pip || bring_pip || die ".venv/ has no pip and none could be brought: see $log, or remove .venv/ and run this again" ;;
     esac
+    rm -rf .venv/apt .venv/bootstrap   # what the two bring_ functions needed
     install "$1"
     exec 9<&- || true
 }

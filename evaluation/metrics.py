@@ -208,6 +208,7 @@ def collapse_verdict(
     labels: np.ndarray,
     threshold: float = 0.99,
     prior_shares: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> str | None:
     """One line when the model answers (nearly) the same to every row, with likely fixes, else None.
 
@@ -233,7 +234,8 @@ def collapse_verdict(
     seen = []
     if predicted_shares[top] >= threshold > label_shares[top]:
         seen.append(
-            f"{predicted_shares[top]:.1%} of {num_rows:,} predictions are class {top}, "
+            f"{predicted_shares[top]:.1%} of {num_rows:,} predictions are "
+            f"'{class_names[top] if class_names else top}', "
             f"which {label_shares[top]:.1%} of the labels are"
         )
     if loss >= constant_loss > 1e-9:  # labels of one class only leave nothing to beat

@@ -465,7 +465,7 @@ class Preference:
         )
         flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
         if self.state.step >= self.state.loader.steps_per_epoch:
-            if verdict := metrics.collapse_verdict(p, labels):
+            if verdict := metrics.collapse_verdict(p, labels, class_names=CLASSES):
                 self.world.say(f"warning: {verdict}")
         return {
             "val_loss": found["log_loss"],
@@ -477,7 +477,7 @@ class Preference:
         """Test metrics and rows; temperature and the collapse verdict come from validation."""
         p_val, _ = self.probabilities(self.val)
         val_labels = self.val.labels[self.val.index]
-        if verdict := metrics.collapse_verdict(p_val, val_labels):
+        if verdict := metrics.collapse_verdict(p_val, val_labels, class_names=CLASSES):
             self.run.verdict(verdict)
         p, swapped = self.probabilities(self.test_data)
         rows = [self.rows[i] for i in self.test_data.index]

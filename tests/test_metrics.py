@@ -232,12 +232,12 @@ def test_collapse_is_named_for_constant_answers_and_not_for_good_ones():
 
     constant = np.tile([0.36, 0.33, 0.31], (1000, 1))
     verdict = metrics.collapse_verdict(constant, labels)
-    assert "100.0% of 1,000 predictions are class 0" in verdict
+    assert "100.0% of 1,000 predictions are '0'" in verdict
     assert "warm-up" in verdict and "\n" not in verdict
 
     confident = metrics.apply_temperature(np.log(probabilities), 0.2)  # varied, but worse than none
     verdict = metrics.collapse_verdict(confident, labels)
-    assert "log loss" in verdict and "predictions are class" not in verdict
+    assert "log loss" in verdict and "predictions are" not in verdict
 
 
 def test_rare_classes_are_not_a_collapse_and_prior_shares_move_the_bar():

@@ -1,0 +1,107 @@
+"""Small things that many tests use: a tiny encoder folder, rows to train on, a way to launch."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+WORDS = (
+    "the a film plot actor scene good bad dull bright slow quick funny sad warm cold long short "
+    "answer question please write explain list why how what story poem code number city river"
+).split()
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory) -> Path:
+    """A token cache that lives as long as the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ABLATE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    """A BERT of 2 layers × 32 with random weights, dropout .1 and a word-level vocabulary."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny_bert"
+    folder.mkdir()
+    letters = [chr(c) for c in range(97, 123)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *letters]
+    vocabulary += [f"##{letter}" for letter in letters] + WORDS
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair_csv(tmp_path_factory) -> Path:
+    """200 rows in Kaggle's layout over 80 prompts; the answer with more 'good' wins."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("data") / "pairs.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["id", "model_a", "model_b", "prompt", "response_a", "response_b"]
+            + ["winner_model_a", "winner_model_b", "winner_tie"]
+        )
+        for number in range(200):
+            prompt = " ".join(random.Random(number % 80).choices(WORDS, k=6)) + f" {number % 80}"
+            label = draw.randrange(3)
+            sides = []
+            for good in ((3, 0), (0, 3), (1, 1))[label]:
+                words = draw.choices(WORDS, k=draw.randint(3, 25)) + ["good"] * good
+                draw.shuffle(words)
+                sides.append(" ".join(words))
+            turns = [json.dumps([text]) for text in (prompt, *sides)]
+            writer.writerow([number, "m1", "m2", *turns, *(int(label == k) for k in range(3))])
+    return path
+
+
+def command(script: str, *settings: str, processes: int = 1) -> list[str]:
+    """The command line of a script, under torchrun when there is more than one process."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={processes}"]
+    return [*launcher, str(PROJECT / script), *settings]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread a process, no hub."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def run_script(
+    script: str, *settings: str, processes: int = 1, expect: int | None = 0, timeout: float = 180
+) -> subprocess.CompletedProcess:
+    """Run a script to its end; fails the test, with the output, on another exit code."""
+    done = subprocess.run(
+        command(script, *settings, processes=processes),
+        env=environment(),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    if expect is not None:
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done

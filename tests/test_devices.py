@@ -1,0 +1,155 @@
+"""Every choice by device is a function of what the machine offers; fakes stand for machines."""
+
+import pytest
+import torch
+from torch import nn
+
+import core
+from core import Machine
+from settings import Settings
+
+CPU = Machine()
+MAC = Machine(mps=True)
+T4 = Machine(cuda=1, cuda_capability=(7, 5), flash_attn=True)
+A100 = Machine(cuda=2, cuda_capability=(8, 0), flash_attn=True)
+H100_PLAIN = Machine(cuda=8, cuda_capability=(9, 0))
+ARC = Machine(xpu=1, has_xccl=True)
+ARC_NO_XCCL = Machine(xpu=1)
+OLD_XPU = Machine(xpu=1, xpu_bf16=False, has_xccl=True)
+
+
+@pytest.mark.parametrize(
+    "machine, device, backend, precision, attention",
+    [
+        (CPU, "cpu", "gloo", "fp32", "sdpa"),
+        (MAC, "mps", "gloo", "fp32", "sdpa"),
+        (T4, "cuda", "nccl", "fp16", "sdpa"),
+        (A100, "cuda", "nccl", "bf16", "flash_attention_2"),
+        (H100_PLAIN, "cuda", "nccl", "bf16", "sdpa"),
+        (ARC, "xpu", "xccl", "bf16", "sdpa"),
+        (ARC_NO_XCCL, "xpu", "gloo", "bf16", "sdpa"),
+        (OLD_XPU, "xpu", "xccl", "fp16", "sdpa"),
+    ],
+)
+def test_auto_takes_the_best_that_is_there(machine, device, backend, precision, attention):
+    assert core.choose_device("auto", machine) == device
+    assert core.choose_backend("auto", device, machine) == backend
+    assert core.choose_precision("auto", device, machine, "bert") == precision
+    assert core.choose_attention("auto", device, precision, machine, "bert") == attention
+
+
+def test_auto_prefers_cuda_then_xpu_then_mps():
+    everything = Machine(cuda=1, xpu=1, mps=True)
+    assert core.choose_device("auto", everything) == "cuda"
+    assert core.choose_device("auto", Machine(xpu=1, mps=True)) == "xpu"
+
+
+def test_what_was_asked_for_is_taken():
+    assert core.choose_device("cpu", A100) == "cpu"
+    assert core.choose_backend("gloo", "cuda", A100) == "gloo"
+    assert core.choose_precision("fp32", "cuda", A100) == "fp32"
+    assert core.choose_precision("bf16", "cpu", CPU) == "bf16"
+    assert core.choose_attention("eager", "cuda", "bf16", A100) == "eager"
+    assert core.choose_attention("sdpa", "cuda", "bf16", A100) == "sdpa"
+
+
+@pytest.mark.parametrize("asked", ["cuda", "xpu", "mps"])
+def test_a_device_that_is_missing_is_named_with_those_that_are_there(asked):
+    with pytest.raises(ValueError, match=f"--device {asked}.*it has cpu"):
+        core.choose_device(asked, CPU)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_deberta_never_gets_fp16(model_type):
+    assert core.choose_precision("auto", "cuda", T4, model_type) == "fp32"
+    assert core.choose_precision("auto", "xpu", OLD_XPU, model_type) == "fp32"
+    assert core.choose_precision("auto", "cuda", A100, model_type) == "bf16"
+    for device, machine in (("cuda", T4), ("cuda", A100), ("cpu", CPU)):
+        with pytest.raises(ValueError, match="--precision fp16.*bf16 or fp32"):
+            core.choose_precision("fp16", device, machine, model_type)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_deberta_has_eager_attention_only(model_type):
+    assert core.choose_attention("auto", "cuda", "bf16", A100, model_type) == "eager"
+    with pytest.raises(ValueError, match="--attention sdpa.*eager"):
+        core.choose_attention("sdpa", "cuda", "bf16", A100, model_type)
+
+
+@pytest.mark.parametrize(
+    "machine, device, precision",
+    [
+        (H100_PLAIN, "cuda", "bf16"),  # the package is missing
+        (T4, "cuda", "fp16"),  # too old
+        (A100, "cuda", "fp32"),  # it has no fp32 kernel
+        (A100, "cpu", "bf16"),
+    ],
+)
+def test_flash_attention_where_it_cannot_run_is_refused(machine, device, precision):
+    assert core.choose_attention("auto", device, precision, machine) == "sdpa"
+    with pytest.raises(ValueError, match="flash-attn package.*SDPA works"):
+        core.choose_attention("flash_attention_2", device, precision, machine)
+
+
+@pytest.mark.parametrize(
+    "ipex, version, fits",
+    [
+        ("2.8.10+xpu", "2.8.0+xpu", True),
+        ("2.8.10+xpu", "2.9.0+xpu", False),
+        ("2.1.0", "2.13.0", False),
+        ("2.13.0", "2.1.0", False),
+        (None, "2.8.0", False),
+    ],
+)
+def test_ipex_fits_the_same_minor_version_of_torch(ipex, version, fits):
+    assert core.ipex_matches(Machine(xpu=1, ipex=ipex, torch=version)) is fits
+
+
+def test_autocast_changes_products_and_not_parameters():
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    for precision, dtype in kinds.items():
+        with core.autocast(torch.device("cpu"), precision):
+            assert layer(x).dtype == dtype
+        assert layer.weight.dtype == torch.float32
+
+
+def test_choices_are_said_in_one_line(capsys):
+    world = core.World(torch.device("cpu"), Machine(torch="2.8.0", ipex="2.8.10"))
+    core.say_device(world, "fp32", "sdpa")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    for part in ("cpu", "1 process", "fp32", "sdpa", "threads", "torch", "ipex 2.8.10"):
+        assert part in said
+    world.rank = 1
+    core.say_device(world, "fp32", "sdpa")
+    assert capsys.readouterr().out == ""
+
+
+def test_this_machine_can_be_looked_at():
+    machine = core.look_at_machine()
+    assert machine.torch == torch.__version__
+    assert core.single_world("cpu").device.type == "cpu"
+
+
+def test_more_processes_than_devices_is_an_error(monkeypatch):
+    monkeypatch.setattr(core, "look_at_machine", lambda: H100_PLAIN)
+    monkeypatch.setenv("LOCAL_RANK", "8")
+    with pytest.raises(ValueError, match="local rank 8.*only 8 cuda"):
+        with core.distributed(Settings()):
+            pass
+
+
+def test_the_process_group_is_closed_when_the_block_fails(monkeypatch):
+    settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(core.dist, "init_process_group", lambda *a, **k: calls.append(a[0]))
+    monkeypatch.setattr(core.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(core.dist, "destroy_process_group", lambda: calls.append("closed"))
+    with pytest.raises(KeyError):
+        with core.distributed(Settings(device="cpu")) as world:
+            assert (world.rank, world.size, world.backend) == (0, 2, "gloo")
+            raise KeyError
+    assert calls == ["gloo", "closed"]

@@ -1,0 +1,144 @@
+"""The pair head and the classifier around it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import core
+from methods.dropout import use_word_dropout
+from models import pretrained
+
+HEADS = {"concat": core.ConcatHead, "symmetric": core.SymmetricHead}
+
+
+def classifier(folder, head: str = "concat", freeze: str = "none") -> core.PairClassifier:
+    encoder = pretrained.load_encoder(str(folder))
+    pretrained.freeze(encoder, freeze)
+    torch.manual_seed(0)
+    return core.PairClassifier(encoder, HEADS[head](encoder.config.hidden_size))
+
+
+def pairs(rows: int = 5, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask of A's sides, then of B's, of different lengths."""
+    draw = torch.Generator().manual_seed(rows)
+    ids = torch.randint(5, 100, (2 * rows, length), generator=draw)
+    lengths = torch.randint(3, length + 1, (2 * rows, 1), generator=draw)
+    mask = (torch.arange(length) < lengths).long()
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize("rows, hidden, classes", [(1, 8, 3), (7, 16, 2), (0, 8, 3)])
+def test_concat_head_gives_a_logit_a_class(rows, hidden, classes):
+    head = core.ConcatHead(hidden, classes)
+    assert head(torch.randn(rows, hidden), torch.randn(rows, hidden)).shape == (rows, classes)
+
+
+def test_concat_head_reads_both_sides_in_their_order():
+    head = core.ConcatHead(8).eval()
+    a, b = torch.randn(2, 4, 8)
+    assert not torch.allclose(head(a, b), head(b, a))
+    assert not torch.allclose(head(a, b), head(a, b + 1))
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 32, 384])
+@pytest.mark.parametrize("rows", [1, 2, 5, 33, 64])
+def test_swapping_the_answers_swaps_the_logits_exactly(hidden, rows):
+    torch.manual_seed(hidden * rows)
+    head = core.SymmetricHead(hidden).eval()
+    for scale in (30.0, 1e-3, 1.0):
+        a, b = scale * torch.randn(2, rows, hidden)
+        logits, swapped = head(a, b), head(b, a)
+        assert logits.shape == (rows, 3)
+        assert torch.equal(swapped, logits[:, [1, 0, 2]])
+    assert not torch.equal(logits[:, 0], logits[:, 1])
+
+
+def test_equal_answers_get_equal_logits():
+    head = core.SymmetricHead(16).eval()
+    a = torch.randn(9, 16)
+    logits = head(a, a)
+    assert torch.equal(logits[:, 0], logits[:, 1])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("words", [False, True])
+def test_one_pass_equals_two(tiny_bert, head, words):
+    model = classifier(tiny_bert, head)
+    if words:
+        use_word_dropout(model.encoder)
+    model.eval()
+    ids, mask = pairs(6)
+    a, b = (
+        model.encoder(input_ids=i, attention_mask=m).last_hidden_state[:, 0]
+        for i, m in zip(ids.chunk(2), mask.chunk(2), strict=True)
+    )
+    torch.testing.assert_close(model(ids, mask), model.head(a, b), rtol=0, atol=1e-5)
+    assert model(ids, mask).shape == (6, 3)
+
+
+def test_rows_do_not_see_each_other_or_padding(tiny_bert):
+    model = classifier(tiny_bert).eval()
+    ids, mask = pairs(4)
+    one = torch.tensor([2, 6])  # the two sides of the third row
+    longest = int(mask[one].sum(1).max())
+    alone = model(ids[one, :longest], mask[one, :longest])
+    torch.testing.assert_close(model(ids, mask)[2:3], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_gets_a_gradient(tiny_bert, head):
+    model = classifier(tiny_bert, head).train()
+    logits = model(*pairs())
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1])).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    zero = [name for name, p in model.named_parameters() if not p.grad.any()]
+    assert [name for name in zero if not name.endswith("key.bias")] == []  # softmax ignores it
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_frozen_parts_stay_in_evaluation_mode(tiny_bert, words):
+    model = classifier(tiny_bert, freeze="bottom:1")
+    if words:
+        use_word_dropout(model.encoder)
+    for _ in range(2):
+        model.eval()
+        assert not any(module.training for module in model.modules())
+        model.train()
+        layers = pretrained.find_layers(model.encoder)
+        assert not any(module.training for module in layers[0].modules())
+        assert not any(module.training for module in model.encoder.embeddings.modules())
+        assert all(module.training for module in layers[1].modules())
+        assert all(module.training for module in model.head.modules())
+        assert model.training
+
+    def hidden(seed):
+        torch.manual_seed(seed)
+        ids, mask = pairs()
+        return model.encoder(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True
+        ).hidden_states
+
+    first, second = hidden(0), hidden(1)
+    assert torch.equal(first[1], second[1])  # the frozen layer gives the same each time
+    assert not torch.equal(first[2], second[2])
+
+
+def test_a_frozen_encoder_gives_the_same_each_time(tiny_bert):
+    model = classifier(tiny_bert, freeze="all").train()
+    sides = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sides.append(torch.stack(model.embed(*pairs())))
+    assert torch.equal(*sides)
+    assert model.head.training
+    assert not torch.equal(model(*pairs()), model(*pairs()))  # the head's dropout
+
+
+def test_nothing_frozen_trains_everything(tiny_bert):
+    model = classifier(tiny_bert).train()
+    assert all(module.training for module in model.modules())
+    frozen = copy.deepcopy(model)
+    pretrained.freeze(frozen.encoder, "none")
+    assert all(p.requires_grad for p in frozen.parameters())

@@ -1,0 +1,408 @@
+"""What startup.sh decides on machines of several kinds.
+
+Nothing is installed and no network is used: the PATH holds only plain tools and stubs, and pip
+writes down what it was asked for.
+"""
+
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+TOOLS = (
+    "awk basename bash cat chmod cut date df dirname flock grep head id mkdir mv rm sed sha256sum "
+    "sleep sort tail tee tr uname"
+).split()
+
+# Stands for python3 and, copied by `-m venv`, for .venv/bin/python.
+PYTHON = f"""#!{shutil.which("bash")}
+case "$*" in
+    *"import ensurepip, venv"*) [ -z "${{FAKE_NO_VENV:-}}" ] ;;
+    "-m venv"*) [ -z "${{FAKE_NO_VENV:-}}" ] || exit 1
+        mkdir -p .venv/bin && cat "$0" >.venv/bin/python && chmod +x .venv/bin/python ;;
+    "-m pip --version") [ -z "${{FAKE_NO_VENV:-}}" ] ;;
+    "-m pip"*" install "*|"-m pip uninstall"*)
+        echo "$*" >>"$CALLS"
+        echo "${{FAKE_PIP_OUTPUT:-Installing collected packages: torch}}"
+        exit "${{FAKE_PIP_STATUS:-0}}" ;;
+    "-m ensurepip"*|"-m virtualenv"*|"-m pip"*) exit 1 ;;
+    "-m torch.distributed.run"*|"-m pytest"*|*run_5_models.py*)
+        echo "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-}} $*" >>"$CALLS"
+        exit "${{FAKE_RUN_STATUS:-0}}" ;;
+    "- cpu"|"- cuda"|"- xpu") echo "torch 2.13.0" ;;
+    *"version_info"*) [ -z "${{FAKE_VERSION:-}}" ] && echo 3.12 || echo "$FAKE_VERSION" ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+class Machine:
+    """A made-up machine: a copy of startup.sh, a PATH of our own, a /sys and /dev of our own."""
+
+    def __init__(self, folder: Path):
+        self.project, self.bin, self.root = folder / "project", folder / "bin", folder / "root"
+        for path in (self.project, self.bin, self.root):
+            path.mkdir()
+        for path in [PROJECT / "startup.sh", *PROJECT.glob("requirements*.txt")]:
+            shutil.copy(path, self.project)
+        for tool in TOOLS:
+            if found := shutil.which(tool):
+                (self.bin / tool).symlink_to(found)
+        self.stub("df", 'echo "Filesystem blocks"; echo "disk 9 9 ${FAKE_FREE_KB:-90000000} 1% /"')
+        self.stub("ldconfig", 'echo "${FAKE_LIBRARIES:-}"')
+        (self.bin / "python3").write_text(PYTHON)
+        (self.bin / "python3").chmod(0o755)
+
+    def stub(self, name: str, body: str) -> None:
+        path = self.bin / name
+        path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        path.chmod(0o755)
+
+    def run(self, *arguments: str, cwd: Path | None = None, **environment: str):
+        environment = {
+            "PATH": str(self.bin),
+            "HOME": str(self.root),
+            "CALLS": str(self.project / "calls"),
+            "ABLATE_FAKE_ROOT": str(self.root),
+            "ABLATE_TORCH_INDEX": "http://127.0.0.1:9",  # nobody listens there
+            **environment,
+        }
+        return subprocess.run(
+            [str(self.bin / "bash"), str(self.project / "startup.sh"), *arguments],
+            cwd=cwd or self.project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def calls(self) -> list[str]:
+        """What pip, torchrun, pytest and the scripts were called with since the last look."""
+        path = self.project / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    def nvidia(self, cuda: str, capability: str, cards: int = 1) -> None:
+        listing = "\n".join(f"GPU {i}: NVIDIA Test (UUID: GPU-{i})" for i in range(cards))
+        self.stub(
+            "nvidia-smi",
+            f"""case "$*" in
+                -L) echo "{listing}" ;;
+                *compute_cap*) echo {capability} ;;
+                *) echo "| NVIDIA-SMI 1.2  Driver Version: 1.2  CUDA Version: {cuda} |" ;;
+            esac""",
+        )
+
+    def intel(self, bus: str, device_id: str) -> None:
+        device = self.root / "sys" / "devices" / bus
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x8086\n")
+        (device / "device").write_text(device_id + "\n")
+        node = self.root / "sys" / "class" / "drm" / "renderD128"
+        node.mkdir(parents=True)
+        (node / "device").symlink_to(device)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def index():
+    """A server on this machine that plays PyTorch's package index."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(self.server.delay_seconds)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'<a href="torch-2.13.0%2Bcpu-cp312-cp312-linux.whl">torch</a>')
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.delay_seconds, server.url = 0, f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_help_names_every_command_and_does_nothing(machine):
+    result = machine.run("help")
+    assert result.returncode == 0
+    for command in ("demo", "test", "smoke", "plan", "ABLATE_DEVICE", "ABLATE_PYTHON"):
+        assert command in result.stdout
+    assert not (machine.project / ".venv").exists()
+
+
+def test_unknown_command_is_refused_with_the_list(machine):
+    result = machine.run("tset")
+    assert result.returncode != 0 and "demo, test, smoke" in result.stderr
+
+
+def test_no_python_gives_one_clear_line(machine):
+    (machine.bin / "python3").unlink()
+    result = machine.run("setup")
+    assert result.returncode != 0
+    assert "no Python 3.11 to 3.14 found" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (machine.project / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.15"])
+def test_python_that_the_packages_do_not_fit_is_named(machine, version):
+    result = machine.run("setup", FAKE_VERSION=version)
+    assert result.returncode != 0 and f"python3 is {version}" in result.stderr
+
+
+def test_python_can_be_forced(machine):
+    (machine.bin / "python3").rename(machine.bin / "mine")
+    result = machine.run("plan", ABLATE_PYTHON=str(machine.bin / "mine"))
+    assert f"python: {machine.bin / 'mine'} (3.12)" in result.stdout
+
+
+def test_cpu_wheels_only_if_their_index_answers(machine, index):
+    plan = machine.run("plan", ABLATE_TORCH_INDEX=index.url).stdout
+    assert f"CPU wheels from {index.url}/cpu" in plan
+    assert "torch 2.13.0 from PyPI" in machine.run("plan").stdout
+
+
+def test_an_index_that_takes_longer_than_three_seconds_is_left_alone(machine, index):
+    index.delay_seconds = 4
+    started = time.monotonic()
+    assert "torch 2.13.0 from PyPI" in machine.run("plan", ABLATE_TORCH_INDEX=index.url).stdout
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(
+    "cuda, capability, expected",
+    [
+        ("13.0", "9.0", "torch 2.13.0 from PyPI (CUDA 13)"),
+        ("12.8", "8.0", "/cu126"),  # the driver is too old for CUDA 13
+        ("13.0", "7.0", "/cu126"),  # CUDA 13 has no code for Volta
+    ],
+)
+def test_torch_for_nvidia_fits_driver_and_card(machine, index, cuda, capability, expected):
+    machine.nvidia(cuda, capability, cards=2)
+    result = machine.run("plan", ABLATE_TORCH_INDEX=index.url)
+    assert "2 x NVIDIA Test" in result.stdout and "cuda will be used" in result.stdout
+    assert expected in result.stdout and "disk: 9 GB" in result.stdout
+
+
+def test_a_driver_tool_without_a_card_means_cpu(machine):
+    machine.stub("nvidia-smi", 'echo "No devices were found"; exit 6')
+    assert "the CPU will be used" in machine.run("plan").stdout
+
+
+def test_device_can_be_forced(machine):
+    machine.nvidia("13.0", "9.0")
+    assert "the CPU will be used" in machine.run("plan", ABLATE_DEVICE="cpu").stdout
+    refused = machine.run("plan", ABLATE_DEVICE="gpu")
+    assert refused.returncode != 0 and "auto, cpu, cuda, xpu or mps" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "bus, device_id, libraries, expected",
+    [
+        ("0000:03:00.0", "0x56a0", "libze_intel_gpu.so.1", "xpu will be used"),  # Arc A770
+        ("0000:00:02.0", "0x64a0", "libze_intel_gpu.so.1", "xpu will be used"),  # Lunar Lake
+        ("0000:00:02.0", "0x9a49", "libze_intel_gpu.so.1", "the CPU will be used"),  # Tiger Lake
+        ("0000:03:00.0", "0x56a0", "", "install Intel's compute runtime"),
+    ],
+)
+def test_intel_gpus_are_told_apart(machine, index, bus, device_id, libraries, expected):
+    machine.intel(bus, device_id)
+    result = machine.run("plan", ABLATE_TORCH_INDEX=index.url, FAKE_LIBRARIES=libraries)
+    assert expected in result.stdout
+    assert (f"{index.url}/xpu" in result.stdout) == ("xpu will" in expected)
+
+
+def test_xpu_without_its_index(machine):
+    machine.intel("0000:03:00.0", "0x56a0")
+    forced = machine.run("setup", ABLATE_DEVICE="xpu")
+    assert forced.returncode != 0 and "/xpu, which does not answer" in forced.stderr
+    found = machine.run("setup", FAKE_LIBRARIES="libze_intel_gpu.so.1")
+    assert found.returncode == 0 and "ready for cpu" in found.stdout
+    assert "setting up for the CPU" in found.stderr
+
+
+def test_wsl_is_told_about_intel(machine):
+    (machine.root / "dev").mkdir()
+    (machine.root / "dev" / "dxg").touch()
+    result = machine.run("plan")
+    assert "the CPU will be used" in result.stdout and "ABLATE_DEVICE=xpu" in result.stdout
+
+
+def test_full_disk_stops_before_anything_is_made(machine):
+    result = machine.run("setup", FAKE_FREE_KB="1048576")
+    assert result.returncode != 0
+    assert "about 3 GB" in result.stderr and "1.0 GB free" in result.stderr
+    assert not (machine.project / ".venv").exists()
+
+
+def test_setup_is_one_pip_command_and_is_not_repeated(machine, index):
+    first = machine.run("setup", ABLATE_TORCH_INDEX=index.url)
+    assert first.returncode == 0, first.stderr
+    (call,) = machine.calls()
+    assert f"--extra-index-url {index.url}/cpu -r requirements.txt -r requirements-demo.txt" in call
+    assert not (machine.project / ".venv" / "unfinished").exists()
+
+    started = time.monotonic()
+    assert machine.run("setup").returncode == 0 and machine.calls() == []
+    assert time.monotonic() - started < 1
+
+    (machine.project / "requirements.txt").open("a").write("# changed\n")
+    assert "the requirements have changed" in machine.run("setup").stdout
+    assert len(machine.calls()) == 1
+
+
+def test_the_tests_add_pytest_and_a_later_setup_keeps_it(machine):
+    assert machine.run("test", "-x").returncode == 0
+    install, tests = machine.calls()
+    assert "-r requirements.txt -r requirements-demo.txt -r requirements-dev.txt" in install
+    assert tests.endswith("-m pytest -q tests --ignore=tests/long -x")
+    assert machine.run("setup").returncode == 0 and machine.calls() == []
+    (machine.project / "tests").mkdir()
+    (machine.project / "tests" / "test_a.py").touch()
+    machine.run("test", "tests/test_a.py::test_b")
+    assert machine.calls()[0].endswith("-m pytest -q --ignore=tests/long tests/test_a.py::test_b")
+
+
+def test_half_made_environment_is_made_again(machine):
+    killed = machine.run("setup", FAKE_PIP_STATUS="1")
+    assert killed.returncode != 0
+    (machine.project / ".venv" / "leftover").touch()
+    result = machine.run("setup")
+    assert result.returncode == 0 and "was not finished: making it again" in result.stdout
+    assert not (machine.project / ".venv" / "leftover").exists()
+
+
+def test_environment_without_its_python_is_made_again(machine):
+    machine.run("setup")
+    python = machine.project / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/gone/python3")  # a volume that came back on another image
+    assert "is gone: making it again" in machine.run("setup").stdout
+
+
+def test_failed_update_does_not_cost_the_environment(machine):
+    machine.run("setup")
+    (machine.project / ".venv" / "mine").touch()
+    (machine.project / "requirements.txt").open("a").write("# changed\n")
+    failed = machine.run("setup", FAKE_PIP_STATUS="1", FAKE_PIP_OUTPUT="Connection refused")
+    assert failed.returncode != 0
+    assert machine.run("setup").returncode == 0
+    assert (machine.project / ".venv" / "mine").exists()
+
+
+def test_environment_not_made_here_is_kept(machine):
+    (machine.project / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "python3", machine.project / ".venv" / "bin" / "python")
+    (machine.project / ".venv" / "mine").touch()
+    result = machine.run("setup")
+    assert result.returncode == 0 and "not made by startup.sh" in result.stdout
+    assert (machine.project / ".venv" / "mine").exists()
+
+
+def test_torch_is_replaced_when_a_gpu_appears_and_kept_when_it_goes(machine):
+    machine.run("setup")
+    machine.calls()
+    machine.nvidia("13.0", "9.0")
+    assert machine.run("setup").returncode == 0
+    assert [("uninstall" in call) for call in machine.calls()] == [True, False]
+    (machine.bin / "nvidia-smi").unlink()
+    assert machine.run("setup").returncode == 0 and machine.calls() == []
+
+
+def test_pip_failure_shows_its_last_lines_and_a_sentence(machine):
+    result = machine.run(
+        "setup",
+        FAKE_PIP_STATUS="1",
+        FAKE_PIP_OUTPUT="Failed to establish a new connection",
+        PIP_INDEX_URL="https://name:secret@index.example/simple",
+    )
+    assert result.returncode != 0
+    assert "Failed to establish" in result.stderr
+    assert "no network? pip could not reach https://index.example/simple" in result.stderr
+    assert "secret" not in result.stdout + result.stderr
+
+
+def test_missing_venv_module_ends_with_the_command_to_type(machine):
+    result = machine.run("setup", FAKE_NO_VENV="1")
+    assert result.returncode != 0 and "apt-get install -y python3.12-venv" in result.stderr
+    assert not (machine.project / ".venv").exists()
+
+
+def test_demo_puts_the_run_where_the_user_stood(machine, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = machine.run("demo", "--epochs", "1", "--out", "runs/a", cwd=elsewhere)
+    assert result.returncode == 0, result.stderr
+    call = machine.calls()[-1]
+    assert call == (
+        "OMP_NUM_THREADS=1 -m torch.distributed.run --standalone --nproc_per_node=2 "
+        "run_2_appendprompt.py --config configs/preference/demo.yaml "
+        f"--out {elsewhere}/runs/a --epochs 1"
+    )
+    assert "stopped before its test" in result.stdout
+    (elsewhere / "runs" / "a" / "test" / "metrics").mkdir(parents=True)
+    (elsewhere / "runs" / "a" / "test" / "metrics" / "metrics.json").write_text("{}")
+    again = machine.run("demo", "--out=runs/a", cwd=elsewhere)
+    assert f"result: {elsewhere}/runs/a/test/metrics/metrics.json" in again.stdout
+
+
+def test_demo_ends_as_its_run_ends_and_respects_the_user(machine):
+    machine.nvidia("13.0", "9.0", cards=2)
+    result = machine.run("demo", FAKE_RUN_STATUS="3")
+    assert result.returncode == 3 and "exit code 3" in result.stderr
+    assert "OMP_NUM_THREADS= -m" in (call := machine.calls()[-1]) and "_node=2 " in call
+    machine.run("demo", "--device", "cpu", OMP_NUM_THREADS="5")
+    call = machine.calls()[-1]
+    assert call.startswith("OMP_NUM_THREADS=5 ")
+    assert call.endswith(f"--out {machine.project}/results/demo --device cpu")
+
+
+def test_smoke_refuses_a_run_that_leaves_no_record(machine):
+    result = machine.run("smoke", "--out", "s")
+    assert result.returncode != 0 and "no readable" in result.stderr
+    assert machine.calls()[-1].endswith(f"--out {machine.project}/s --device cpu --stop_after 1")
+
+
+def test_requirements_are_pinned_and_torch_is_bound_wherever_it_could_be_pulled():
+    for path in PROJECT.glob("requirements*.txt"):
+        for line in path.read_text().splitlines():
+            line = line.split("#")[0].strip()
+            if line and not line.startswith("-"):
+                assert re.fullmatch(r"[\w.\-]+(\[\w+\])?==[\w.+]+", line), f"{path.name}: {line}"
+    assert re.search(r"^torch==", (PROJECT / "requirements.txt").read_text(), re.M)
+    assert "\n-r requirements.txt\n" in (PROJECT / "requirements-demo.txt").read_text()
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not on this machine")
+def test_two_at_once_set_up_once(machine):
+    slow = PYTHON.replace('        exit "${FAKE_PIP_STATUS:-0}"', "        sleep 1; exit 0")
+    assert slow != PYTHON
+    (machine.bin / "python3").write_text(slow)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: machine.run("setup"), range(2)))
+    assert [result.returncode for result in results] == [0, 0], results
+    assert len(machine.calls()) == 1
+    assert any("another startup.sh is setting up" in result.stdout for result in results)
+
+
+def test_the_script_is_valid_for_bash():
+    assert subprocess.run(["bash", "-n", PROJECT / "startup.sh"]).returncode == 0
+    assert os.access(PROJECT / ".ci" / "run", os.X_OK)
