@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -38,6 +39,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Its functions take the process group of the moment of import as a default. Imported later (the
+# first AdamW does that) they would hold the group, whose threads then outlive Python and abort.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -98,6 +103,8 @@ def choose_device(asked: str, machine: Machine) -> str:
 def choose_backend(asked: str, device: str, machine: Machine) -> str:
     """Back end of torch.distributed: nccl for CUDA, xccl for XPU, gloo for the rest."""
     if asked != "auto":
+        if asked != "gloo" and asked != {"cuda": "nccl", "xpu": "xccl"}.get(device):
+            raise ValueError(f"--backend {asked} does not serve {device}: use auto or gloo")
         return asked
     return {"cuda": "nccl", "xpu": "xccl" if machine.has_xccl else "gloo"}.get(device, "gloo")
 
@@ -282,11 +289,27 @@ def distributed(config: Settings) -> Iterator[World]:
         if size > 1:
             # rank 0 may tokenise a large corpus while the others wait
             timeout = datetime.timedelta(hours=2)
-            dist.init_process_group(world.backend, timeout=timeout)
+            store = _store_of_this_restart(timeout)
+            known = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+            dist.init_process_group(world.backend, timeout=timeout, **known)
         yield world
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store_of_this_restart(timeout: datetime.timedelta) -> Any:
+    """Where the processes of a job that torchrun restarted find each other; None: the default.
+
+    torchrun's store outlives a restart (torch 2.13) and still has the addresses of the dead
+    processes under the same names. Several machines count their restarts apart: there,
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun gives each restart a store of its own.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return dist.PrefixStore(f"restart_{restart}", store)
 
 
 def broadcast_parameters(model: nn.Module, world: World) -> None:
@@ -357,7 +380,7 @@ class Ragged:
     def from_rows(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
         arrays = [np.asarray(row, np.int32) for row in rows]
         offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
-        return cls(np.concatenate(arrays), offsets)
+        return cls(np.concatenate([np.zeros(0, np.int32), *arrays]), offsets)
 
     @classmethod
     def load(cls, folder: Path) -> "Ragged":
@@ -386,19 +409,24 @@ def cached_tokens(
     folder = Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache") / "tokens" / digest
     with world.rank_0_first():
         if not folder.is_dir():
-            beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-            beside.mkdir(parents=True, exist_ok=True)
-            lengths = [0]
-            with open(beside / "ids.bin", "wb") as file:
-                for row in build():
-                    file.write(np.asarray(row, np.int32).tobytes())
-                    lengths.append(len(row))
-            np.save(beside / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
-            (beside / "key.json").write_text(json.dumps(key, indent=1))
+            # process ids repeat on machines that share a volume
+            beside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+            beside.mkdir(parents=True)
             try:
-                beside.rename(folder)
-            except OSError:  # another process was first
-                shutil.rmtree(beside)
+                lengths = [0]
+                with open(beside / "ids.bin", "wb") as file:
+                    for row in build():
+                        file.write(np.asarray(row, np.int32).tobytes())
+                        lengths.append(len(row))
+                np.save(beside / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
+                (beside / "key.json").write_text(json.dumps(key, indent=1))
+                try:
+                    beside.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # not because another process was first
+                        raise
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
     return Ragged.load(folder)
 
 
@@ -465,6 +493,11 @@ class Work:
     micro_batches: list[tuple[int, Any]]
     examples: int
     tokens: int
+
+    def pin_memory(self) -> "Work":
+        """Called by the DataLoader on CUDA: copies from pinned memory do not wait."""
+        parts = [(i, {k: t.pin_memory() for k, t in b.items()}) for i, b in self.micro_batches]
+        return dataclasses.replace(self, micro_batches=parts)
 
 
 class StepSampler(DistributedSampler):
@@ -560,8 +593,7 @@ class TrainLoader:
         if busy < world.size:
             world.say(
                 f"note: {busy} micro-batches a step for {world.size} processes: "
-                f"{world.size - busy} will idle; --micro_batch "
-                f"{max(1, config.batch // world.size)} would use them all"
+                f"{world.size - busy} will idle; a smaller --micro_batch gives work to more"
             )
 
     @property
@@ -607,8 +639,13 @@ def _as_it_is(work: Work) -> Work:
 
 
 def _ignore_signals(worker: int) -> None:
-    """The training process decides when to stop; its loader workers end with it."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    """The training process decides when to stop; its loader workers end with it.
+
+    SIGTERM stays as it is: Python ends its children by it when it exits, and waits for them.
+    torchrun sends its SIGTERM to the process group, which a worker therefore leaves.
+    """
+    os.setpgrp()
+    for name in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
 
 
@@ -796,9 +833,12 @@ class State:
         trained = {id(p): n for n, p in self.model.named_parameters() if p.requires_grad}
         grouped = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
         if sorted(grouped) != sorted(trained):
+            names = {id(p): name for name, p in self.model.named_parameters()}
             missing = [name for key, name in trained.items() if key not in grouped]
+            others = [names.get(key, "not in the model") for key in grouped if key not in trained]
             raise ValueError(
-                f"every trainable parameter must be in one optimizer group; left out: {missing[:5]}"
+                "every trainable parameter must be in one optimizer group, and no other; "
+                f"left out: {missing[:5]}, not trainable: {others[:5]}"
             )
         for number, group in enumerate(self.optimizer.param_groups):
             if not group["params"]:
@@ -924,8 +964,8 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
     scale = state.config.batch / (targets * state.scaler.get_scale())
     gradients = [p.grad for p in active]
     norm = float(nn.utils.get_total_norm(gradients)) * scale
-    finite = math.isfinite(norm) and math.isfinite(losses)
-    if not world.any(not finite):
+    finite = not world.any(not (math.isfinite(norm) and math.isfinite(losses)))
+    if finite:
         limit = state.config.max_grad_norm
         clip = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
         torch._foreach_mul_(gradients, scale * clip)
@@ -976,6 +1016,7 @@ def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Te
                 raise
             out_of_memory = True
         if out_of_memory:  # outside the handler, which holds the failed step's tensors
+            loss = None  # as this does
             if world.device.type in ("cuda", "xpu"):
                 getattr(torch, world.device.type).empty_cache()
             break
@@ -1022,7 +1063,9 @@ def write_text(path: Path, text: str) -> None:
 
 def disk_error(error: Exception, path: Path) -> Exception:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if not full and "no space left" not in str(error).lower():
+    # safetensors and torch.save hide the number of the error in a text of their own
+    signs = ("no space left", "inline_container", "failed writing file")
+    if not full and not any(sign in str(error).lower() for sign in signs):
         return error
     free = shutil.disk_usage(path.parent).free / 1e6
     return DiskFull(
@@ -1075,7 +1118,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has another size"
             if _sha256(folder / name) != fact["sha256"]:
                 return f"{name} has another hash"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

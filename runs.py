@@ -16,6 +16,7 @@ import importlib.metadata
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -49,6 +50,11 @@ from core import (
 from settings import FREE_SETTINGS, Settings, parse_settings
 
 SCHEMA_VERSION = 1
+# What --fresh deletes; other files in the folder are not ours.
+RUN_FILES = (
+    *("run.json", "diff.patch", "bad_rows.csv", "report.html"),
+    *("baseline", "train", "test", "config.yaml"),
+)
 
 
 class Run:
@@ -68,14 +74,11 @@ class Run:
         self._step_started = 0.0
         self._said = 0.0
         self.training = False
+        self._old_handlers: dict[int, Any] = {}
 
     # -- entering and leaving
 
     def __enter__(self) -> "Run":
-        self._old_handlers = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        }
         found = None
         if self.world.rank == 0 and not self.config.dry_run:
             try:
@@ -93,13 +96,18 @@ class Run:
             self.world.say(f"{self.folder} is finished:")
             self.world.say(finished)
             raise SystemExit(0)
+        # last: were __enter__ left by an error, nothing would put the handlers back
+        self._old_handlers = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        }
         return self
 
     def _open_folder(self) -> tuple[Path, str]:
         """(folder, result of an already finished run or ""); rank 0 only."""
         config = self.config
         name = re.sub(r"[^\w.-]+", "_", config.model.strip("/")).strip("_") or "model"
-        if config.out is None and not config.fresh:
+        if config.out is None and (not config.fresh or restarted_by_torchrun()):
             for path in sorted(Path("results", name).glob("*/run.json"), reverse=True):
                 record = _read_json(path)
                 if record.get("status") not in (None, "finished") and not self._other_settings(
@@ -117,12 +125,13 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if not self._take_lock(folder):
             raise ValueError(f"another process is writing to {folder}")
+        is_run = any((folder / name).exists() for name in ("config.yaml", "run.json"))
+        if is_run and config.fresh and not restarted_by_torchrun():
+            for name in RUN_FILES:  # config.yaml last: until then it is known to be a run
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if (folder / "config.yaml").exists():
-            if config.fresh:
-                for path in folder.iterdir():
-                    if path.name != ".lock":
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-            elif differences := self._other_settings(folder):
+            if differences := self._other_settings(folder):
                 raise ValueError(
                     f"{folder} holds a run with other settings:\n  "
                     + "\n  ".join(differences)
@@ -175,7 +184,8 @@ class Run:
         if self._bar is not None:
             self._bar.close()
         if self._metrics is not None:
-            self._metrics.close()
+            with contextlib.suppress(OSError):  # on a full disk its last line is still waiting
+                self._metrics.close()
         if isinstance(error, SystemExit) and not error.code:
             return False
         if isinstance(error, KeyboardInterrupt):
@@ -237,7 +247,7 @@ class Run:
         if self.world.rank == 0 and not self.config.dry_run:
             self.facts = environment_facts(self.world, state.precision, self.folder) | self.facts
             steps = self._load_newest(state)
-            self._cut_metrics(state.step)
+            self._cut_metrics(state.step, state.evaluation_pending)
             earlier = _read_json(self.folder / "run.json")
             self.verdicts = [*earlier.get("verdicts", []), *self.verdicts]
             self.write_record(state)
@@ -254,8 +264,11 @@ class Run:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True)
-        if state.evaluation_pending:
-            self._evaluate(state)
+        try:
+            if state.evaluation_pending:
+                self._evaluate(state)
+        except Stopped:
+            return self._stop(state, self._agree_on_signal())
         self._check_patience(state)
 
     def _load_newest(self, state: State) -> int | None:
@@ -268,27 +281,35 @@ class Run:
             kept = old.with_suffix("")
             shutil.rmtree(old) if kept.exists() else old.rename(kept)
         for folder in sorted(weights.glob("step_????????"), reverse=True):
-            if problem := damage(folder):
-                aside = folder.with_name(f"{folder.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
-                self.world.say(f"{folder} is damaged ({problem}): set aside as {aside.name}")
-                continue
-            load_model(state.model, folder / "model.safetensors")
-            device = self.world.device
-            saved = torch.load(folder / "state.pt", map_location=device, weights_only=True)
-            state.load_state_dict(saved)
-            return state.step
+            problem = damage(folder)
+            if problem is None:
+                try:
+                    device = self.world.device
+                    saved = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+                    load_model(state.model, folder / "model.safetensors")
+                    state.load_state_dict(saved)
+                    return state.step
+                except pickle.UnpicklingError:
+                    problem = "state.pt holds more than tensors and plain values"
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            self.world.say(f"{folder} is damaged ({problem}): set aside as {aside.name}")
         return None
 
-    def _cut_metrics(self, step: int) -> None:
-        """Forget the lines after `step` (and a torn last one): they will be written again."""
+    def _cut_metrics(self, step: int, evaluation_pending: bool) -> None:
+        """Forget the lines after `step` (and a torn last one): they will be written again.
+
+        So will an evaluation of `step` itself that the checkpoint does not know of.
+        """
         path = self.folder / "train/metrics/metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
+                found = json.loads(line)
+                again = evaluation_pending and "train_loss" not in found and found["step"] == step
+                if found["step"] <= step and not again:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
         self._metrics = open(path, "a", encoding="utf-8", buffering=1)
@@ -421,6 +442,8 @@ class Run:
         folder = weights / f"step_{state.step:08d}"
 
         def fill(beside: Path) -> None:
+            if self._metrics is not None:  # or a machine that vanishes takes its lines along
+                os.fsync(self._metrics.fileno())
             save_model(state.model, beside / "model.safetensors")
             torch.save(state.state_dict(), beside / "state.pt")
 
@@ -517,6 +540,11 @@ class Run:
             f"memory {peak_memory(self.world.device) / 2**30:.2f} GiB · "
             f"{each:.2f} s a step, about {each * total / 60:.0f} min without evaluation"
         )
+
+
+def restarted_by_torchrun() -> bool:
+    """--max-restarts runs the same command again, --fresh included: it must not begin anew."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ text below each field.
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -48,7 +48,7 @@ class Settings:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw (fused, betas .9/.999) or plain sgd"""
     weight_decay: float = 0.01
-    """decoupled weight decay, none on biases and norms"""
+    """weight decay (decoupled in adamw), none on biases and norms"""
     max_grad_norm: float | None = 1.0
     """clip the global gradient norm to this; null: no clipping"""
     seed: int = 0
@@ -88,6 +88,23 @@ class Settings:
     stop_after: int | None = None
     """save and stop after this many steps in this call, as if interrupted; null: never"""
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "micro_batch", "max_length", "limit", "eval_every", "save_every"):
+            self._require(name, lambda value: value >= 1, "1 or more")
+        for name in ("keep_every", "patience", "stop_after"):
+            self._require(name, lambda value: value >= 1, "1 or more, or null")
+        for name in ("lr", "epochs", "max_grad_norm"):
+            self._require(name, lambda value: value > 0, "more than 0")
+        for name in ("min_lr", "weight_decay", "workers"):
+            self._require(name, lambda value: value >= 0, "0 or more")
+        self._require("warmup_frac", lambda value: 0 <= value <= 1, "a share from 0 to 1")
+        self._require("train_frac", lambda value: 0 < value <= 1, "a share above 0, up to 1")
+
+    def _require(self, name: str, fits: Callable[[float], bool], expected: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not fits(value):
+            raise ValueError(f"--{name} {value:g}: expected {expected}")
+
 
 # Settings that may differ when a run is continued: they do not change what is computed.
 FREE_SETTINGS = {
@@ -120,14 +137,17 @@ def parse_settings(kind: type[C], argv: Sequence[str], prog: str = "") -> tuple[
             raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
         if not equals:
             bare = not pending or pending[0].startswith("--")
+            bare = bare or (types.get(key) is bool and "=" in pending[0])  # --fresh batch=8
             if bare and types.get(key) is not bool:
-                _check_names([key], types, "flag --")
+                _check_names([key], [*types, "config"], "flag --")
                 raise SystemExit(f"{prog}: --{key} needs a value")
             value = "true" if bare else pending.pop(0)
         _check_names([key], [*types, "config"], "setting ")
         if key == "config":
-            configs.append(f"--config={value}")
-            _check_names(_read_yaml(value), types, f"{value}: setting ")
+            content = _read_yaml(value)
+            _check_names(content, types, f"{value}: setting ")
+            if content:  # the parser refuses a file without settings
+                configs.append(f"--config={value}")
         else:
             words.append(f"--{key}={value}")
     parser = jsonargparse.ArgumentParser(prog=prog or None, exit_on_error=False)
@@ -156,6 +176,6 @@ def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "see --help"
             raise SystemExit(f"unknown {where}{name}: {hint}")

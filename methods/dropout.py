@@ -75,7 +75,7 @@ def sdpa_word_dropout(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    causal = (is_causal if is_causal is not None else getattr(module, "is_causal", False)) and (
+    causal = (is_causal if is_causal is not None else getattr(module, "is_causal", True)) and (
         attention_mask is None and query.shape[2] > 1
     )
     if dropout == 0 or causal or key.shape[1] != query.shape[1]:

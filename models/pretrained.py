@@ -6,6 +6,8 @@ freeze(encoder, "bottom:6")
 
 import copy
 import importlib.util
+import os
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,26 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be reached within 3 seconds."""
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return False
+    try:
+        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        urllib.request.urlopen(address, timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
 def load_config(name: str) -> Any:
     """transformers' configuration of a model. OSError says what to do without a network."""
+    path = find_model(name)
+    if not Path(path).is_dir() and not hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # what the local cache has, at once, not five retries
     from transformers import AutoConfig
 
     quiet_transformers()
-    path = find_model(name)
     try:
         return AutoConfig.from_pretrained(path)
     except OSError as error:
@@ -136,13 +152,13 @@ def find_layers(encoder: nn.Module) -> nn.ModuleList:
 
 def freeze(encoder: nn.Module, what: str) -> None:
     """what: none, all, bottom (embeddings and the lower half of the layers), bottom:k."""
-    word, _, count = what.partition(":")
-    if word == "none":
+    word, colon, count = what.partition(":")
+    if what == "none":
         return
-    if word == "all" and not count:
+    if what == "all":
         encoder.requires_grad_(False)
         return
-    if word != "bottom" or (count and not count.isdigit()):
+    if word != "bottom" or (colon and not count.isdecimal()):
         raise ValueError(f"--freeze {what}: expected none, all, bottom or bottom:k")
     layers = find_layers(encoder)
     k = int(count) if count else len(layers) // 2

@@ -64,6 +64,13 @@ class Config(Settings):
     skip_bad_rows: bool = False
     """leave out rows that cannot be used, listing them in bad_rows.csv"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_frac", "test_frac", "prompt_frac", "label_smoothing"):
+            self._require(name, lambda value: 0 <= value <= 1, "a share from 0 to 1")
+        self._require("dropout", lambda value: 0 <= value < 1, "a share from 0, below 1")
+        self._require("head_lr", lambda value: value > 0, "more than 0")
+
 
 # What a script without any settings does where there is no hub: the configuration of the demo.
 EMBEDDED = {
@@ -74,28 +81,13 @@ EMBEDDED = {
 
 def or_embedded(config: Config, given: bool, world: core.World) -> Config:
     """The embedded default when nothing was set and the hub cannot be reached; it says so."""
-    if given or not world.from_rank_0(world.rank == 0 and not hub_answers()):
+    if given or not world.from_rank_0(world.rank == 0 and not pretrained.hub_answers()):
         return config
     world.say(
         "no settings were given and the hub cannot be reached: the embedded default it is, "
         "MiniLM on --data reviews"
     )
     return dataclasses.replace(config, **EMBEDDED)
-
-
-def hub_answers() -> bool:
-    """Whether the hub can be reached within 3 seconds."""
-    import os
-    import urllib.request
-
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return False
-    try:
-        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        urllib.request.urlopen(address, timeout=3).close()
-    except OSError:
-        return False
-    return True
 
 
 # -------------------------------------------------------------------------------- rows
@@ -279,7 +271,8 @@ class PairData:
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
         """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,)."""
-        numbers, labels = self.index[rows], self.labels[rows].copy()
+        numbers = self.index[rows]
+        labels = self.labels[numbers]
         first = np.zeros(len(rows), np.int64)  # which side stands first
         if self.swap_seed is not None and epoch is not None:
             first[:] = [core.mix_seed(self.swap_seed, int(n), epoch, 3) & 1 for n in numbers]
@@ -395,6 +388,7 @@ class Preference:
         augment = config.swap in ("augment", "both")
         self.train = part("train", config.seed if augment else None)
         self.val, self.test_data = part("val"), part("test")
+        self.latest: tuple[int, np.ndarray | None] = (-1, None)  # of the last evaluation
 
     def load_encoder(self, init: str = "pretrained") -> nn.Module:
         config = self.config
@@ -459,6 +453,7 @@ class Preference:
     def evaluate(self) -> dict[str, float]:
         """Validation metrics; warns of a collapse from the end of the first epoch on."""
         p, swapped = self.probabilities(self.val)
+        self.latest = (self.state.step, p)
         labels = self.val.labels[self.val.index]
         found = metrics.classification_metrics(
             p, labels, range(len(labels)), CLASSES, intervals=False
@@ -475,7 +470,9 @@ class Preference:
 
     def test(self) -> tuple[dict, list[dict]]:
         """Test metrics and rows; temperature and the collapse verdict come from validation."""
-        p_val, _ = self.probabilities(self.val)
+        step, p_val = self.latest
+        if step != self.state.best_step or self.config.test_with == "final":
+            p_val, _ = self.probabilities(self.val)
         val_labels = self.val.labels[self.val.index]
         if verdict := metrics.collapse_verdict(p_val, val_labels, class_names=CLASSES):
             self.run.verdict(verdict)
@@ -584,7 +581,8 @@ class Predictor:
         """Probabilities (rows, 3) of A, B, tie."""
         facts, tokenizer = self.facts, self.tokenizer
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
-        ids = core.Ragged.from_rows(build_sequences(rows, tokenizer, *shape))
+        quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
+        ids = core.Ragged.from_rows(build_sequences(rows, tokenizer, *shape, quiet))
         count = len(rows)
         data = PairData(
             ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]

@@ -152,6 +152,25 @@ def test_arm_trains_two_steps(path, script, tiny, pair_csv, tmp_path):
     used = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     for key, value in yaml.safe_load(path.read_text()).items():
         assert key in ("model", "data", "epochs") or used[key] == value
+    saved = load_file(tmp_path / "run/train/weights/step_00000002/model.safetensors")
+    published = load_file(model / "model.safetensors")
+    moved = max(
+        (saved[f"encoder.{name}"] - tensor).abs().max().item()
+        for name, tensor in published.items()
+        if f"encoder.{name}" in saved
+    )
+    if getattr(asked, "init", "pretrained") == "random":
+        assert moved > 0.05
+    else:  # two steps of AdamW move a weight by about twice the learning rate
+        assert moved == 0 if getattr(asked, "freeze", "") == "all" else 0 < moved < 4 * asked.lr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_prompt_is_read_from_run_2_on(script, tiny_bert, pair_csv, tmp_path):
+    settings = ["--data", pair_csv, "--max_length", 32, "--epochs", 0.1]
+    train(script, "--model", tiny_bert, *settings, "--out", tmp_path / "run")
+    facts = json.loads((tmp_path / "run/train/weights/best/preference.json").read_text())
+    assert facts["with_prompt"] == (script != "run_1_distilbert")
 
 
 def test_smoke_takes_two_steps_on_real_reviews():
@@ -776,7 +795,7 @@ def test_settings_that_cannot_work_are_refused(
 
 def embedded(monkeypatch, answers: bool, folder: Path, data: Path) -> None:
     """The embedded default with a tiny model and rows in place of the packages."""
-    monkeypatch.setattr(preference, "hub_answers", lambda: answers)
+    monkeypatch.setattr(preference.pretrained, "hub_answers", lambda: answers)
     small = {"model": str(folder), "data": str(data)}
     monkeypatch.setattr(preference, "EMBEDDED", preference.EMBEDDED | small)
 
@@ -814,4 +833,4 @@ def test_one_explicit_setting_is_given():
 def test_hub_does_not_answer(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert preference.hub_answers() is False
+    assert preference.pretrained.hub_answers() is False

@@ -94,7 +94,7 @@ def test_values_keep_their_type():
     config, _ = parse("--model", "123", "--epochs", "2", "out=null", "max_grad_norm=null")
     assert (config.model, config.epochs, config.out) == ("123", 2.0, None)
     assert type(config.epochs) is float and config.max_grad_norm is None
-    assert parse("data=a=b", "labels=true", "--lr", "-1")[0].data == "a=b"
+    assert parse("data=a=b", "labels=true", "--dropout", "0")[0].data == "a=b"
 
 
 @pytest.mark.parametrize("word", ["--modle=bert", "--modle", "modle=bert"])

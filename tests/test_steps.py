@@ -400,13 +400,11 @@ def test_each_trainable_parameter_is_in_one_group(tiny_bert):
     groups = core.parameter_groups({"encoder": encoder, "head": head}, lrs, 0.01)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    names = ["encoder", "encoder_no_decay", "head", "head_no_decay"]
-    assert [group["name"] for group in groups] == names
+    parts = [(group["part"], group["weight_decay"]) for group in groups]
+    assert parts == [("encoder", 0.01), ("encoder", 0.0), ("head", 0.01), ("head", 0.0)]
     for group in groups:
-        vectors = group["name"].endswith("_no_decay")
-        assert all((p.ndim < 2) == vectors for p in group["params"])
-        assert group["weight_decay"] == (0.0 if vectors else 0.01)
-        assert group["lr"] == lrs[group["name"].removesuffix("_no_decay")]
+        assert all((p.ndim < 2) == (group["weight_decay"] == 0) for p in group["params"])
+        assert group["lr"] == lrs[group["part"]]
 
 
 def state_with(model, groups):
@@ -426,7 +424,7 @@ def test_a_parameter_that_no_group_trains_is_named():
 
 def test_an_empty_group_is_named():
     model = Net()
-    groups = [{"params": list(model.parameters())}, {"params": [], "name": "heads"}]
+    groups = [{"params": list(model.parameters())}, {"params": [], "part": "heads"}]
     with pytest.raises(ValueError, match="heads has no parameters"):
         state_with(model, groups)
 
@@ -448,11 +446,14 @@ def test_weight_decay_moves_matrices_only():
 
 
 def test_groups_keep_their_ratio_of_learning_rates():
-    state = build(schedule=lambda fraction: 0.5)
-    for group, peak in zip(state.optimizer.param_groups, (1e-2, 1e-4), strict=True):
-        group["peak_lr"] = peak
+    model = Net()
+    parts = {"body": nn.ModuleList([model.first, model.norm]), "last": model.last}
+    groups = core.parameter_groups(parts, {"body": 1e-4, "last": 1e-2}, 0.0)
+    state = state_with(model, groups)
+    state.schedule = lambda fraction: 0.5
     stats = core.train_step(state, squares)
-    assert (stats["lr_net"], stats["lr_net_no_decay"]) == (5e-3, 5e-5)
+    assert (stats["lr_body"], stats["lr_last"]) == (5e-5, 5e-3)
+    assert [group["lr"] for group in state.optimizer.param_groups] == [5e-5, 5e-5, 5e-3, 5e-3]
 
 
 class Parts(nn.Module):

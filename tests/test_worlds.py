@@ -101,6 +101,20 @@ def test_three_processes_for_two_micro_batches_equal_one_and_say_that_one_idles(
     assert_equal_runs(tmp_path, alone)
 
 
+def test_no_thread_of_the_process_group_outlives_it():
+    """One that does aborts the process now and then, after the run has finished (exit 1)."""
+    code = """
+import core, pathlib, torch, torch.distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])  # imports torch._dynamo
+dist.destroy_process_group()
+print([path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")])
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=PROJECT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and "gloo" not in done.stdout, done.stdout + done.stderr
+
+
 def test_two_machines_equal_one(alone, settings, tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -1,6 +1,6 @@
 """Twenty kills of real processes, and one before every operation on a disk (by hand, 20 minutes).
 
-ABLATE_LONG=1 python -m pytest -x tests/long/test_kills.py
+python -m pytest -x tests/long/test_kills.py
 """
 
 import os
@@ -25,7 +25,6 @@ from test_resume import (
 
 import core
 
-pytestmark = pytest.mark.skipif("ABLATE_LONG" not in os.environ, reason="by hand: ABLATE_LONG=1")
 STEPS = 240
 
 
