@@ -281,10 +281,15 @@ def distributed(config: Settings) -> Iterator[World]:
         importlib.import_module("intel_extension_for_pytorch")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers reads it for flash-attn 2
         torch.use_deterministic_algorithms(True)
-    world = World(
-        device, machine, choose_backend(config.backend, kind, machine), rank, local_rank, size
-    )
+    backend = choose_backend(config.backend, kind, machine)
+    if size > 1 and backend == "gloo" and kind in ("xpu", "mps"):
+        raise ValueError(
+            f"{size} processes on {kind}: gloo does not carry its tensors; start one process, "
+            "or use --device cpu" + (" (or a torch with xccl)" if kind == "xpu" else "")
+        )
+    world = World(device, machine, backend, rank, local_rank, size)
     try:
         if size > 1:
             # rank 0 may tokenise a large corpus while the others wait
@@ -817,6 +822,7 @@ class State:
     examples: int = 0
     tokens: int = 0
     best: float = math.inf
+    last_val_loss: float = math.inf
     best_step: int = 0
     bad_evaluations: int = 0
     evaluation_pending: bool = False
@@ -825,8 +831,8 @@ class State:
     stop_requested: Callable[[], bool] = lambda: False
 
     NUMBERS = (
-        *("step", "examples", "tokens", "best", "best_step", "bad_evaluations"),
-        *("evaluation_pending", "seconds", "skipped_steps"),
+        *("step", "examples", "tokens", "best", "best_step", "last_val_loss"),
+        *("bad_evaluations", "evaluation_pending", "seconds", "skipped_steps"),
     )
 
     def __post_init__(self) -> None:
@@ -899,8 +905,7 @@ def build_optimizer(groups: list[dict], config: Settings, world: World) -> torch
     """AdamW (Loshchilov & Hutter 2019), fused where torch has it, or SGD."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr)
-    fused = world.device.type in ("cuda", "cpu", "xpu", "mps")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def seed_everything(seed: int, device: torch.device) -> None:

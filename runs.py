@@ -11,10 +11,12 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -50,6 +52,11 @@ from core import (
 from settings import FREE_SETTINGS, Settings, parse_settings
 
 SCHEMA_VERSION = 1
+# Of run.json: what each session writes anew.
+OWN_KEYS = (
+    *("schema_version", "status", "exit_reason", "verdicts", "script", "command"),
+    *("seed", "world_size", "device"),
+)
 # What --fresh deletes; other files in the folder are not ours.
 RUN_FILES = (
     *("run.json", "diff.patch", "bad_rows.csv", "report.html"),
@@ -62,6 +69,8 @@ class Run:
 
     def __init__(self, config: Settings, world: World):
         self.config, self.world = config, world
+        # two scripts may have the same settings: which one it was is a part of the run
+        self.script = Path(sys.modules[type(config).__module__].__file__ or "").name
         self.status, self.exit_reason = "running", ""
         self.verdicts: list[str] = []
         self.facts: dict[str, Any] = {}
@@ -75,6 +84,7 @@ class Run:
         self._said = 0.0
         self.training = False
         self._old_handlers: dict[int, Any] = {}
+        self.earlier: dict[str, Any] = {}
 
     # -- entering and leaving
 
@@ -96,6 +106,11 @@ class Run:
             self.world.say(f"{self.folder} is finished:")
             self.world.say(finished)
             raise SystemExit(0)
+        if self.world.rank == 0:  # what an earlier session recorded stays if this one ends early
+            earlier = _read_json(self.folder / "run.json")
+            self.verdicts = earlier.get("verdicts", [])
+            self.earlier = {key: value for key, value in earlier.items() if key not in OWN_KEYS}
+            self.facts = dict(self.earlier)
         # last: were __enter__ left by an error, nothing would put the handlers back
         self._old_handlers = {
             number: signal.signal(number, self._on_signal)
@@ -150,9 +165,12 @@ class Run:
         lock = open(folder / ".lock", "w")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                lock.close()
+                return False
+            # a network volume may have no locks
+            self.world.say(f"note: {folder} has no file locks: start only one run there at a time")
         self._lock = lock
         return True
 
@@ -161,6 +179,9 @@ class Run:
             theirs = yaml.safe_load((folder / "config.yaml").read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
             return [f"config.yaml cannot be read: {error}"]
+        script = _read_json(folder / "run.json").get("script")
+        if script not in (None, self.script):
+            return [f"script: {script} there, {self.script} now"]
         ours = dataclasses.asdict(self.config)
         return [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
@@ -215,14 +236,16 @@ class Run:
     def write_record(self, state: State | None = None) -> None:
         if state is not None:
             self.facts |= {"seconds": round(state.seconds, 3), "steps": state.step}
+            self.facts["micro_batch"] = state.loader.micro_batch  # halved when memory ran out
         write_text(
             self.folder / "run.json",
             json.dumps(
                 {
                     "schema_version": SCHEMA_VERSION,
-                    "status": self.status,
+                    "status": "running" if self.status == "early" else self.status,
                     "exit_reason": self.exit_reason,
                     "verdicts": self.verdicts,
+                    "script": self.script,
                     "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
                     "seed": self.config.seed,
                     "world_size": self.world.size,
@@ -243,15 +266,23 @@ class Run:
         self.evaluate = evaluate
         self.training = True
         state.stop_requested = lambda: self.signal is not None
-        steps = None
-        if self.world.rank == 0 and not self.config.dry_run:
-            self.facts = environment_facts(self.world, state.precision, self.folder) | self.facts
-            steps = self._load_newest(state)
+        saved: dict | None = None
+
+        def load() -> None:
+            nonlocal saved
+            self._check_rows()
+            saved = self._load_newest(state)
+            if saved is not None:
+                state.load_state_dict(saved)
             self._cut_metrics(state.step, state.evaluation_pending)
-            earlier = _read_json(self.folder / "run.json")
-            self.verdicts = [*earlier.get("verdicts", []), *self.verdicts]
+            now = environment_facts(self.world, state.precision, self.folder)
+            now |= {"world_size": self.world.size, "device": self.world.device.type}
+            session = {"from_step": state.step, **now}
+            self.facts |= now | {"sessions": [*self.facts.get("sessions", []), session]}
             self.write_record(state)
-        saved = self.world.from_rank_0(state.state_dict() if steps is not None else None)
+
+        self._on_rank_0(load)
+        saved = self.world.from_rank_0(saved)
         if saved is not None and self.world.rank != 0:
             state.load_state_dict(saved)
         broadcast_parameters(state.model, self.world)
@@ -271,7 +302,19 @@ class Run:
             return self._stop(state, self._agree_on_signal())
         self._check_patience(state)
 
-    def _load_newest(self, state: State) -> int | None:
+    def _check_rows(self) -> None:
+        """A run continues only on the rows that it began with."""
+        for name in ("data_fingerprint", "split_fingerprint"):
+            before = self.earlier.get(name)
+            if before is not None and before != self.facts.get(name):
+                self.facts[name] = before
+                raise ValueError(
+                    f"{self.folder}: the rows of --data changed since the run began ({name}): "
+                    "use the rows of then, another --out, or --fresh to begin anew"
+                )
+
+    def _load_newest(self, state: State) -> dict | None:
+        """Weights into the model; returns the rest of the state, on the CPU."""
         from safetensors.torch import load_model
 
         weights = self.folder / "train/weights"
@@ -284,11 +327,10 @@ class Run:
             problem = damage(folder)
             if problem is None:
                 try:
-                    device = self.world.device
-                    saved = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+                    # on the CPU: each rank's optimizer moves the values to its own device
+                    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
                     load_model(state.model, folder / "model.safetensors")
-                    state.load_state_dict(saved)
-                    return state.step
+                    return saved
                 except pickle.UnpicklingError:
                     problem = "state.pt holds more than tensors and plain values"
             aside = folder.with_name(f"{folder.name}.damaged")
@@ -318,7 +360,11 @@ class Run:
         """One line of metrics.jsonl."""
         if self._metrics is not None:
             try:
-                self._metrics.write(json.dumps(line) + "\n")
+                finite = {
+                    key: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for key, value in line.items()
+                }
+                self._metrics.write(json.dumps(finite) + "\n")
             except OSError as error:
                 raise disk_error(error, self.folder / "train/metrics/metrics.jsonl") from error
 
@@ -346,7 +392,9 @@ class Run:
             return self._stop(state, self._agree_on_signal())
         save_due = evaluate_due if config.save_every is None else False
         save_due = save_due or bool(config.save_every and state.step % config.save_every == 0)
-        if save_due or state.clock.done or self.status != "running":
+        # a new best is saved with the state that knows of it
+        improved = evaluate_due and state.best_step == state.step
+        if save_due or improved or state.clock.done or self.status != "running":
             self.save(state)
         if config.stop_after and self._steps_here >= config.stop_after and not state.clock.done:
             return self._stop(state, f"--stop_after {config.stop_after}")
@@ -398,7 +446,7 @@ class Run:
             self.world.say(f"step {state.step}: loss spike, {loss:.3f} (median of 50: {usual:.3f})")
 
     def _evaluate(self, state: State) -> None:
-        metrics = self.evaluate()
+        metrics = self.world.from_rank_0(self.evaluate())  # all ranks decide from the same numbers
         self.log({"step": state.step, **metrics})
         text = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
         self.world.say(f"step {state.step}  {text}")
@@ -409,6 +457,7 @@ class Run:
         else:
             state.bad_evaluations += 1
         state.evaluation_pending = False
+        state.last_val_loss = loss
         self._check_patience(state)
         # evaluation is no training time
         now = time.perf_counter()
@@ -479,12 +528,16 @@ class Run:
         if self.status == "stopped":
             return
         reason = self.exit_reason or "all steps done"
+        if state.last_val_loss > 1.05 * state.best:
+            self.verdict(
+                f"overfitted: validation loss rose from {state.best:.4f} at step {state.best_step} "
+                f"to {state.last_val_loss:.4f}; fewer --epochs, more rows or more dropout"
+            )
         self._write_weights(state, "final")
         tested_with = self._restore_for_test(state)
         try:
             metrics, rows = test()
         except Stopped:
-            self.status = "running"
             return self._stop_in_test(state)
         metrics = {**metrics, "tested_with": tested_with, "best_step": state.best_step}
         self.status, self.exit_reason = "finished", reason
@@ -513,6 +566,9 @@ class Run:
         problem = None
         if self.world.rank == 0 and wanted == "best":
             problem = damage(weights / "best") if state.best_step else "no evaluation was finite"
+            held = _read_json(weights / "best/manifest.json").get("step")
+            if problem is None and held != state.best_step:
+                problem = f"it holds step {held}, not {state.best_step}"
         problem = self.world.from_rank_0(problem)
         if problem is not None:
             self.verdict(f"tested with the final weights: best cannot be used ({problem})")

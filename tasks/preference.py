@@ -104,7 +104,8 @@ def load_rows(config: Config, world: core.World, run: runs.Run) -> list[arena.Pa
         world.say(reviews.NOTICE)
         leaks = 0
     else:
-        bad_rows = run.folder / "bad_rows.csv" if world.rank == 0 else None
+        writes = world.rank == 0 and not config.dry_run
+        bad_rows = run.folder / "bad_rows.csv" if writes else None
         rows, repairs = arena.load_arena(
             config.data, skip_bad_rows=config.skip_bad_rows, bad_rows_file=bad_rows
         )
@@ -417,9 +418,21 @@ class Preference:
             config.weight_decay,
         )
         loader = core.TrainLoader(self.train, config, world)
+        # rounded first: 1.1 · 10 is 11.000000000000002
+        total = math.ceil(round(config.epochs * loader.steps_per_epoch, 6))
+
+        def schedule(fraction: float) -> float:
+            low = config.min_lr / config.lr
+            return warmup_then_decay(fraction, config.schedule, config.warmup_frac, low)
+
+        if all(schedule(step / total) == 0 for step in range(total)):
+            raise ValueError(
+                f"the learning rate is 0 in all {total} steps: use --warmup_frac 0 or more --epochs"
+            )
         facts = {
             **{"head": config.head, "with_prompt": self.with_prompt, "swap": config.swap},
             **{"max_length": config.max_length, "prompt_frac": config.prompt_frac},
+            "precision": self.precision,
         }
         self.state = core.State(
             config=config,
@@ -427,10 +440,8 @@ class Preference:
             model=model,
             optimizer=core.build_optimizer(groups, config, world),
             loader=loader,
-            clock=core.StepClock(math.ceil(config.epochs * loader.steps_per_epoch)),
-            schedule=lambda fraction: warmup_then_decay(
-                fraction, config.schedule, config.warmup_frac, config.min_lr / config.lr
-            ),
+            clock=core.StepClock(total),
+            schedule=schedule,
             export=lambda folder: save_model(model, self.tokenizer, facts, folder),
             restore=lambda folder: restore_model(model, folder),
             precision=self.precision,
@@ -564,7 +575,8 @@ class Predictor:
         self.world = core.single_world(config.device)
         machine, kind = self.world.machine, pretrained.load_config(str(folder)).model_type
         device = self.world.device.type
-        self.precision = core.choose_precision("auto", device, machine, kind)
+        asked = self.facts.get("precision", "auto")  # the run's own, for the run's own answers
+        self.precision = core.choose_precision(asked, device, machine, kind)
         attention = core.choose_attention("auto", device, self.precision, machine, kind)
         self.tokenizer = pretrained.load_tokenizer(str(folder))
         encoder = pretrained.load_encoder(str(folder), attention=attention)

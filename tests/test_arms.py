@@ -167,7 +167,7 @@ def test_arm_trains_two_steps(path, script, tiny, pair_csv, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_prompt_is_read_from_run_2_on(script, tiny_bert, pair_csv, tmp_path):
-    settings = ["--data", pair_csv, "--max_length", 32, "--epochs", 0.1]
+    settings = ["--data", pair_csv, "--max_length", 32, "--epochs", 0.1, "--warmup_frac", 0]
     train(script, "--model", tiny_bert, *settings, "--out", tmp_path / "run")
     facts = json.loads((tmp_path / "run/train/weights/best/preference.json").read_text())
     assert facts["with_prompt"] == (script != "run_1_distilbert")
@@ -541,7 +541,8 @@ def test_predict_refuses_damaged_weights(monkeypatch, saved_run, tmp_path):
 def test_flip_consistency_is_exact_where_the_method_promises_it(
     head, swap, tiny, pair_csv, tmp_path
 ):
-    settings = ["--data", pair_csv, "--max_length", 32, "--epochs", 0.2, "--lr", 1e-9]
+    settings = ["--data", pair_csv, "--max_length", 32, "--epochs", 0.2, "--warmup_frac", 0]
+    settings += ["--lr", 1e-9]
     settings += ["--head", head, "--swap", swap, "--val_frac", 0.3, "--test_frac", 0.5]
     train("run_2_appendprompt", "--model", tiny("bert"), *settings, "--out", tmp_path / "run")
     found = metrics_of(tmp_path / "run")["flip_consistency"]

@@ -613,12 +613,32 @@ def test_no_room_for_a_line_of_the_metrics(again, short, settings, monkeypatch):
 # ---------------------------------------------------------------- which run is continued
 
 
+def test_another_script_does_not_continue_the_run(again, settings):
+    """Run 1 and run 2 have the same settings and the same folder under results/."""
+    import run_1_distilbert
+
+    words = [*settings, *SHORT, "--out", str(again)]
+    config, given = parse_settings(run_1_distilbert.Config, words, "run_1_distilbert.py")
+    with pytest.raises(SystemExit, match="script: run_2_appendprompt.py there, run_1_distilbert"):
+        run_1_distilbert.main(config, given)
+
+
+def test_rows_that_changed_are_not_continued(again, settings, tmp_path):
+    """The loader's position would point at other rows."""
+    record_path = again / "run.json"
+    saved = json.loads(record_path.read_text())
+    record_path.write_text(json.dumps(saved | {"data_fingerprint": "another"}))
+    for _ in range(2):  # the failed attempt must not make the new rows the run's own
+        with pytest.raises(ValueError, match="rows of --data changed"):
+            train_here(*settings, *SHORT, "--out", str(again))
+
+
 def test_other_settings_are_refused_and_listed(again, settings):
     before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as refused:
         train_here(*settings, *SHORT, "--out", str(again), "--lr", "1e-2", "--seed", "1")
     text = str(refused.value)
-    assert "lr: 0.001 there, 0.01 now" in text and "seed: 0 there, 1 now" in text
+    assert "lr: 0.003 there, 0.01 now" in text and "seed: 0 there, 1 now" in text
     assert "save_every" not in text and "--fresh" in text
     assert before == {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
 
