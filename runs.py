@@ -145,7 +145,9 @@ class Run:
             for name in RUN_FILES:  # config.yaml last: until then it is known to be a run
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if (folder / "config.yaml").exists():
+        # a run that ended before its first step (a mistyped path, say) holds nothing to protect
+        begun = (folder / "train").exists()
+        if begun and (folder / "config.yaml").exists():
             if differences := self._other_settings(folder):
                 raise ValueError(
                     f"{folder} holds a run with other settings:\n  "
@@ -154,7 +156,7 @@ class Run:
                 )
             elif _read_json(folder / "run.json").get("status") == "finished":
                 return folder, self._summary(folder)
-        if not (folder / "config.yaml").exists():
+        if not begun or not (folder / "config.yaml").exists():
             settings = dataclasses.asdict(config)
             for key in ("out", "fresh", "dry_run", "stop_after"):
                 settings.pop(key)

@@ -613,6 +613,15 @@ def test_no_room_for_a_line_of_the_metrics(again, short, settings, monkeypatch):
 # ---------------------------------------------------------------- which run is continued
 
 
+def test_a_mistyped_path_does_not_bind_the_folder(settings, tmp_path):
+    out = ["--out", str(tmp_path / "run"), "--stop_after", "1"]
+    wrong = [*settings, "--data", "nofile.csv"]
+    with pytest.raises(FileNotFoundError):
+        train_here(*wrong, *SHORT, *out)
+    train_here(*settings, *SHORT, *out)
+    assert training_steps(tmp_path / "run") == [1]
+
+
 def test_another_script_does_not_continue_the_run(again, settings):
     """Run 1 and run 2 have the same settings and the same folder under results/."""
     import run_1_distilbert
