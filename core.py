@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -851,6 +852,7 @@ class State:
                 raise ValueError(f"optimizer group {group.get('part', number)} has no parameters")
             group.setdefault("peak_lr", group["lr"])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.layer_of = {key: layer_of(name) for key, name in trained.items()}
         enabled = self.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=enabled)
 
@@ -968,7 +970,7 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
     # backward ran on scale · losses / batch
     scale = state.config.batch / (targets * state.scaler.get_scale())
     gradients = [p.grad for p in active]
-    norm = float(nn.utils.get_total_norm(gradients)) * scale
+    norm, layer_norms = gradient_norms(gradients, [state.layer_of[id(p)] for p in active], scale)
     finite = not world.any(not (math.isfinite(norm) and math.isfinite(losses)))
     if finite:
         limit = state.config.max_grad_norm
@@ -991,9 +993,36 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
         "lr": optimizer.param_groups[0]["lr"],
         **(lrs if len(lrs) > 1 else {}),
         "grad_norm": norm,
+        "grad_norms": layer_norms,
         "examples_in_step": work.examples,
         "tokens_in_step": work.tokens,
     }
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to, from its name.
+
+    layer_3 for encoder.layer.3.output.dense.weight; embeddings; head; else its own module.
+    """
+    parts = parameter.split(".")
+    number = next((part for part in parts if part.isdigit()), None)
+    if parts[0] == "head" or len(parts) == 1:
+        return parts[0]
+    if number is not None:
+        return f"layer_{number}"
+    return "embeddings" if re.search(r"embed|wte|wpe", parameter) else parts[-2]
+
+
+def gradient_norms(
+    gradients: list[Tensor], layers: list[str], scale: float
+) -> tuple[float, dict[str, float]]:
+    """L2 norm of all gradients and of each layer's, times scale; one wait for the device."""
+    norms = torch.stack(torch._foreach_norm(gradients))
+    names = list(dict.fromkeys(layers))
+    places = torch.tensor([names.index(layer) for layer in layers], device=norms.device)
+    squares = norms.new_zeros(len(names)).index_add_(0, places, norms.square())
+    total, *each = torch.cat([torch.linalg.vector_norm(norms)[None], squares.sqrt()]).tolist()
+    return total * scale, {name: value * scale for name, value in zip(names, each, strict=True)}
 
 
 def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Tensor]:

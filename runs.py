@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import errno
 import fcntl
+import heapq
 import importlib.metadata
 import io
 import json
@@ -49,6 +50,7 @@ from core import (
     write_folder,
     write_text,
 )
+from evaluation.monitor import check_trackers, open_trackers
 from settings import FREE_SETTINGS, Settings, parse_settings
 
 SCHEMA_VERSION = 1
@@ -77,6 +79,7 @@ class Run:
         self.signal: str | None = None
         self._metrics: io.TextIOBase | None = None
         self._lock: io.TextIOBase | None = None
+        self._trackers: list[Any] = []
         self._bar: Any = None
         self._recent: list[float] = []
         self._steps_here = 0
@@ -89,6 +92,7 @@ class Run:
     # -- entering and leaving
 
     def __enter__(self) -> "Run":
+        check_trackers(self.config.log)
         found = None
         if self.world.rank == 0 and not self.config.dry_run:
             try:
@@ -209,6 +213,9 @@ class Run:
         if self._metrics is not None:
             with contextlib.suppress(OSError):  # on a full disk its last line is still waiting
                 self._metrics.close()
+        for tracker in self._trackers:
+            with contextlib.suppress(Exception):
+                tracker.close()
         if isinstance(error, SystemExit) and not error.code:
             return False
         if isinstance(error, KeyboardInterrupt):
@@ -239,6 +246,7 @@ class Run:
         if state is not None:
             self.facts |= {"seconds": round(state.seconds, 3), "steps": state.step}
             self.facts["micro_batch"] = state.loader.micro_batch  # halved when memory ran out
+            self.facts["peak_memory_bytes"] = peak_memory(self.world.device)
         write_text(
             self.folder / "run.json",
             json.dumps(
@@ -282,6 +290,9 @@ class Run:
             session = {"from_step": state.step, **now}
             self.facts |= now | {"sessions": [*self.facts.get("sessions", []), session]}
             self.write_record(state)
+            self._trackers = open_trackers(
+                self.config.log, self.folder, dataclasses.asdict(self.config), state.step
+            )
 
         self._on_rank_0(load)
         saved = self.world.from_rank_0(saved)
@@ -362,13 +373,15 @@ class Run:
         """One line of metrics.jsonl."""
         if self._metrics is not None:
             try:
-                finite = {
-                    key: None if isinstance(value, float) and not math.isfinite(value) else value
-                    for key, value in line.items()
-                }
-                self._metrics.write(json.dumps(finite) + "\n")
+                self._metrics.write(json.dumps(_finite(line)) + "\n")
             except OSError as error:
                 raise disk_error(error, self.folder / "train/metrics/metrics.jsonl") from error
+            for tracker in list(self._trackers):
+                try:
+                    tracker.log(line)
+                except Exception as error:  # a copy of the log is not worth the run
+                    self._trackers.remove(tracker)
+                    self.world.say(f"warning: no more logging to {tracker.name}: {error}")
 
     def done(self, state: State) -> bool:
         """Whether to leave the training loop; all ranks agree since all decide from sums."""
@@ -412,9 +425,9 @@ class Run:
             "tokens_per_second": stats.pop("tokens_in_step") / took,
         }
         line = {"step": state.step, **stats, "examples": state.examples, "tokens": state.tokens}
-        self.log(
-            line | {k: round(v, 1) for k, v in per_second.items()} | {"seconds": state.seconds}
-        )
+        line |= {name: round(value, 1) for name, value in per_second.items()}
+        memory = peak_memory(self.world.device)
+        self.log(line | {"seconds": state.seconds, "peak_memory_bytes": memory})
         if self.world.rank != 0:
             return
         text = f"loss {stats['train_loss']:.4f}  lr {stats['lr']:.2e}"
@@ -523,9 +536,10 @@ class Run:
     # -- the end
 
     def finish(self, state: State, test: Callable[[], tuple[dict, list[dict]]]) -> None:
-        """Write the final weights, test once with the best, say the result.
+        """Write the final weights, test once with the best, say the result, make the page.
 
-        test() gives the metrics and one dict a row for predictions.csv.
+        test() gives the metrics and one dict a row for predictions.csv; what a row has as "text"
+        is kept for the rows that went most wrong.
         """
         if self.status == "stopped":
             return
@@ -545,9 +559,11 @@ class Run:
         self.status, self.exit_reason = "finished", reason
 
         def write() -> None:
-            folder = self.folder / "test/metrics"
-            write_text(folder / "predictions.csv", _csv(rows))
-            write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+            folder = self.folder / "test"
+            worst = "".join(json.dumps(_finite(row)) + "\n" for row in worst_rows(rows))
+            write_text(folder / "analysis/worst_rows.jsonl", worst)
+            write_text(folder / "metrics/predictions.csv", _csv(rows))
+            write_text(folder / "metrics/metrics.json", json.dumps(metrics, indent=1))
             self.write_record(state)
 
         self._on_rank_0(write)
@@ -555,6 +571,21 @@ class Run:
             self._bar.close()
         lines = [f"finished: {self.folder} ({state.seconds:.0f} s of training)"]
         self.world.say("\n".join([*lines, *summary_lines(metrics)]))
+        if self.config.page and self.world.rank == 0:
+            self._make_page()
+
+    def _make_page(self) -> None:
+        """In a process of its own: whatever goes wrong there, the run is finished."""
+        command = [sys.executable, str(PROJECT / "report.py"), "page", str(self.folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            problem = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = [str(error)]
+        if problem:
+            self.world.say(f"warning: no page ({problem[0]}); later: report.py page {self.folder}")
+        else:
+            self.world.say(f"page: {self.folder / 'report.html'}")
 
     def _stop_in_test(self, state: State) -> None:
         self.status, self.exit_reason = "stopped", self._agree_on_signal()
@@ -646,12 +677,39 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
+def row_loss(row: dict[str, Any]) -> float:
+    """How wrong a row of predictions.csv is: nats, nats a target, or the error of a number."""
+    if "loss_sum" in row:
+        return row["loss_sum"] / max(row["num_targets"], 1)
+    if f"p_{row['label']}" in row:
+        return -math.log(max(row[f"p_{row['label']}"], np.finfo(np.float64).eps))
+    return abs(float(row["label"]) - float(row["prediction"]))
+
+
+def worst_rows(rows: list[dict], count: int = 20, characters: int = 2000) -> list[dict]:
+    """The rows with a text that the model got most wrong, worst first, long texts cut."""
+    with_text = [row for row in rows if "text" in row]
+    worst = heapq.nlargest(count, with_text, key=row_loss)
+    return [
+        row | {"loss": row_loss(row), "text": {k: v[:characters] for k, v in row["text"].items()}}
+        for row in worst
+    ]
+
+
 def _csv(rows: list[dict]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["id"])
+    names = [name for name in rows[0] if name != "text"] if rows else ["id"]
+    writer = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """NaN and Inf as None, which is all that JSON has for them."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_json(path: Path) -> dict:

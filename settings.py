@@ -83,6 +83,10 @@ class Settings:
     """evaluations without a better one before the run stops early; null: never"""
     test_with: Literal["best", "final"] = "best"
     """weights for the test: best on validation, or those at the end"""
+    log: str | None = None
+    """also log to tensorboard, wandb or tensorboard,wandb (install what you name)"""
+    page: bool = True
+    """write report.html into the run folder at the end"""
     dry_run: bool = False
     """print steps, tokens, parameters, memory and time, and stop"""
     stop_after: int | None = None
@@ -109,7 +113,7 @@ class Settings:
 # Settings that may differ when a run is continued: they do not change what is computed.
 FREE_SETTINGS = {
     *("out", "fresh", "device", "backend", "workers", "save_every", "keep_every"),
-    *("dry_run", "stop_after"),
+    *("log", "page", "dry_run", "stop_after"),
 }
 C = TypeVar("C")
 

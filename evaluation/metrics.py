@@ -63,15 +63,10 @@ def classification_metrics(
     result |= {"log_loss": loss, "loss": loss}
     result["f1_macro"] = float(f1_score(labels, predictions, average="macro"))
     if intervals:
-        one_hot = np.eye(num_classes)
-        columns = np.column_stack(
-            [
-                _row_losses(probabilities, labels),
-                one_hot[labels] * (predictions == labels)[:, None],
-                one_hot[labels] + one_hot[predictions],
-            ]
+        columns = classification_columns(labels, predictions, num_classes, probabilities)
+        low, high = cluster_bootstrap(
+            columns, groups, lambda sums: np.stack([log_loss_of(sums), f1_macro_of(sums)], -1)
         )
-        low, high = cluster_bootstrap(columns, groups, _loss_and_f1)
         _add_interval(result, "log_loss", low[0], high[0])
         _add_interval(result, "loss", low[0], high[0])
         _add_interval(result, "f1_macro", low[1], high[1])
@@ -89,6 +84,53 @@ def classification_metrics(
         "prior_entropy": float(entropy(shares)),
         "uniform_log_loss": math.log(num_classes),
     }
+
+
+def classification_columns(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    num_classes: int,
+    probabilities: np.ndarray | None = None,
+) -> np.ndarray:
+    """What accuracy, F1 and log loss are sums of: (n, 1 + 3k) for labels, predictions (n,).
+
+    Row loss in nats (0 without probabilities), then three one-hots: hit, label, prediction.
+    With the number of rows behind them, the sums go to accuracy_of, f1_macro_of,
+    matthews_of and log_loss_of, so that a bootstrap needs sums only.
+    """
+    one_hot = np.eye(num_classes)
+    losses = np.zeros(len(labels)) if probabilities is None else _row_losses(probabilities, labels)
+    hits = one_hot[labels] * (predictions == labels)[:, None]
+    return np.column_stack([losses, hits, one_hot[labels], one_hot[predictions]])
+
+
+def _counts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, labels and predictions per class, each (…, k), of sums (…, 1 + 3k + 1)."""
+    return tuple(np.split(sums[..., 1:-1], 3, axis=-1))
+
+
+def log_loss_of(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., -1]
+
+
+def accuracy_of(sums: np.ndarray) -> np.ndarray:
+    return _counts(sums)[0].sum(-1) / sums[..., -1]
+
+
+def f1_macro_of(sums: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes that occur in labels or predictions."""
+    hits, labels, predictions = _counts(sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nanmean(2 * hits / (labels + predictions), axis=-1)
+
+
+def matthews_of(sums: np.ndarray) -> np.ndarray:
+    """Matthews correlation for k classes, 0 where it is undefined. Gorodkin 2004, eq. 8."""
+    hits, labels, predictions = _counts(sums)
+    n = sums[..., -1]
+    covariance = hits.sum(-1) * n - (labels * predictions).sum(-1)
+    spread = (n**2 - (labels**2).sum(-1)) * (n**2 - (predictions**2).sum(-1))
+    return np.divide(covariance, np.sqrt(spread), out=np.zeros_like(covariance), where=spread > 0)
 
 
 def preference_metrics(
@@ -256,12 +298,6 @@ def _clipped(probabilities: np.ndarray) -> np.ndarray:
 
 def _row_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -np.log(_clipped(probabilities[np.arange(len(labels)), labels]))
-
-
-def _loss_and_f1(sums: np.ndarray) -> np.ndarray:
-    """Sums (…, 1 + k + k + 1): loss, hits per class, labels + predictions per class, rows."""
-    hits, occurrences = np.split(sums[..., 1:-1], 2, axis=-1)
-    return np.stack([sums[..., 0] / sums[..., -1], np.nanmean(2 * hits / occurrences, -1)], -1)
 
 
 def _length_bias(sums: np.ndarray) -> np.ndarray:

@@ -66,6 +66,24 @@ def cluster_bootstrap(
     rows, NaN or Inf in the columns, and lengths that differ.
     Cameron, Gelbach & Miller 2008, Rev. Econ. Stat. 90(3), section III (pairs cluster bootstrap).
     """
+    sums = resampled_sums(columns, groups, repeats, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.asarray(statistic(sums), dtype=np.float64)
+    if len({str(group) for group in groups}) == 1:
+        values = np.full_like(values, np.nan)
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    return (float(low), float(high)) if values.ndim == 1 else (low, high)
+
+
+def resampled_sums(
+    columns: np.ndarray, groups: Sequence[Hashable], repeats: int, seed: int = 0
+) -> np.ndarray:
+    """Column sums of `repeats` resamples of whole groups: (repeats, k + 1), the last being rows.
+
+    `columns` is (n,) or (n, k). Columns of several models on the same rows are resampled together,
+    which is what makes their comparison a paired one. Errors as in `cluster_bootstrap`.
+    """
     columns = np.asarray(columns, dtype=np.float64)
     columns = columns.reshape(len(columns), -1) if columns.size else columns
     if len(columns) == 0 or len(columns) != len(groups):
@@ -81,16 +99,14 @@ def cluster_bootstrap(
 
     generator = np.random.default_rng(seed)
     sums = np.empty((repeats, columns.shape[1]))
-    for repeat in range(repeats):  # one repeat at a time keeps memory at O(G) and stays in cache
-        drawn = generator.integers(num_groups, size=num_groups)
-        sums[repeat] = np.bincount(drawn, minlength=num_groups) @ group_sums
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.asarray(statistic(sums), dtype=np.float64)
-    if num_groups == 1:
-        values = np.full_like(values, np.nan)
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
-    return (float(low), float(high)) if values.ndim == 1 else (low, high)
+    chunk = max(1, 2**20 // num_groups)  # bounds memory, and stays in cache
+    for start in range(0, repeats, chunk):
+        count = min(chunk, repeats - start)
+        drawn = generator.integers(num_groups, size=(count, num_groups))
+        drawn += num_groups * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * num_groups)
+        sums[start : start + count] = times.reshape(count, num_groups) @ group_sums
+    return sums
 
 
 def proportion_interval(

@@ -112,8 +112,10 @@ def load_rows(config: Config, world: core.World, run: runs.Run) -> list[arena.Pa
         arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
         leaks = arena.check_leaks(rows, config.split)
     run.record(data_fingerprint=arena.data_fingerprint(rows))
-    rows = arena.subset(rows, config.limit, config.train_frac)
+    rows = arena.subset(rows, config.limit)
+    # before --train_frac, which takes training rows away and moves none: runs stay comparable
     run.record(split_fingerprint=arena.split_fingerprint(rows), repairs=repairs)
+    rows = arena.subset(rows, train_frac=config.train_frac)
     if config.labels == "shuffled":
         rows = arena.shuffle_labels(rows, config.seed)
         world.say("labels are shuffled inside each part: nothing can be learned from them")
@@ -514,6 +516,11 @@ class Preference:
                 "label": CLASSES[row.label],
                 "prediction": CLASSES[int(p[i].argmax())],
                 **{f"p_{name}": float(p[i, k]) for k, name in enumerate(CLASSES)},
+                "text": {
+                    "prompt": "\n\n".join(row.prompt),
+                    "response A": "\n\n".join(row.response_a),
+                    "response B": "\n\n".join(row.response_b),
+                },
             }
             for i, row in enumerate(rows)
         ]

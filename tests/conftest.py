@@ -76,7 +76,12 @@ def pair_csv(tmp_path_factory) -> Path:
 
 
 def command(script: str, *settings: str, processes: int = 1) -> list[str]:
-    """The command line of a script, under torchrun when there is more than one process."""
+    """The command line of a script, under torchrun when there is more than one process.
+
+    Without the page that a finished run makes: it takes seconds, and tests of its own.
+    """
+    if "--page=true" not in settings and not (settings and settings[0].isalpha()):
+        settings = (*settings, "--page=false")
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]

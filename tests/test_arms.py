@@ -59,7 +59,8 @@ def tiny(tmp_path_factory):
 def train(script: str, *settings: object) -> None:
     """A script's main in this process, from its command line's words."""
     module = importlib.import_module(script)
-    module.main(*parse_settings(module.Config, list(map(str, settings)), script))
+    words = [*map(str, settings), "--page=false"]
+    module.main(*parse_settings(module.Config, words, script))
 
 
 def record_of(out: Path) -> dict:

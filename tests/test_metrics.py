@@ -70,15 +70,23 @@ def test_intervals_of_log_loss_and_f1_equal_a_plain_loop_over_sklearn():
         assert result[f"{name}_ci95"] == pytest.approx(slow, abs=0.02)  # 400 repeats, not 2000
 
 
-def test_f1_of_sums_equals_sklearn_when_a_class_is_missing():
-    labels, predictions = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
-    one_hot = np.eye(3)
-    hits = (one_hot[labels] * (labels == predictions)[:, None]).sum(0)
-    occurrences = (one_hot[labels] + one_hot[predictions]).sum(0)
-    with np.errstate(invalid="ignore"):
-        _, f1 = metrics._loss_and_f1(np.concatenate([[0.0], hits, occurrences, [5.0]]))
-    expected = sklearn_metrics.f1_score(labels, predictions, average="macro")
-    assert f1 == pytest.approx(expected)
+def test_metrics_of_sums_equal_sklearn_also_when_a_class_is_missing():
+    generator = np.random.default_rng(7)
+    for labels, predictions in (
+        (np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])),
+        (generator.integers(3, size=90), generator.integers(3, size=90)),
+    ):
+        columns = metrics.classification_columns(labels, predictions, 3)
+        sums = np.concatenate([columns.sum(axis=0), [len(labels)]])
+        for statistic, expected in (
+            (metrics.accuracy_of, sklearn_metrics.accuracy_score(labels, predictions)),
+            (
+                metrics.f1_macro_of,
+                sklearn_metrics.f1_score(labels, predictions, average="macro"),
+            ),
+            (metrics.matthews_of, sklearn_metrics.matthews_corrcoef(labels, predictions)),
+        ):
+            assert statistic(sums) == pytest.approx(expected)
 
 
 def test_cluster_bootstrap_covers_the_truth_where_rows_of_a_group_agree_and_wilson_does_not():

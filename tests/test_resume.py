@@ -27,7 +27,7 @@ from settings import parse_settings
 from tasks import preference
 
 SCRIPT = "run_2_appendprompt.py"
-TIMES = {"seconds", "examples_per_second", "tokens_per_second"}
+TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes"}
 
 
 # ------------------------------------------------------------------------------ helpers
@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 def train_here(*settings: str) -> None:
     """The script in this process."""
-    config, given = parse_settings(run_2_appendprompt.Config, settings, SCRIPT)
+    config, given = parse_settings(run_2_appendprompt.Config, [*settings, "--page=false"], SCRIPT)
     run_2_appendprompt.main(config, given)
 
 

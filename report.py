@@ -1,0 +1,149 @@
+"""Is it better, is it noise, or did something else change too? Reads run folders; trains nothing.
+
+    python report.py compare results/minilm/run_a results/minilm/run_b
+    python report.py compare results/sweeps/frozen/frozen results/sweeps/frozen/trained
+    python report.py table results --sort -accuracy --markdown
+    python report.py page results/demo                       # results/demo/report.html
+    python report.py watch results/demo
+    python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
+
+A folder of runs counts as one arm: the seeds of one setting. Fewer than three seeds an arm say
+something of these models only; from three on, of the change.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    # heavy imports are where they are used: --help and table answer at once
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    compare = command("compare", "what differs between runs, and whether the difference is noise")
+    compare.add_argument(
+        "runs", nargs="+", help="runs, or folders of runs; the first is the baseline"
+    )
+    compare.add_argument("--group-by", "--group_by", type=names, metavar="NAMES", help=(
+        "settings that make an arm, e.g. lr,freeze; without it: all but the seed"
+    ))  # fmt: skip
+    compare.add_argument("--metrics", type=names, help="only these, e.g. accuracy,log_loss")
+    compare.add_argument("--anyway", action="store_true", help=(
+        "compare runs on different rows, unpaired"
+    ))  # fmt: skip
+
+    table = command("table", "one line a setting, with the columns that differ")
+    table.add_argument("runs", nargs="+", help="runs, or folders of runs")
+    table.add_argument("--columns", type=names, help="these columns, e.g. model,lr,accuracy")
+    table.add_argument("--sort", help="a column; -column: from high to low (as --sort=-column)")
+    table.add_argument("--each", action="store_true", help="a line a run, seeds not folded")
+    for parser_with_styles in (compare, table):
+        style = parser_with_styles.add_mutually_exclusive_group()
+        style.add_argument("--markdown", action="store_const", dest="style", const="github")
+        style.add_argument("--html", action="store_const", dest="style", const="html")
+        if parser_with_styles is table:
+            style.add_argument("--csv", action="store_const", dest="style", const="csv")
+
+    page = command("page", "one file to open and to show: report.html in the run's folder")
+    page.add_argument("runs", nargs="+", help="a run, or several on shared axes")
+    page.add_argument("--output", type=Path, help="file (a folder with --markdown)")
+    page.add_argument("--markdown", action="store_true", help="Markdown with picture files")
+
+    watch = command("watch", "a running or interrupted run in the terminal")
+    watch.add_argument("run")
+    watch.add_argument("--every", type=float, default=2.0, help="seconds between looks (default 2)")
+    watch.add_argument("--once", action="store_true", help="print the state and stop")
+
+    power = command("power", "how many rows and seeds would show a difference, before any run")
+    power.add_argument("--difference", type=float, help="to be seen, in the metric's unit")
+    power.add_argument("--accuracy", type=float, help="expected accuracy, 0 to 1")
+    power.add_argument("--disagreement", type=float, help=(
+        "share of the rows that only one of the two models has right"
+    ))  # fmt: skip
+    power.add_argument("--row-std", "--row_std", type=float, help=(
+        "for a loss: standard deviation of the difference of two models on one row"
+    ))  # fmt: skip
+    power.add_argument("--seed-std", "--seed_std", type=float, default=0.0, help=(
+        "standard deviation between seeds (default 0: one model against one)"
+    ))  # fmt: skip
+    power.add_argument("--rows", type=int, help="test rows (groups, where rows belong together)")
+    power.add_argument("--like", nargs="+", metavar="RUN", help=(
+        "take these figures from earlier runs: two seeds of one setting, or more"
+    ))  # fmt: skip
+    power.add_argument("--metric", default="accuracy", help="of --like (default accuracy)")
+    return parser
+
+
+def run_command(arguments: argparse.Namespace) -> str:
+    style = getattr(arguments, "style", None) or "simple"
+    if arguments.command == "compare":
+        from reports import compare
+
+        return compare.report(
+            arguments.runs, arguments.group_by, arguments.metrics, arguments.anyway, style
+        )
+    if arguments.command == "table":
+        from reports import folder, table
+
+        runs = folder.load_runs(arguments.runs)
+        columns, lines = table.build_table(runs, arguments.columns, fold=not arguments.each)
+        if arguments.sort:
+            lines = table.sort_lines(lines, arguments.sort)
+        for run in runs:
+            for note in run.notes:
+                print(f"note: {run.path}: {note}", file=sys.stderr)
+        return table.render(columns, lines, style)
+    if arguments.command == "page":
+        from reports import page
+
+        written = page.write_page(
+            [Path(run) for run in arguments.runs], arguments.output, arguments.markdown
+        )
+        return f"page: {written}"
+    if arguments.command == "watch":
+        from reports import watch
+
+        watch.watch(Path(arguments.run), arguments.every, arguments.once)
+        return ""
+    from reports import power
+
+    return power.report(arguments)
+
+
+def main() -> None:
+    import difflib
+
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args()
+    if unknown:
+        known = [
+            option
+            for choice in parser._subparsers._group_actions[0].choices.values()
+            for action in choice._actions
+            for option in action.option_strings
+        ]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise SystemExit(f"report.py {arguments.command}: unknown {unknown[0]}{hint}")
+    try:
+        text = run_command(arguments)
+        if text:
+            print(text)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,598 @@
+"""compare: what differs between runs, and whether the difference in their figures is noise.
+
+Arms are compared with the first one. An arm is one run, or several seeds of the same settings.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from evaluation import comparisons, metrics
+from evaluation.stats import resampled_sums
+from reports.folder import PLACE_SETTINGS, RunFolder, find_runs, flatten, is_run, load_runs
+
+ALPHA = 0.05
+
+
+# ------------------------------------------------------------------------- predictions
+
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+HIGHER_IS_BETTER = {"accuracy", "f1_macro", "matthews_correlation", "pearson"}
+
+
+@dataclass
+class Predictions:
+    """test/metrics/predictions.csv: what every row adds to the sums that metrics are made of.
+
+    `columns` (n, c); a statistic takes (…, c + 1), their sums and the number of rows.
+    """
+
+    ids: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray | None
+    columns: np.ndarray
+    statistics: dict[str, Statistic]
+    right: np.ndarray | None = None  # (n,) bool, for classification
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def value(self, metric: str) -> float:
+        return float(self.statistics[metric](np.append(self.columns.sum(axis=0), len(self))))
+
+
+def load_predictions(run: RunFolder) -> Predictions | None:
+    """The run's test rows, sorted by id; None (and a note in the run) when they cannot be read."""
+    import pandas
+
+    path = run.path / "test/metrics/predictions.csv"
+    text = dict.fromkeys(("id", "group", "label", "prediction"), str)
+    try:
+        frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={})
+        frame["group"] = frame["group"] if "group" in frame else frame["id"]
+        frame = frame.sort_values("id", kind="stable", ignore_index=True)
+        if not len(frame):
+            raise ValueError("it has no rows")
+        if frame["id"].duplicated().any():
+            raise ValueError(f"row id {frame['id'][frame['id'].duplicated()].iloc[0]} occurs twice")
+        kind = next(
+            kind
+            for kind, columns in _KINDS.items()
+            if columns <= set(frame) and (kind is not _regression or _is_regression(frame))
+        )
+        return kind(frame)
+    except FileNotFoundError:
+        run.notes.append("no test/metrics/predictions.csv: nothing to compare row by row")
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        why = str(error).splitlines()[0] if str(error) else "unknown columns"
+        run.notes.append(f"predictions.csv cannot be used: {why}")
+    return None
+
+
+def _is_regression(frame: Any) -> bool:
+    """Numbers without class probabilities, and not the same few numbers as the labels."""
+    if any(name.startswith("p_") for name in frame):
+        return False
+    try:
+        prediction = frame["prediction"].astype(float)
+        frame["label"].astype(float)
+    except ValueError:
+        return False
+    return bool((prediction != prediction.round()).any())
+
+
+def _classification(frame: Any) -> Predictions:
+    names = [name.removeprefix("p_") for name in frame if name.startswith("p_")]
+    classes = names or sorted(set(frame["label"]) | set(frame["prediction"]))
+    position = {name: place for place, name in enumerate(classes)}
+    for column in ("label", "prediction"):
+        unknown = set(frame[column]) - set(position)
+        if unknown:
+            raise ValueError(f"{column} {sorted(unknown)[0]!r} has no column p_{min(unknown)}")
+    labels = frame["label"].map(position).to_numpy(int)
+    predictions = frame["prediction"].map(position).to_numpy(int)
+    probabilities = None
+    if names:
+        probabilities = frame[[f"p_{name}" for name in names]].to_numpy(float)
+        if not np.isfinite(probabilities).all():
+            raise ValueError("a probability is NaN or infinite")
+    columns = metrics.classification_columns(labels, predictions, len(classes), probabilities)
+    statistics = {
+        "accuracy": metrics.accuracy_of,
+        "log_loss": metrics.log_loss_of,
+        "f1_macro": metrics.f1_macro_of,
+        "matthews_correlation": metrics.matthews_of,
+    }
+    if probabilities is None:
+        del statistics["log_loss"]
+    return _predictions(frame, columns, statistics, predictions == labels)
+
+
+def _regression(frame: Any) -> Predictions:
+    label, prediction = frame["label"].to_numpy(float), frame["prediction"].to_numpy(float)
+    columns = np.column_stack(
+        [(label - prediction) ** 2, label, prediction, label**2, prediction**2, label * prediction]
+    )
+
+    def pearson(sums: np.ndarray) -> np.ndarray:
+        mean = sums[..., :-1] / sums[..., -1:]
+        covariance = mean[..., 5] - mean[..., 1] * mean[..., 2]
+        spread = (mean[..., 3] - mean[..., 1] ** 2) * (mean[..., 4] - mean[..., 2] ** 2)
+        return covariance / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
+
+    return _predictions(
+        frame, columns, {"pearson": pearson, "mse": lambda sums: sums[..., 0] / sums[..., -1]}
+    )
+
+
+def _language_model(frame: Any) -> Predictions:
+    names = ["loss_sum", "num_targets", *(["num_chars"] if "num_chars" in frame else [])]
+    columns = frame[names].to_numpy(float)
+    if not np.isfinite(columns).all():
+        raise ValueError("a loss or count is NaN or infinite")
+    statistics: dict[str, Statistic] = {"loss": lambda sums: sums[..., 0] / sums[..., 1]}
+    if len(names) == 3:
+        statistics["nats_per_char"] = lambda sums: sums[..., 0] / sums[..., 2]
+    return _predictions(frame, columns, statistics)
+
+
+_KINDS = {
+    _language_model: {"id", "loss_sum", "num_targets"},
+    _regression: {"id", "label", "prediction"},
+    _classification: {"id", "label", "prediction"},
+}
+
+
+def _predictions(
+    frame: Any,
+    columns: np.ndarray,
+    statistics: dict[str, Statistic],
+    right: np.ndarray | None = None,
+) -> Predictions:
+    labels = frame["label"].to_numpy() if "label" in frame else None
+    ids, groups = frame["id"].to_numpy(), frame["group"].to_numpy()
+    return Predictions(ids, groups, labels, columns, statistics, right)
+
+
+# -------------------------------------------------------------------------------- arms
+
+
+@dataclass
+class Arm:
+    """Runs that count as one: the seeds of one setting."""
+
+    label: str
+    runs: list[RunFolder]
+
+    @cached_property
+    def predictions(self) -> list[Predictions]:
+        found = [load_predictions(run) for run in self.runs]
+        return [rows for rows in found if rows is not None]
+
+
+def settings_of(run: RunFolder) -> dict[str, Any]:
+    """What defines the run's computation, but for its seed."""
+    settings = {k: v for k, v in flatten(run.config).items() if k not in PLACE_SETTINGS}
+    settings.pop("seed", None)
+    command = run.record.get("command") or [None]
+    return {"script": run.record.get("script") or command[0], **settings}
+
+
+def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> list[list[RunFolder]]:
+    """Runs that are seeds of one setting together.
+
+    They are when they lie in one folder as seed_0, seed_1, … (a sweep's layout), or else when
+    all settings but the seed are the same; with `by`, when the settings named there are.
+    """
+    groups: dict[Any, list[RunFolder]] = {}
+    for run in runs:
+        settings = settings_of(run)
+        if by is not None:
+            missing = [name for name in by if name not in settings]
+            if missing:
+                raise ValueError(f"--group-by {missing[0]}: {run.path} has no such setting")
+            key = repr([settings[name] for name in by])
+        elif re.fullmatch(r"seed_\d+", run.path.name):
+            key = run.path.absolute().parent
+        else:
+            key = repr(sorted(settings.items()))
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Arm]:
+    """Each argument is an arm: a run, or a folder of runs (its seeds).
+
+    The runs of a single folder, and runs given one by one, are put into arms by group_runs;
+    where that leaves one arm only, each run is an arm of its own.
+    """
+    if by is None and len(paths) > 1 and not all(is_run(Path(path)) for path in paths):
+        arms = [Arm("", find_runs(path)) for path in paths]
+    else:
+        runs = load_runs(paths)
+        groups = group_runs(runs, by)
+        if len(groups) == 1 and by is None:
+            groups = [[run] for run in runs]
+        arms = [Arm("", group) for group in groups]
+    if len(arms) < 2:
+        raise ValueError("nothing to compare: give two runs, or two folders of runs, at least")
+    for label, arm in zip(labels_of([arm.runs for arm in arms]), arms, strict=True):
+        arm.label = label
+    return arms
+
+
+def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
+    """The folder that holds all runs of a group, as little of it as tells the groups apart.
+
+    Groups in one folder are told apart by the settings that differ between them.
+    """
+    folders = [
+        Path(os.path.commonpath([run.path.absolute() for run in group])).parts for group in groups
+    ]
+    if len(set(folders)) < len(folders):
+        settings = [settings_of(group[0]) for group in groups]
+        names = dict.fromkeys(name for found in settings for name in found)
+        differing = [name for name in names if len({show(s.get(name)) for s in settings}) > 1]
+        labels = [
+            ", ".join(f"{name}={show(found.get(name))}" for name in differing) for found in settings
+        ]
+        if len(set(labels)) == len(labels):
+            return labels
+        return [f"{Path(*parts).name} ({n})" for n, parts in enumerate(folders, start=1)]
+    length = 1
+    while len({parts[-length:] for parts in folders}) < len(folders):
+        length += 1
+    return [str(Path(*parts[-length:])) for parts in folders]
+
+
+# ------------------------------------------------------------------------- differences
+
+ENVIRONMENT = ("device", "world_size", "threads", "backend", "precision", "commit", "dirty")
+DATA = ("data_fingerprint", "split_fingerprint", "repairs")
+
+
+def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
+    """{"settings" | "data and split" | "environment": [[name, value in each arm …], …]}.
+
+    Only what differs between the arms, or (but for the seed) within one.
+    """
+
+    def settings(run: RunFolder) -> dict[str, Any]:
+        return settings_of(run) | {"seed": run.seed}
+
+    def data(run: RunFolder) -> dict[str, Any]:
+        return {name: run.record.get(name) for name in DATA} | {"test rows": run.metrics.get("n")}
+
+    def environment(run: RunFolder) -> dict[str, Any]:
+        facts = {name: run.record.get(name) for name in ENVIRONMENT}
+        facts["commit"] = str(facts["commit"] or "")[:10]
+        return facts | flatten({"versions": run.record.get("versions") or {}})
+
+    found = {}
+    sections = {"settings": settings, "data and split": data, "environment": environment}
+    for section, facts_of in sections.items():
+        facts = [[facts_of(run) for run in arm.runs] for arm in arms]
+        rows = []
+        for name in dict.fromkeys(name for arm in facts for run in arm for name in run):
+            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in facts]
+            between = len({frozenset(arm) for arm in values}) > 1
+            within = name != "seed" and any(len(arm) > 1 for arm in values)
+            if between or within:
+                rows.append([name, *(", ".join(arm) for arm in values)])
+        if rows:
+            found[section] = rows
+    return found
+
+
+def show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value is None or value == "" else str(value)
+
+
+def refusal(arms: Sequence[Arm]) -> str | None:
+    """Why the runs cannot be compared row by row, or None."""
+    runs = [run for arm in arms for run in arm.runs]
+    for name in ("split_fingerprint", "data_fingerprint"):
+        known = {run.record[name]: run for run in runs if run.record.get(name)}
+        if len(known) > 1:
+            first, second = list(known.values())[:2]
+            what = "splits" if name.startswith("split") else "data"
+            return (
+                f"{first.name} and {second.name} have different {what} ({name} "
+                f"{first.record[name]} and {second.record[name]})"
+            )
+    rows = [predictions for arm in arms for predictions in arm.predictions]
+    for other in rows[1:]:
+        if set(rows[0].statistics).isdisjoint(other.statistics):
+            return "the runs do different tasks"
+        if len(rows[0]) != len(other) or (rows[0].ids != other.ids).any():
+            shared = len(np.intersect1d(rows[0].ids, other.ids))
+            return (
+                f"the test rows are not the same: {len(rows[0])} and {len(other)}, {shared} shared"
+            )
+        if rows[0].labels is not None and (rows[0].labels != other.labels).any():
+            return "the same test rows have other labels (shuffled in one of the runs?)"
+        if (rows[0].groups != other.groups).any():
+            return "the same test rows are grouped otherwise"
+    return None
+
+
+# ------------------------------------------------------------------------ comparisons
+
+
+@dataclass
+class Comparison:
+    """One metric of one arm against the first arm."""
+
+    metric: str
+    higher_is_better: bool
+    arm: Arm
+    baseline: Arm
+    difference: comparisons.Difference
+    paired: bool
+    num_groups: int
+    p_holm: float = math.nan
+
+    @property
+    def over_seeds(self) -> bool:
+        return min(len(self.arm.predictions), len(self.baseline.predictions)) >= (
+            comparisons.MIN_SEEDS
+        )
+
+    @property
+    def separable(self) -> bool:
+        return self.p_holm < ALPHA
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or not separable over seeds; of two models only that they differ."""
+        rows = "on these rows" if self.paired else "on their own rows (unpaired)"
+        if not self.over_seeds:
+            state = "differ" if self.separable else "are not separable"
+            return f"these two models {state} {rows}"
+        if not self.separable:
+            return "not separable"
+        return "better" if (self.difference.value > 0) == self.higher_is_better else "worse"
+
+    @property
+    def sentence(self) -> str:
+        d, verdict = self.difference, self.verdict
+        if verdict in ("better", "worse"):
+            verdict = f"{self.arm.label} is {verdict}"
+        arms = f"{self.arm.label} against {self.baseline.label}"
+        text = f"{self.metric}, {arms}: {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], "
+        return f"{text}p {show_p(self.p_holm)}: {verdict}. {self.needed}"
+
+    @property
+    def needed(self) -> str:
+        """Rows or seeds that would show a difference of this size in 4 of 5 experiments."""
+        d, groups = self.difference, f"{self.num_groups:,}"
+        alone = self.num_groups == len(self.baseline.predictions[0])
+        unit = "test rows" if alone else "groups of test rows"
+        if d.value == 0:
+            return "There is no difference to look for."
+        row_std = math.sqrt(d.row_variance * self.num_groups)
+        lead = "A difference of this size is seen in 4 of 5 experiments with"
+        if self.over_seeds:
+            seed_std = math.sqrt((d.seed_variance or 0.0) / 2)
+            seeds = comparisons.seeds_needed(d.value, self.num_groups, row_std, seed_std)
+            if seeds is not None:
+                return f"{lead} {seeds} seeds an arm on these rows."
+            rows = comparisons.rows_needed(d.value, row_std, 100, seed_std)
+            many = f"about {rows:,} {unit}" if rows else "seeds differ too much"
+            return (
+                f"No number of seeds shows a difference of this size on {groups} {unit}; "
+                f"with 100 seeds: {many}."
+            )
+        rows = comparisons.rows_needed(d.value, row_std)
+        many = f"about {rows:,}" if rows else "more than 100 million"
+        return f"{lead} {many} {unit} (here {groups})."
+
+
+def show_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def compare(
+    arms: Sequence[Arm], names: Sequence[str] | None = None, paired: bool = True
+) -> list[Comparison]:
+    """Every metric of every arm against the first; p-values Holm-corrected over all of them."""
+    for arm in arms:
+        if not arm.predictions:
+            notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
+            raise ValueError("; ".join([f"{arm.label} has no test rows", *notes]))
+    resampled = _resample(arms, paired)
+    found = [
+        _compare_metric(name, arms, number, resampled, paired)
+        for name in _metrics_to_compare(arms, names)
+        for number in range(1, len(arms))
+    ]
+    corrected = comparisons.holm([comparison.difference.p for comparison in found])
+    for comparison, p in zip(found, corrected, strict=True):
+        comparison.p_holm = p
+    return found
+
+
+def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
+    """For each run of each arm: sums of its columns over the resampled rows (repeats, c + 1).
+
+    Paired: the same resamples for all. Unpaired: the same within an arm.
+    """
+    groups_of_arms = [list(arms)] if paired else [[arm] for arm in arms]
+    found = []
+    for seed, together in enumerate(groups_of_arms):
+        runs = [rows for arm in together for rows in arm.predictions]
+        if all(len(rows) == len(runs[0]) for rows in runs):
+            stacked = np.column_stack([rows.columns for rows in runs])
+            sums = resampled_sums(stacked, runs[0].groups, comparisons.REPEATS, seed)
+            edges = np.cumsum([rows.columns.shape[1] for rows in runs])
+            parts = np.split(sums[:, :-1], edges[:-1], axis=1)
+            each = [np.column_stack([part, sums[:, -1]]) for part in parts]
+        else:
+            each = [
+                resampled_sums(rows.columns, rows.groups, comparisons.REPEATS, seed)
+                for rows in runs
+            ]
+        for arm in together:
+            found.append([each.pop(0) for _ in arm.predictions])
+    return found
+
+
+def _metrics_to_compare(arms: Sequence[Arm], names: Sequence[str] | None) -> list[str]:
+    rows = [predictions for arm in arms for predictions in arm.predictions]
+    known = [name for name in rows[0].statistics if all(name in r.statistics for r in rows)]
+    if names:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"--metrics {name}: these runs have {', '.join(known)}")
+        return list(names)
+    reported = [run.metrics for arm in arms for run in arm.runs]
+    if not all("matthews_correlation" in found for found in reported):  # asked for by some tasks
+        known = [name for name in known if name != "matthews_correlation"]
+    if "loss" in known and len({r.columns[:, 1].sum() for r in rows}) > 1:
+        known.remove("loss")  # nats a token say nothing across tokenizers
+        if not known:
+            raise ValueError(
+                "the runs count other tokens (num_targets differ), and predictions.csv has no "
+                "num_chars to compare by"
+            )
+    return known
+
+
+def _compare_metric(
+    name: str, arms: Sequence[Arm], number: int, resampled: list[list[np.ndarray]], paired: bool
+) -> Comparison:
+    a, b = arms[0].predictions, arms[number].predictions
+    num_groups = len(np.unique(a[0].groups))
+    values_a, values_b = (np.array([rows.value(name) for rows in arm]) for arm in (a, b))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        replicates_a, replicates_b = (
+            np.stack(
+                [rows.statistics[name](sums) for rows, sums in zip(arm, drawn, strict=True)], 1
+            )
+            for arm, drawn in ((a, resampled[0]), (b, resampled[number]))
+        )
+    if min(len(a), len(b)) >= comparisons.MIN_SEEDS:
+        difference = comparisons.two_arms(
+            values_a, values_b, replicates_a, replicates_b, num_groups
+        )
+    else:  # of several seeds, their mean
+        test = comparisons.two_models if paired else comparisons.unpaired
+        difference = test(
+            float(values_a.mean()),
+            float(values_b.mean()),
+            replicates_a.mean(axis=1),
+            replicates_b.mean(axis=1),
+        )
+        if paired and name == "accuracy" and len(a) == len(b) == 1:
+            difference.p = comparisons.mcnemar(a[0].right, b[0].right, a[0].groups)
+    higher = name in HIGHER_IS_BETTER
+    return Comparison(name, higher, arms[number], arms[0], difference, paired, num_groups)
+
+
+# ------------------------------------------------------------------------------ output
+
+
+def report(
+    paths: Sequence[str],
+    by: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    anyway: bool = False,
+    style: str = "simple",
+) -> str:
+    """The whole comparison as text; `style` is tabulate's name of a table format.
+
+    ValueError when the runs cannot be compared row by row and `anyway` is not set.
+    """
+    arms = build_arms(paths, by)
+    lines = [f"{arm.label}: {len(arm.runs)} run(s)" for arm in arms]
+    lines[0] += ", the baseline"
+    lines += [
+        f"note: {run.path}: {note}"
+        for arm in arms
+        for run in arm.runs
+        for note in (*run.verdicts, *run.notes)
+    ]
+    lines += ["", *_differences_as_text(arms, style)]
+    why = refusal(arms)
+    if why and not anyway:
+        raise ValueError(
+            "\n".join([*lines, "", f"not compared: {why}. --anyway compares them unpaired"])
+        )
+    found = compare(arms, names, paired=why is None)
+    if why:
+        lines += [f"Compared unpaired, although {why}: each figure on its own rows.", ""]
+    lines += [*_figures_as_text(arms, found, style), "", *(c.sentence for c in found), ""]
+    if len(found) > 1:
+        lines.append(f"p-values are Holm-corrected over these {len(found)} comparisons.")
+    if not all(comparison.over_seeds for comparison in found):
+        lines.append(
+            "Two runs are two models. What a change of method does is judged over seeds: "
+            f"{comparisons.MIN_SEEDS} or more an arm."
+        )
+    return "\n".join(lines)
+
+
+def _differences_as_text(arms: Sequence[Arm], style: str) -> list[str]:
+    found = differences(arms)
+    if not found:
+        return ["No setting, data or environment differs.", ""]
+    lines = []
+    for section, rows in found.items():
+        lines += [tabulate(rows, [section, *(arm.label for arm in arms)], tablefmt=style), ""]
+    changed = [row[0] for row in found.get("settings", []) if row[0] != "seed"]
+    if len(changed) > 1:
+        lines += [
+            f"{len(changed)} settings differ ({', '.join(changed)}): what follows cannot say which "
+            "of them did it.",
+            "",
+        ]
+    if "environment" in found:
+        names = ", ".join(row[0] for row in found["environment"])
+        lines += [f"The environment differs too ({names}), which may change figures.", ""]
+    return lines
+
+
+def _figures_as_text(arms: Sequence[Arm], found: list[Comparison], style: str) -> list[str]:
+    """One line a metric: each arm's mean with its interval."""
+    rows = []
+    for name in dict.fromkeys(comparison.metric for comparison in found):
+        rows.append([name, *(_figure(arm, name) for arm in arms)])
+        if name == "loss":
+            perplexities = [
+                f"{math.exp(np.mean([rows.value(name) for rows in arm.predictions])):.2f}"
+                for arm in arms
+            ]
+            rows.append(["perplexity", *perplexities])
+    return [tabulate(rows, ["", *(arm.label for arm in arms)], tablefmt=style)]
+
+
+def _figure(arm: Arm, name: str) -> str:
+    values = [rows.value(name) for rows in arm.predictions]
+    if len(values) == 1:
+        interval = next((r.metrics.get(f"{name}_ci95") for r in arm.runs if r.metrics), None)
+        text = f"{values[0]:.4f}"
+        return f"{text} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
+    mean, low, high = mean_interval(values)
+    return f"{mean:.4f} [{low:.4f}, {high:.4f}] ({len(values)} seeds)"
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds with its 95 % interval (Student's t over the seeds, on these rows)."""
+    from scipy.special import stdtrit
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    width = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return mean, mean - float(width), mean + float(width)

@@ -1,0 +1,237 @@
+"""Run folders, read in whatever state they are: running, cut off, torn, or of a later version.
+
+    run = load_run("results/minilm/2026-11-22_02-15-00")
+    run.status, run.config["lr"], run.metrics["accuracy"], run.notes
+
+What cannot be read becomes a line in `notes`, never an exception; only a path that holds no run
+is refused.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEMA_VERSION = 1
+# Settings that say where and how, not what is computed.
+PLACE_SETTINGS = {
+    *("out", "fresh", "device", "backend", "workers", "save_every", "keep_every"),
+    *("log", "page", "dry_run", "stop_after"),
+}
+
+
+@dataclass
+class RunFolder:
+    """One run: `config` (config.yaml), `record` (run.json), `metrics` (test/metrics)."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the path: model and time, or arm and seed."""
+        return "/".join(self.path.absolute().parts[-2:])
+
+    @property
+    def status(self) -> str:
+        return str(self.record.get("status", "unknown"))
+
+    @property
+    def verdicts(self) -> list[str]:
+        found = self.record.get("verdicts", [])
+        return [str(verdict) for verdict in found] if isinstance(found, list) else []
+
+    @property
+    def seed(self) -> Any:
+        return self.record.get("seed", self.config.get("seed"))
+
+    @cached_property
+    def lines(self) -> tuple[list[dict], list[dict]]:
+        """(training lines, evaluation lines) of train/metrics/metrics.jsonl."""
+        log = MetricsLog(self.path)
+        log.read()
+        self.notes += log.notes()
+        return log.training, log.evaluations
+
+    @cached_property
+    def ends(self) -> tuple[dict, list[dict]]:
+        """(last training line, evaluation lines): all that a table needs of a long log."""
+        path = self.path / "train/metrics/metrics.jsonl"
+        try:
+            found = path.read_bytes().splitlines()
+        except OSError:
+            return {}, []
+        last: dict = {}
+        for line in reversed(found):
+            if b'"train_loss"' in line and (last := _json_object(line)):
+                break
+        rows = [_json_object(line) for line in found if b'"train_loss"' not in line]
+        return last, [row for row in rows if row]
+
+
+def load_run(path: str | Path) -> RunFolder:
+    """Read a run folder. ValueError when `path` is none."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder")
+    if not is_run(path):
+        raise ValueError(f"{path} is no run folder: it has neither run.json nor config.yaml")
+    run = RunFolder(path)
+    run.record = _read(path / "run.json", run.notes, needed=True)
+    run.config = _read(path / "config.yaml", run.notes, needed=True)
+    run.metrics = _read(path / "test/metrics/metrics.json", run.notes)
+    run.baseline = _read(path / "baseline/metrics/metrics.json", run.notes)
+    version = run.record.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        run.notes.append(
+            f"written by a later version (schema {version}, this one knows {SCHEMA_VERSION}): "
+            "what it added is not shown"
+        )
+    if run.status == "running":
+        age = seconds_since(path / "train/metrics/metrics.jsonl", path / "run.json")
+        run.notes.append(f"still running, or killed: last written {duration(age)} ago")
+    elif run.status in ("stopped", "failed"):
+        run.notes.append(f"{run.status}: {run.record.get('exit_reason') or 'no reason given'}")
+    if run.status == "finished" and not run.metrics:
+        run.notes.append("finished, but without test/metrics/metrics.json")
+    return run
+
+
+def is_run(path: Path) -> bool:
+    return (path / "run.json").exists() or (path / "config.yaml").exists()
+
+
+def find_runs(path: str | Path) -> list[RunFolder]:
+    """The run at `path`, or all runs below it, sorted by path. ValueError when there is none."""
+    path = Path(path)
+    if path.is_dir() and not is_run(path):
+        folders = sorted({found.parent for found in path.rglob("run.json")})
+        # the tasks of a suite lie below their run
+        folders = [folder for folder in folders if not any(map(is_run, _between(folder, path)))]
+        # nor do the trials behind a sweep's tuned settings count as results
+        folders = [f for f in folders if "tune" not in f.relative_to(path).parts] or folders
+        if not folders:
+            raise ValueError(f"{path}: no run folder in it (none has a run.json)")
+        return [load_run(folder) for folder in folders]
+    return [load_run(path)]
+
+
+def _between(folder: Path, top: Path) -> list[Path]:
+    return [parent for parent in folder.parents if parent.is_relative_to(top) and parent != top]
+
+
+def load_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
+    """The runs at or below each path, none twice."""
+    found = {run.path.resolve(): run for path in paths for run in find_runs(path)}
+    return list(found.values())
+
+
+class MetricsLog:
+    """train/metrics/metrics.jsonl, also while it is being written: read() takes what is new."""
+
+    def __init__(self, run: Path):
+        self.path = run / "train/metrics/metrics.jsonl"
+        self.training: list[dict] = []
+        self.evaluations: list[dict] = []
+        self.unreadable, self.rest = 0, b""
+        self._offset = 0
+
+    def read(self) -> bool:
+        """Take the lines that were added; True when there were any.
+
+        A continued run cuts lines off that it will write again: then all is read anew.
+        """
+        try:
+            size = self.path.stat().st_size
+            if size < self._offset:
+                self.__init__(self.path.parents[2])
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                added = file.read()
+        except OSError:
+            return False
+        self._offset += len(added)
+        *lines, self.rest = (self.rest + added).split(b"\n")
+        for line in lines:
+            if row := _json_object(line):
+                (self.training if "train_loss" in row else self.evaluations).append(row)
+            elif line.strip():
+                self.unreadable += 1
+        return bool(lines)
+
+    def notes(self) -> list[str]:
+        found = []
+        if not self.path.exists():
+            found.append("no train/metrics/metrics.jsonl yet")
+        if self.unreadable:
+            found.append(f"{self.unreadable} unreadable lines of metrics.jsonl are left out")
+        if self.rest.strip():
+            found.append("the last line of metrics.jsonl is torn (or being written): left out")
+        return found
+
+
+def _json_object(line: bytes) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else {}
+
+
+def _read(path: Path, notes: list[str], needed: bool = False) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            found = json.loads(text)
+        else:
+            found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        if needed:
+            notes.append(f"{path.name} is missing")
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        notes.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} holds no names and values")
+        return {}
+    return found
+
+
+def number(value: Any) -> float | None:
+    """A finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def seconds_since(*paths: Path) -> float:
+    """Seconds since the newest of these files was written."""
+    times = [path.stat().st_mtime for path in paths if path.exists()]
+    return max(0.0, time.time() - max(times)) if times else 0.0
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3.2 h: as much as a reader wants to know."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} to {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,183 @@
+"""table: one line a setting, its seeds folded, with the columns that say something.
+
+A column is a setting that differs, or a figure that some run has. Any name of config.yaml,
+run.json or metrics.json can be asked for.
+"""
+
+import csv
+import difflib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from reports.compare import group_runs, labels_of, mean_interval, settings_of, show
+from reports.folder import RunFolder, flatten, number
+
+# What a table shows without being asked, where a run has it.
+FIGURES = (
+    *("train_loss", "val_loss", "accuracy", "f1_macro", "matthews_correlation", "pearson"),
+    *("log_loss", "loss", "perplexity", "nats_per_char", "bits_per_byte", "judge"),
+    *("minutes", "peak_memory_gib"),
+)
+# These come first, in the order in which researchers keep them.
+SETTINGS_FIRST = (
+    *("script", "model", "data", "batch", "epochs", "optimizer", "lr", "min_lr", "schedule"),
+    *("warmup_frac", "weight_decay", "lora_r", "lora_alpha"),
+)
+
+
+@dataclass
+class Cell:
+    """A value of one line: text, or a number with its interval (mean over seeds, or a run's)."""
+
+    value: Any
+    low: float = math.nan
+    high: float = math.nan
+
+    def text(self, digits: int = 4) -> str:
+        if not isinstance(self.value, float):
+            return show(self.value)
+        shown = f"{self.value:.{digits}f}"
+        if math.isnan(self.low):
+            return shown
+        return f"{shown} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def figures_of(run: RunFolder) -> dict[str, Any]:
+    """Every figure of a run by name: facts of run.json, losses of training, test metrics."""
+    last, evaluations = run.ends
+    facts = flatten({k: v for k, v in run.record.items() if not isinstance(v, list)})
+    validation: dict[str, float] = {}
+    known = [row for row in evaluations if number(row.get("val_loss")) is not None]
+    if known:  # all of the evaluation that chose the weights
+        best = min(known, key=lambda row: row["val_loss"])
+        validation = {k: v for k, v in best.items() if k.startswith("val_")}
+    found = {**facts, "train_loss": last.get("train_loss"), **validation, **flatten(run.metrics)}
+    seconds = number(run.record.get("seconds")) or number(last.get("seconds"))
+    found["minutes"] = None if seconds is None else seconds / 60
+    memory = number(run.record.get("peak_memory_bytes")) or number(last.get("peak_memory_bytes"))
+    found["peak_memory_gib"] = None if memory is None else memory / 2**30
+    if "perplexity" not in found and number(found.get("nats_per_token")) is not None:
+        found["perplexity"] = math.exp(found["nats_per_token"])
+    return found
+
+
+def build_table(
+    runs: Sequence[RunFolder], columns: Sequence[str] | None = None, fold: bool = True
+) -> tuple[list[str], list[dict[str, Cell]]]:
+    """(column names, one dict of cells a line). ValueError names a column that no run has."""
+    groups = group_runs(runs) if fold else [[run] for run in runs]
+    settings = [settings_of(group[0]) for group in groups]
+    figures = [[figures_of(run) for run in group] for group in groups]
+    if columns is None:
+        columns = _columns_to_show(groups, settings, figures)
+    known = {"run", "seeds", "status"}.union(
+        *settings, *(each for group in figures for each in group)
+    )
+    for name in columns:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"they have {', '.join(sorted(known))}"
+            raise ValueError(f"no run has a column '{name}': {hint}")
+    lines = []
+    for label, *about in zip(labels_of(groups), groups, settings, figures, strict=True):
+        cells = {name: _cell(name, *about) for name in columns}
+        lines.append(cells | ({"run": Cell(label)} if "run" in cells else {}))
+    return list(columns), lines
+
+
+def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
+    names = dict.fromkeys([*SETTINGS_FIRST, *(name for each in settings for name in each)])
+    differing = [name for name in names if len({show(each.get(name)) for each in settings}) > 1]
+    several = any(len(group) > 1 for group in groups)
+    present = [
+        name
+        for name in FIGURES
+        if any(number(each.get(name)) is not None for group in figures for each in group)
+    ]
+    if "log_loss" in present:  # in classification both are the same
+        present = [name for name in present if name != "loss"]
+    devices = {show(each.get("device")) for group in figures for each in group}
+    unfinished = any(run.status != "finished" for group in groups for run in group)
+    return [
+        *("run", *differing, *(["seeds"] if several else []), *present),
+        *(["device"] if len(devices) > 1 else []),
+        *(["status"] if unfinished else []),
+    ]
+
+
+def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -> Cell:
+    if name == "seeds":
+        return Cell(", ".join(show(run.seed) for run in group))
+    if name == "status":
+        states = [run.status for run in group]
+        return Cell(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    values = [number(each.get(name)) for each in found]
+    values = [float(value) for value in values if value is not None]
+    if not values or name in setting:
+        value = setting.get(name, found[0].get(name))
+        return Cell(value if not isinstance(value, float) else show(value))
+    if len(group) > 1:
+        return Cell(*mean_interval(values))
+    interval = found[0].get(f"{name}_ci95") or [math.nan, math.nan]
+    return Cell(values[0], *interval)
+
+
+def sort_lines(lines: list[dict[str, Cell]], by: str) -> list[dict[str, Cell]]:
+    """By a column, upwards; `-column`: downwards. Lines without a value come last."""
+    name, downwards = by.removeprefix("-"), by.startswith("-")
+    if lines and name not in lines[0]:
+        raise ValueError(f"--sort {by}: the table has {', '.join(lines[0])}")
+
+    def number_of(cell: Cell) -> float:
+        try:
+            return float(cell.value)
+        except (TypeError, ValueError):
+            return math.nan
+
+    numbers = np.array([number_of(line[name]) for line in lines])
+    if np.isnan(numbers).all():
+        return sorted(lines, key=lambda line: show(line[name].value), reverse=downwards)
+    order = np.argsort(-numbers if downwards else numbers, kind="stable")  # NaN last either way
+    return [lines[i] for i in order]
+
+
+def render(columns: Sequence[str], lines: Sequence[dict[str, Cell]], style: str) -> str:
+    """`style`: csv, with each interval in two columns of its own, or a format of tabulate."""
+    if style == "csv":
+        return _csv(columns, lines)
+    digits = {"minutes": 1, "peak_memory_gib": 2, "perplexity": 2}
+    rows = [[line[name].text(digits.get(name, 4)) for name in columns] for line in lines]
+    align = [
+        "right" if any(isinstance(ln[c].value, float) for ln in lines) else "left" for c in columns
+    ]
+    table = tabulate(rows, columns, tablefmt=style, disable_numparse=True, colalign=align)
+    return str(table)
+
+
+def _csv(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    with_interval = {
+        name for name in columns if any(not math.isnan(line[name].low) for line in lines)
+    }
+    names = [
+        each
+        for name in columns
+        for each in ([name, f"{name}_low", f"{name}_high"] if name in with_interval else [name])
+    ]
+    writer.writerow(names)
+    for line in lines:
+        row: list[Any] = []
+        for name in columns:
+            cell = line[name]
+            row.append("" if cell.value is None else cell.value)
+            if name in with_interval:
+                row += ["" if math.isnan(bound) else bound for bound in (cell.low, cell.high)]
+        writer.writerow(row)
+    return text.getvalue().rstrip("\n")
