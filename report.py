@@ -12,6 +12,7 @@ something of these models only; from three on, of the change.
 """
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 
@@ -101,9 +102,8 @@ def run_command(arguments: argparse.Namespace) -> str:
         columns, lines = table.build_table(runs, arguments.columns, fold=not arguments.each)
         if arguments.sort:
             lines = table.sort_lines(lines, arguments.sort)
-        for run in runs:
-            for note in run.notes:
-                print(f"note: {run.path}: {note}", file=sys.stderr)
+        for note in folder.shared_notes(runs):
+            print(note, file=sys.stderr)
         return table.render(columns, lines, style)
     if arguments.command == "page":
         from reports import page
@@ -122,11 +122,9 @@ def run_command(arguments: argparse.Namespace) -> str:
     return power.report(arguments)
 
 
-def main() -> None:
-    import difflib
-
+def main(words: list[str] | None = None) -> None:
     parser = build_parser()
-    arguments, unknown = parser.parse_known_args()
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
         known = [
             option

@@ -17,7 +17,15 @@ from tabulate import tabulate
 
 from evaluation import comparisons, metrics
 from evaluation.stats import resampled_sums
-from reports.folder import PLACE_SETTINGS, RunFolder, find_runs, flatten, is_run, load_runs
+from reports.folder import (
+    PLACE_SETTINGS,
+    RunFolder,
+    find_runs,
+    flatten,
+    is_run,
+    load_runs,
+    shared_notes,
+)
 
 ALPHA = 0.05
 
@@ -242,12 +250,12 @@ def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
         settings = [settings_of(group[0]) for group in groups]
         names = dict.fromkeys(name for found in settings for name in found)
         differing = [name for name in names if len({show(s.get(name)) for s in settings}) > 1]
-        labels = [
-            ", ".join(f"{name}={show(found.get(name))}" for name in differing) for found in settings
-        ]
-        if len(set(labels)) == len(labels):
-            return labels
-        return [f"{Path(*parts).name} ({n})" for n, parts in enumerate(folders, start=1)]
+        if len(differing) > 2:  # too many to name: the first run of each must do
+            return [
+                group[0].path.name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+                for group in groups
+            ]
+        return [", ".join(f"{n}={show(found.get(n))}" for n in differing) for found in settings]
     length = 1
     while len({parts[-length:] for parts in folders}) < len(folders):
         length += 1
@@ -515,16 +523,13 @@ def report(
     ValueError when the runs cannot be compared row by row and `anyway` is not set.
     """
     arms = build_arms(paths, by)
+    why = refusal(arms)  # reads the test rows, and notes what is wrong with them
     lines = [f"{arm.label}: {len(arm.runs)} run(s)" for arm in arms]
     lines[0] += ", the baseline"
-    lines += [
-        f"note: {run.path}: {note}"
-        for arm in arms
-        for run in arm.runs
-        for note in (*run.verdicts, *run.notes)
-    ]
+    runs = [run for arm in arms for run in arm.runs]
+    lines += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
+    lines += shared_notes(runs)
     lines += ["", *_differences_as_text(arms, style)]
-    why = refusal(arms)
     if why and not anyway:
         raise ValueError(
             "\n".join([*lines, "", f"not compared: {why}. --anyway compares them unpaired"])

@@ -136,6 +136,18 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     return list(found.values())
 
 
+def shared_notes(runs: Iterable[RunFolder]) -> list[str]:
+    """The runs' notes, one line each, the same one of many runs once."""
+    said: dict[str, list[Path]] = {}
+    for run in runs:
+        for note in run.notes:
+            said.setdefault(note, []).append(run.path)
+    return [
+        f"note: {paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {note}"
+        for note, paths in said.items()
+    ]
+
+
 class MetricsLog:
     """train/metrics/metrics.jsonl, also while it is being written: read() takes what is new."""
 

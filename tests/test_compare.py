@@ -1,0 +1,375 @@
+"""report.py compare, table and power: what they say of run folders, and that it is true."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from conftest import PROJECT
+from run_folders import classifier, write_run
+from scipy import stats as scipy_stats
+from sklearn import metrics as sklearn_metrics
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.power import TTestIndPower, TTestPower
+
+import report as report_script
+from evaluation import comparisons, stats
+from reports import compare, folder, table
+
+
+@pytest.fixture
+def report(capsys):
+    """report.py as a user calls it; gives what it printed, also as its last words."""
+
+    def call(*words: object, fails: bool = False) -> str:
+        try:
+            report_script.main(list(map(str, words)))
+            failed, last = False, ""
+        except SystemExit as ended:
+            failed, last = True, str(ended)
+        printed = capsys.readouterr()
+        text = printed.out + printed.err + last
+        assert failed == fails, text
+        return text
+
+    return call
+
+
+def sentence(text: str, metric: str = "accuracy") -> str:
+    return next(line for line in text.splitlines() if line.startswith(f"{metric}, "))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three seeds of a weak and of a strong classifier, and three more of the weak one."""
+    top = tmp_path_factory.mktemp("runs")
+    for arm, strength, first in (("weak", 1.0, 0), ("again", 1.0, 3), ("strong", 2.0, 6)):
+        for seed in range(3):
+            rows = classifier(400, strength, first + seed)
+            settings = {"lr": 3e-4 if arm == "strong" else 1e-4}
+            write_run(top / arm / f"seed_{seed}", rows, seed=seed, settings=settings)
+    return top
+
+
+# ---------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_cover_a_known_difference(seeds):
+    """1,000 experiments: 150 groups of two rows, a true difference of 0.1."""
+    draw = np.random.default_rng(5)
+    covered, truth, groups = 0, 0.1, np.repeat(np.arange(150), 2)
+    for repetition in range(1000):
+        hard = draw.normal(size=(150, 1)).repeat(2, axis=0)
+        arms = []
+        for effect in (0.0, truth):
+            arm = draw.normal(0, 0.5, (150, 1)).repeat(2, axis=0)
+            of_seeds = draw.normal(0, 0.05 if seeds > 1 else 0.0, (1, seeds))
+            arms.append(effect + hard + arm + of_seeds + draw.normal(0, 0.5, (300, seeds)))
+        rows = np.concatenate(arms, axis=1)
+        sums = stats.resampled_sums(rows, groups, 1000, seed=repetition)
+        resampled, values = sums[:, :-1] / sums[:, -1:], rows.mean(axis=0)
+        if seeds == 1:
+            found = comparisons.two_models(*values, *resampled.T)
+        else:
+            parts = (values[:seeds], values[seeds:], resampled[:, :seeds], resampled[:, seeds:])
+            found = comparisons.two_arms(*parts, 150)
+        covered += found.low <= truth <= found.high
+    assert 930 <= covered <= 970
+
+
+def test_mcnemar_equals_statsmodels_and_exchanging_groups_agrees_with_it():
+    draw = np.random.default_rng(0)
+    a, b = draw.random(300) < 0.6, draw.random(300) < 0.68
+    cells = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    exact = comparisons.mcnemar(a, b, range(300))
+    assert exact == pytest.approx(statsmodels_mcnemar(cells, exact=True).pvalue)
+    # twins: each row twice in one group says no more than each row once, 600 rows alone would
+    twice = comparisons.mcnemar(a.repeat(2), b.repeat(2), np.arange(300).repeat(2))
+    assert twice == pytest.approx(exact, abs=0.02)
+    assert comparisons.mcnemar(a.repeat(2), b.repeat(2), range(600)) < 0.7 * exact
+    assert comparisons.mcnemar(a, a, range(300)) == 1.0
+
+
+def test_arms_without_row_noise_are_a_plain_t_test():
+    """With the same answers on every row only the seeds are left: Welch's test."""
+    a, b = np.array([0.50, 0.52, 0.55]), np.array([0.58, 0.61, 0.57, 0.62])
+    constant = np.ones((100, 1))
+    found = comparisons.two_arms(a, b, constant * a, constant * b, 50)
+    expected = scipy_stats.ttest_ind(b, a, equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_power_equals_statsmodels():
+    rows = comparisons.rows_needed(0.1, 1.0)
+    assert rows == pytest.approx(TTestPower().solve_power(0.1, power=0.8, alpha=0.05), rel=0.005)
+    seeds = comparisons.seeds_needed(0.02, 10**9, 0.1, 0.01)  # rows without end
+    exact = TTestIndPower().solve_power(2.0, power=0.8, alpha=0.05)
+    assert abs(seeds - exact) < 1.5
+    assert comparisons.seeds_needed(0.001, 100, 1.0, 0.01) is None
+    smallest = comparisons.detectable_difference(400, 1.0, 5, 0.03)
+    assert comparisons.rows_needed(smallest, 1.0, 5, 0.03) == pytest.approx(400, abs=1)
+
+
+def test_holm_is_stricter_the_more_is_compared():
+    assert comparisons.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+# ------------------------------------------------------------------------------- compare
+
+
+def test_figures_from_predictions_equal_sklearn(runs):
+    run = folder.load_run(runs / "weak/seed_0")
+    rows = compare.load_predictions(run)
+    raw = classifier(400, 1.0, 0)
+    p = np.column_stack([raw[f"p_{name}"] for name in ("A", "B", "tie")])
+    assert rows.value("log_loss") == pytest.approx(sklearn_metrics.log_loss(raw["label"], p))
+    f1 = sklearn_metrics.f1_score(raw["label"], raw["prediction"], average="macro")
+    assert rows.value("f1_macro") == pytest.approx(f1)
+
+
+def test_an_arm_against_itself_is_not_separable_and_a_stronger_one_is_better(runs, report):
+    same = report("compare", runs / "weak", runs / "again")
+    for metric in ("accuracy", "log_loss", "f1_macro"):
+        assert ": not separable." in sentence(same, metric)
+    assert "No setting, data or environment differs" in same
+    other = report("compare", runs / "weak", runs / "strong")
+    assert "strong is better" in sentence(other)
+    assert "strong is better" in sentence(other, "log_loss")  # lower is better there
+    assert "weak is worse" in sentence(report("compare", runs / "strong", runs / "weak"))
+    assert "Holm-corrected over these 3 comparisons" in other
+    assert "lr" in other and "batch" not in other  # what differs, nothing else
+
+
+def test_two_runs_are_two_models(runs, report):
+    text = report("compare", runs / "weak/seed_0", runs / "strong/seed_0")
+    assert "these two models differ on these rows" in sentence(text)
+    assert "better" not in text
+    text = report("compare", runs / "weak/seed_0", runs / "again/seed_0")
+    assert "these two models are not separable on these rows" in sentence(text)
+    assert "seen in 4 of 5 experiments with about" in sentence(text)
+    assert "3 or more an arm" in text
+
+
+def test_seeds_given_one_by_one_are_pooled_by_settings(runs, tmp_path, report):
+    for number, path in enumerate(sorted(runs.glob("[ws]*/seed_*"))):
+        shutil.copytree(path, tmp_path / f"run_{number}")
+    pooled = report("compare", *sorted(tmp_path.iterdir()))
+    assert pooled.count("3 run(s)") == 2 and "is better" in pooled or "is worse" in pooled
+    assert "lr=0.0003" in pooled
+    by_lr = report("compare", *sorted(tmp_path.iterdir()), "--group-by", "lr")
+    assert sentence(by_lr) == sentence(pooled)
+    assert "has no such setting" in report("compare", tmp_path, "--group-by", "nosuch", fails=True)
+
+
+def test_several_arms_are_corrected_together(runs):
+    alone = compare.compare(compare.build_arms([runs / "weak", runs / "again"]), ["accuracy"])
+    arms = compare.build_arms([runs / "weak", runs / "again", runs / "strong"])
+    together = compare.compare(arms, ["accuracy", "log_loss"])
+    assert len(together) == 4
+    raw = [found.difference.p for found in together]
+    assert [found.p_holm for found in together] == comparisons.holm(raw)
+    assert alone[0].p_holm == pytest.approx(raw[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"split_fingerprint": "s2"}, "different splits"),
+        ({"data_fingerprint": "d2"}, "different data"),
+        ({"rows": classifier(300, 1.0, 1)}, "test rows are not the same"),
+        ({"rows": classifier(400, 1.0, 1, rows_seed=9)}, "other labels"),
+        ({"rows": classifier(400, 1.0, 1, per_group=2)}, "grouped otherwise"),
+    ],
+)
+def test_other_rows_are_refused_and_compared_unpaired_on_demand(
+    runs, tmp_path, change, reason, report
+):
+    rows = change.pop("rows", classifier(400, 1.0, 1))
+    other = write_run(tmp_path / "other", rows, **change)
+    refused = report("compare", runs / "weak/seed_0", other, fails=True)
+    assert reason in refused and "--anyway" in refused
+    text = report("compare", runs / "weak/seed_0", other, "--anyway")
+    assert "on their own rows (unpaired)" in sentence(text) and reason in text
+
+
+def test_pairing_is_worth_its_name(runs):
+    """The same two models, paired and not: rows that are hard for both no longer count."""
+    arms = compare.build_arms([runs / "weak/seed_0", runs / "again/seed_0"])
+    paired, apart = (compare.compare(arms, ["log_loss"], p)[0].difference for p in (True, False))
+    assert paired.value == apart.value
+    assert paired.high - paired.low < 0.8 * (apart.high - apart.low)
+
+
+def test_language_models_are_compared_by_token_or_by_character(tmp_path, report):
+    draw = np.random.default_rng(0)
+    targets, losses = draw.integers(20, 60, 200), draw.gamma(4, 1, 200)
+
+    def rows(better: float, tokens: float) -> dict[str, list]:
+        noisy = losses + draw.normal(0, 0.1, 200) - better
+        return {
+            "id": list(range(200)),
+            "group": [n // 4 for n in range(200)],
+            "loss_sum": (noisy * targets).tolist(),
+            "num_targets": [int(t * tokens) for t in targets],
+            "num_chars": [int(t * 4) for t in targets],
+        }
+
+    base = write_run(tmp_path / "base", rows(0.0, 1))
+    better = write_run(tmp_path / "better", rows(0.2, 1))
+    text = report("compare", base, better)
+    assert "differ on these rows" in sentence(text, "loss") and "perplexity" in text
+    other = write_run(tmp_path / "other", rows(0.2, 1.5))  # another tokenizer
+    text = report("compare", base, other)
+    assert "loss, " not in text and "differ on these rows" in sentence(text, "nats_per_char")
+
+
+def test_regressions_are_compared_by_pearson_and_squared_error(tmp_path, report):
+    draw = np.random.default_rng(0)
+    label = draw.uniform(0, 5, 300)
+    for name, noise in (("good", 0.5), ("bad", 1.5)):
+        predicted = label + draw.normal(0, noise, 300)
+        ids = list(range(300))
+        rows = {"id": ids, "group": ids, "label": label.tolist(), "prediction": predicted.tolist()}
+        write_run(tmp_path / name, rows)
+        found = compare.load_predictions(folder.load_run(tmp_path / name))
+        assert found.value("pearson") == pytest.approx(np.corrcoef(label, predicted)[0, 1])
+    text = report("compare", tmp_path / "bad", tmp_path / "good")
+    assert "differ on these rows" in sentence(text, "pearson")
+    assert "differ on these rows" in sentence(text, "mse")
+
+
+# ------------------------------------------------------------------------- broken folders
+
+
+def test_broken_folders_are_said_and_never_a_stack_trace(runs, tmp_path, report):
+    whole = runs / "weak/seed_0"
+    torn = shutil.copytree(whole, tmp_path / "torn")
+    with open(torn / "train/metrics/metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "train_l')
+    assert "0.5000" in report("table", torn)
+    running = shutil.copytree(whole, tmp_path / "running")
+    shutil.rmtree(running / "test")
+    record = json.loads((running / "run.json").read_text())
+    (running / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    assert "still running, or killed" in report("table", running)
+    assert "no test rows" in report("compare", whole, running, fails=True)
+    future = shutil.copytree(whole, tmp_path / "future")
+    (future / "run.json").write_text(json.dumps(record | {"schema_version": 7}))
+    assert "later version" in report("compare", future, runs / "strong/seed_0")
+    half = shutil.copytree(whole, tmp_path / "half")
+    (half / "run.json").write_text('{"status": ')
+    (half / "config.yaml").unlink()
+    assert "run.json cannot be read" in report("table", half)
+    nan = classifier(400, 1.0, 0)
+    nan["p_A"][3] = math.nan
+    bad = write_run(tmp_path / "bad", nan)
+    assert "NaN" in report("compare", whole, bad, fails=True)
+    twice = classifier(400, 1.0, 0)
+    twice["id"][1] = twice["id"][0]
+    assert "occurs twice" in report(
+        "compare", whole, write_run(tmp_path / "twice", twice), fails=True
+    )
+    assert "no such folder" in report("table", tmp_path / "none", fails=True)
+    (tmp_path / "empty").mkdir()
+    assert "no run folder" in report("compare", tmp_path / "empty", whole, fails=True)
+    assert "did you mean --columns" in report("table", whole, "--colums", "lr", fails=True)
+
+
+def test_numbers_and_na_as_labels_stay_text(tmp_path):
+    rows = {"id": [1, 2, 3, 4], "group": [1, 2, 3, 4], "label": ["NA", "0", "NA", "0"]}
+    rows |= {"prediction": ["NA", "0", "0", "0"], "p_NA": [0.9, 0.2, 0.3, 0.4]}
+    rows |= {"p_0": [0.1, 0.8, 0.7, 0.6]}
+    found = compare.load_predictions(folder.load_run(write_run(tmp_path / "run", rows)))
+    assert found.value("accuracy") == 0.75
+    plain = {name: rows[name] for name in ("id", "group", "label", "prediction")}
+    plain |= {"label": [1, 0, 1, 0], "prediction": [1, 0, 0, 0]}  # classes as numbers
+    found = compare.load_predictions(folder.load_run(write_run(tmp_path / "plain", plain)))
+    assert found.value("accuracy") == 0.75 and "log_loss" not in found.statistics
+
+
+# --------------------------------------------------------------------------------- table
+
+
+def test_table_folds_seeds_and_shows_what_differs(runs):
+    columns, lines = table.build_table(folder.load_runs([runs]))
+    assert columns[0] == "run" and "lr" in columns and "batch" not in columns
+    assert [line["seeds"].value for line in lines] == ["0, 1, 2"] * 3
+    values = [0.5, 0.51, 0.52]
+    cell = lines[0]["val_loss"]
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(values), scipy_stats.sem(values))
+    assert (cell.value, cell.low, cell.high) == pytest.approx((np.mean(values), low, high))
+    each = table.build_table(folder.load_runs([runs]), fold=False)[1]
+    assert len(each) == 9
+
+
+def test_table_columns_order_and_styles(runs, report):
+    text = report("table", runs, "--columns", "run,lr,train_loss", "--sort=-lr", "--csv")
+    head, first, *_ = text.splitlines()
+    assert head.startswith("run,lr,train_loss,train_loss_low,train_loss_high")
+    assert first.startswith("strong,0.0003,0.333")
+    assert report("table", runs, "--markdown").splitlines()[0].startswith("| run")
+    assert "<table>" in report("table", runs, "--html")
+    assert "did you mean 'val_loss'" in report("table", runs, "--columns", "va_loss", fails=True)
+    assert "--sort nosuch" in report("table", runs, "--sort", "nosuch", fails=True)
+
+
+def test_table_of_interval_peak_memory_and_minutes(tmp_path, report):
+    facts = {"peak_memory_bytes": 3 * 2**30, "seconds": 90.0}
+    metrics = {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8], "perplexity": 12.5}
+    run = write_run(tmp_path / "run", classifier(50, 1.0, 0), metrics=metrics, **facts)
+    text = report("table", run)
+    assert "0.7000 [0.6000, 0.8000]" in text and "3.00" in text and "1.5" in text
+    assert "12.50" in text
+
+
+def test_trials_of_a_tuned_sweep_are_no_results(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "sweep")
+    shutil.copytree(runs / "weak/seed_0", tmp_path / "sweep/weak/tune/lr=1")
+    assert len(folder.find_runs(tmp_path / "sweep")) == 9
+    assert len(folder.find_runs(tmp_path / "sweep/weak/tune")) == 1
+
+
+def test_a_hundred_runs_in_three_seconds(tmp_path, report):
+    for number in range(100):
+        settings = {"lr": 1e-5 * (number // 5 + 1)}
+        write_run(
+            tmp_path / f"run_{number:03d}", None, seed=number % 5, settings=settings, steps=500
+        )
+    command = [sys.executable, str(PROJECT / "report.py"), "table", str(tmp_path)]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 3
+    assert len(done.stdout.splitlines()) == 22
+    assert "and 99 more: finished, but without" in done.stderr  # said once
+
+
+# --------------------------------------------------------------------------------- power
+
+
+def test_power_answers_before_any_run(runs, report):
+    text = report("power", "--difference", 0.02, "--disagreement", 0.2, "--accuracy", 0.65)
+    rows = comparisons.rows_needed(0.02, math.sqrt(0.2 - 0.02**2))
+    assert f"{rows:,}" in text and "unpaired" in text
+    text = report("power", "--rows", 600, "--row-std", 0.5, "--seed-std", 0.01)
+    assert f"{comparisons.detectable_difference(600, 0.5, 3, 0.01):.4f}" in text
+    like = report("power", "--like", *sorted((runs / "weak").iterdir()), "--difference", 0.05)
+    assert "Smallest difference that 400 test rows show" in like
+    assert "disagree on more rows" in report(
+        "power", "--difference", 0.3, "--disagreement", 0.2, fails=True
+    )
+    assert "--difference, --rows" in report("power", fails=True)
+
+
+def test_yaml_settings_are_read_safely(tmp_path, report):
+    run = write_run(tmp_path / "run", None)
+    (run / "config.yaml").write_text("lr: !!python/object/apply:os.system ['touch hacked']")
+    assert "config.yaml cannot be read" in report("table", run)
+    assert not (tmp_path / "hacked").exists() and yaml.safe_load("lr: 1") == {"lr": 1}
