@@ -225,15 +225,17 @@ def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Ar
     """
     if by is None and len(paths) > 1 and not all(is_run(Path(path)) for path in paths):
         arms = [Arm("", find_runs(path)) for path in paths]
+        labels = shortest_tails([Path(path).absolute().parts for path in paths])
     else:
         runs = load_runs(paths)
         groups = group_runs(runs, by)
         if len(groups) == 1 and by is None:
             groups = [[run] for run in runs]
         arms = [Arm("", group) for group in groups]
+        labels = labels_of(groups)
     if len(arms) < 2:
         raise ValueError("nothing to compare: give two runs, or two folders of runs, at least")
-    for label, arm in zip(labels_of([arm.runs for arm in arms]), arms, strict=True):
+    for label, arm in zip(labels, arms, strict=True):
         arm.label = label
     return arms
 
@@ -256,10 +258,15 @@ def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
                 for group in groups
             ]
         return [", ".join(f"{n}={show(found.get(n))}" for n in differing) for found in settings]
+    return shortest_tails(folders)
+
+
+def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Of each path as many of its last parts as tell them all apart."""
     length = 1
-    while len({parts[-length:] for parts in folders}) < len(folders):
+    while len({parts[-length:] for parts in paths}) < len(set(paths)):
         length += 1
-    return [str(Path(*parts[-length:])) for parts in folders]
+    return [str(Path(*parts[-length:])) for parts in paths]
 
 
 # ------------------------------------------------------------------------- differences

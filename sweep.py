@@ -1,0 +1,691 @@
+"""A grid of settings × seeds, run one after another, and the table of it at the end.
+
+    python sweep.py run_5_models.py --config configs/preference/demo.yaml \\
+        --grid lr=1e-5,2e-5 freeze=none,all --seeds 3
+    python sweep.py --config configs/sweeps/frozen.yaml                 # a whole published table
+    python sweep.py --config configs/sweeps/models.yaml --processes 4   # each run under torchrun
+    python sweep.py run_5_models.py --config configs/preference/demo.yaml --aa     # the controls
+    python sweep.py --config configs/sweeps/frozen.yaml --dry_run       # the commands, and stop
+
+The same command again skips what is finished and continues what was cut off. Ctrl-C and SIGTERM
+let the runs save first. A failed run is listed at the end, and the others are run all the same.
+--aa runs the same settings with two sets of seeds (first, second: any difference is noise) and
+with shuffled labels, which must stay at chance.
+
+A sweep file is a settings file with these keys besides; all other keys are common to all runs:
+    script: run_5_models.py
+    processes: 2                        # of each run; more than one: torchrun
+    seeds: 3                            # 0, 1, 2; or a list
+    grid: {lr: [1e-5, 2e-5]}            # every combination, in every arm
+    arms:                               # the first one is the baseline
+      frozen: {freeze: all, head_lr: 1e-3}
+      roberta: {config: configs/preference/roberta.yaml}    # script, seeds: of its own, too
+    tune: {lr: [1e-5, 1e-4]}            # each arm tries all of these once, with tune_seed (1000),
+                                        # and runs its seeds with the lowest validation loss
+
+OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
+OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
+"""
+
+import argparse
+import difflib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from settings import FREE_SETTINGS
+
+PROJECT = Path(__file__).resolve().parent
+REPORT = PROJECT / "report.py"
+SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed")
+OWN_SETTINGS = {"seed": "--seeds", "out": "--out", "dry_run": "--dry_run", "fresh": "another --out"}
+# A run that fails this soon and before its first step was given settings that cannot work.
+SETTINGS_ERROR_SECONDS = 60.0
+
+
+@dataclass
+class Arm:
+    """What is compared: a script and its settings, run with several seeds."""
+
+    label: str
+    script: str
+    settings: dict[str, Any]
+    seeds: list[int]
+
+
+@dataclass
+class Run:
+    """One run folder below OUT, and what the script is told."""
+
+    folder: Path
+    script: str
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """arm/seed_0, or arm/tune/value"""
+        parts = self.folder.parts
+        return "/".join(parts[-3:] if parts[-2] == "tune" else parts[-2:])
+
+
+# ------------------------------------------------------------------------------ the plan
+
+
+def refuse(problem: str) -> SystemExit:
+    return SystemExit(f"sweep.py: {problem}")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sweep.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("script", nargs="?", help="the training script, unless the config names it")
+    add("--config", help="a settings file of the script, or a sweep file")
+    add("--grid", nargs="+", action="extend", default=[], metavar="NAME=VALUE,VALUE")
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="fixed")
+    add("--seeds", help="3: the seeds 0, 1, 2; or a list such as 3,5,7 (default: 3)")
+    add("--out", help="folder of the sweep (default: results/sweeps/<config or script>)")
+    add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    add("--processes", type=int, help="processes of each run; more than one: torchrun (default: 1)")
+    add("--aa", action="store_true", help="the A/A and shuffled-label controls")
+    add("--dry_run", action="store_true", help="print the commands, and stop")
+    # --dry-run is --dry_run, as in the scripts
+    words = [w.replace("-", "_").replace("__", "--", 1) if w[:2] == "--" else w for w in argv]
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        flags = [option for action in parser._actions for option in action.option_strings]
+        name = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else "settings of the script go after --set"
+        raise refuse(f"unknown: {unknown[0]}: {hint}")
+    if args.jobs < 1:
+        raise refuse(f"--jobs {args.jobs}: expected 1 or more")
+    return args
+
+
+def plain(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4, which has no point, as text: here it is a number."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def parse_value(text: str) -> Any:
+    try:
+        return plain(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
+
+
+def parse_values(text: str) -> list:
+    """1e-5,2e-5 or [1e-5, 2e-5]"""
+    value = parse_value(text)
+    return value if isinstance(value, list) else [parse_value(part) for part in text.split(",")]
+
+
+def parse_words(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """name=text, each name once."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if not name or not all(part.strip() for part in text.split(",")):
+            raise refuse(f"{flag} {word}: expected name=value (a script's name comes before flags)")
+        if name in found:
+            raise refuse(f"{flag}: {name} is given twice")
+        found[name] = text
+    return found
+
+
+def parse_seeds(given: Any) -> list[int]:
+    """3 -> [0, 1, 2]; "3,5,7" and [3, 5, 7] -> [3, 5, 7]."""
+    try:
+        if isinstance(given, list):
+            seeds = [int(seed) for seed in given]
+        elif "," in str(given):
+            seeds = [int(seed) for seed in given.split(",") if seed.strip()]
+        else:
+            seeds = list(range(int(given)))
+    except (TypeError, ValueError):
+        seeds = []
+    if not seeds or min(seeds) < 0:
+        raise refuse(f"seeds {given}: expected how many, or a list such as 3,5,7")
+    if len(set(seeds)) < len(seeds):
+        raise refuse(f"seeds {given}: a seed is given twice")
+    return seeds
+
+
+def find(path: str, what: str) -> Path:
+    """As seen from here, else beside sweep.py."""
+    for place in (Path(path), PROJECT / path):
+        if place.is_file():
+            return place
+    raise refuse(f"no such {what}: {path}")
+
+
+def find_script(script: str | None) -> Path:
+    if not script:
+        raise refuse("which script? python sweep.py SCRIPT …, or script: in the config")
+    return find(script, "script")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = plain(yaml.safe_load(find(path, "config").read_text(encoding="utf-8")) or {})
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise refuse(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise refuse(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
+    return content
+
+
+def text_of(value: Any) -> str:
+    """A value as a script's command line takes it: null, true, 1e-05, all, [1, 2]."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def label_of(settings: Mapping[str, Any], *before: str) -> str:
+    """before,lr=1e-05,freeze=all: fit for a folder."""
+    parts = [*before, *(f"{name}={text_of(value)}" for name, value in settings.items())]
+    return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).strip("._")
+
+
+def combinations(values: Mapping[str, list]) -> list[dict[str, Any]]:
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+def check_values(key: str, values: Any) -> dict[str, list]:
+    if not isinstance(values, dict):
+        raise refuse(f"{key}: expected names with lists of values")
+    for name, items in values.items():
+        if not isinstance(items, list) or not items:
+            raise refuse(f"{key}: {name}: expected a list of values, found {text_of(items)}")
+        if len({text_of(item) for item in items}) < len(items):
+            raise refuse(f"{key}: {name}: a value is given twice in {text_of(items)}")
+    return values
+
+
+class Plan:
+    """All that the command line and the config ask for."""
+
+    def __init__(self, args: argparse.Namespace):
+        common = read_yaml(args.config) if args.config else {}
+        keys = {key: common.pop(key) for key in SWEEP_KEYS if key in common}
+        script = args.script or keys.get("script")
+        self.jobs = args.jobs
+        self.processes = keys.get("processes", 1) if args.processes is None else args.processes
+        if not isinstance(self.processes, int) or self.processes < 1:
+            raise refuse(f"processes {self.processes}: expected 1 or more")
+        seeds = parse_seeds(keys.get("seeds", 3) if args.seeds is None else args.seeds)
+        fixed = {name: parse_value(text) for name, text in parse_words("--set", args.fixed).items()}
+        words = parse_words("--grid", args.grid)
+        grid = {name: parse_values(text) for name, text in words.items()}
+        grid = check_values("grid", {**check_values("grid", keys.get("grid", {})), **grid})
+        self.tune = check_values("tune", keys.get("tune", {}))
+        self.tune_seed = keys.get("tune_seed", 1000)
+        arms = keys.get("arms", {"": {}})
+        if args.aa:
+            if keys.keys() & {"grid", "arms", "tune"} or grid:
+                raise refuse("--aa takes one experiment: no grid, arms or tune")
+            arms = self.control_arms(script, seeds)
+        if not isinstance(arms, dict):
+            raise refuse("arms: expected labels with settings")
+        self.arms: list[Arm] = []
+        for label, own in arms.items():
+            if not isinstance(own or {}, dict):
+                raise refuse(f"arm {label}: expected settings, found {own!r}")
+            own = dict(own or {})
+            arm_script = own.pop("script", script)
+            arm_seeds = parse_seeds(own.pop("seeds", seeds))
+            base = read_yaml(own.pop("config")) if "config" in own else {}
+            # else a label would name a value that the run does not have
+            places = [("arms", own), ("grid", grid), ("tune", self.tune), ("--set", fixed)]
+            for (one, names), (other, others) in itertools.combinations(places, 2):
+                if twice := names.keys() & others.keys():
+                    raise refuse(f"{', '.join(sorted(twice))}: both in {one} and in {other}")
+            for point in combinations(grid):
+                varied = {name: point[name] for name in grid if len(grid[name]) > 1}
+                settings = {**common, **base, **own, **point, **fixed}
+                settings = {n: value for n, value in settings.items() if n not in self.tune}
+                name = label_of(varied, *([str(label)] if label != "" else [])) or "runs"
+                self.arms.append(Arm(name, arm_script, settings, arm_seeds))
+        self.check_arms()
+        stem = Path(args.config or self.arms[0].script).stem + ("_aa" if args.aa else "")
+        self.out = Path(args.out) if args.out else Path("results", "sweeps", stem)
+
+    @staticmethod
+    def control_arms(script: str | None, seeds: list[int]) -> dict[str, dict]:
+        others = [max(seeds) + 1 + number for number in range(len(seeds))]
+        arms: dict[str, dict] = {"first": {"seeds": seeds}, "second": {"seeds": others}}
+        if has_labels(find_script(script)):
+            return {**arms, "shuffled": {"labels": "shuffled"}}
+        print(f"no shuffled labels, as {script} has no setting for them: the A/A pair only")
+        return arms
+
+    def check_arms(self) -> None:
+        for arm in self.arms:
+            find_script(arm.script)
+            for name in (arm.settings.keys() | self.tune.keys()) & OWN_SETTINGS.keys():
+                raise refuse(f"{name} is not for settings, the sweep sets it: {OWN_SETTINGS[name]}")
+        for one, other in itertools.combinations(self.arms, 2):
+            if one.label == other.label:
+                raise refuse(f"two arms would share the folder {one.label}")
+            if (one.script, one.settings, one.seeds) == (other.script, other.settings, other.seeds):
+                raise refuse(f"the arms {one.label} and {other.label} have the same settings")
+
+    def trials(self, arm: Arm) -> dict[str, Run]:
+        """What tuning tries in an arm, by label; empty without `tune`."""
+        return {
+            label_of(point): Run(
+                self.out / arm.label / "tune" / label_of(point),
+                arm.script,
+                {**arm.settings, **point, "seed": self.tune_seed},
+            )
+            for point in (combinations(self.tune) if self.tune else [])
+        }
+
+    def runs(self, arm: Arm, chosen: Mapping[str, Any]) -> list[Run]:
+        folder = self.out / arm.label
+        settings = {**arm.settings, **chosen}
+        return [
+            Run(folder / f"seed_{seed}", arm.script, {**settings, "seed": seed})
+            for seed in arm.seeds
+        ]
+
+    def command(self, run: Run) -> list[str]:
+        """Every setting on the command line: run.json then says all that the run was told."""
+        launcher = [sys.executable]
+        if self.processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone"]
+            launcher += [f"--nproc_per_node={self.processes}"]
+        words = [f"--{name}={text_of(value)}" for name, value in run.settings.items()]
+        return [*launcher, str(find_script(run.script)), *words, f"--out={run.folder}"]
+
+    def as_sweep_file(self) -> dict[str, Any]:
+        return {
+            "processes": self.processes,
+            **({"tune": self.tune, "tune_seed": self.tune_seed} if self.tune else {}),
+            "arms": {
+                arm.label: {"script": arm.script, "seeds": arm.seeds, **arm.settings}
+                for arm in self.arms
+            },
+        }
+
+    def __str__(self) -> str:
+        runs = sum(len(arm.seeds) for arm in self.arms)
+        trials = sum(len(self.trials(arm)) for arm in self.arms)
+        tuning = f" after {trials} for tuning" if trials else ""
+        return f"{self.out}: runs: {runs}{tuning}, arms: {len(self.arms)}"
+
+
+def has_labels(script: Path) -> bool:
+    """Whether a script knows --labels shuffled; asked in a process, as its imports are heavy."""
+    command = [sys.executable, str(script), "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if answer.returncode:
+        raise refuse(f"{script} --help fails: {last_words(answer.stderr)}")
+    return "--labels" in answer.stdout and "shuffled" in answer.stdout
+
+
+# ------------------------------------------------------------------------------- running
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def is_finished(run: Run) -> bool:
+    """Finished with these very settings; of anything else the script itself is the judge."""
+    record = read_json(run.folder / "run.json")
+    script, *words = record.get("command") or [""]
+    theirs = dict(word.removeprefix("--").partition("=")[::2] for word in words)
+    ours = {name: text_of(value) for name, value in run.settings.items()}
+    names = (theirs.keys() | ours.keys()) - FREE_SETTINGS
+    return (
+        record.get("status") == "finished"
+        and script == Path(run.script).name
+        and all(theirs.get(name) == ours.get(name) for name in names)
+    )
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The first figure that has an interval, e.g. accuracy 0.6580 [0.6210, 0.6930]."""
+    for name, value in metrics.items():
+        if interval := metrics.get(f"{name}_ci95"):
+            return f"{name} {value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return "no figure with an interval"
+
+
+ERROR_LINE = re.compile(r"^(\[rank \d+\] )?[\w.]*(error|Error|Exception|\.py):|other settings:$")
+
+
+def last_words(log: str) -> str:
+    """The error in what a run wrote: its last error line and what follows, on one line."""
+    lines = [re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", line).strip() for line in log.splitlines()]
+    # torchrun reports a failed process at length, after the process has said why it failed
+    before = itertools.takewhile(lambda line: "torch/distributed/elastic" not in line, lines)
+    lines = [line for line in before if line] or [line for line in lines if line] or ["no output"]
+    starts = [number for number, line in enumerate(lines) if ERROR_LINE.search(line)]
+    return " ".join(lines[starts[-1] :] if starts else lines[-1:])[:400]
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    cards = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(cards))]
+
+
+def environment_of(
+    slot: int, jobs: int, processes: int, cores: int, gpus: Sequence[str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Environment of the run in place `slot` of `jobs`: its share of the cores, and of the GPUs
+    where there are enough for all."""
+    environment = dict(given)
+    if jobs * processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // (jobs * processes))))
+    if jobs > 1 and len(gpus) >= jobs * processes:
+        mine = gpus[slot * processes : (slot + 1) * processes]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    return environment
+
+
+@dataclass
+class Child:
+    """A run under way."""
+
+    run: Run
+    number: str  # 3/12
+    process: subprocess.Popen
+    started: float
+    log_start: int  # bytes of the log that are of earlier sessions
+    told_to_stop: bool = False
+
+
+class Runner:
+    """Runs up to plan.jobs at a time, says how each ended, passes signals on."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.failed: dict[str, str] = {}
+        self.took_seconds: list[float] = []  # of the runs that finished in this session
+        self.signals: list[int] = []
+        self.gave_up = False
+        self.first: Run | None = None
+        self.cores = len(os.sched_getaffinity(0))
+        self.gpus = visible_gpus() if plan.jobs > 1 else []
+        self.running: dict[int, Child] = {}  # by place, 0 to jobs - 1
+        self.bar: Any = None
+
+    def __enter__(self) -> "Runner":
+        # the handler only takes note: a child that is just being started is not forgotten then
+        self.old_handlers = {
+            number: signal.signal(number, lambda number, frame: self.signals.append(number))
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN  # nohup
+        }
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for child in self.running.values():  # only after an error of our own, a full disk say
+            child.process.terminate()
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.signals) or self.gave_up
+
+    def say(self, text: str) -> None:
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.write(text)
+
+    def run(self, runs: list[Run], later: int = 0) -> None:
+        """Run what is not finished; `later` is how many runs will come after these."""
+        waiting = [run for run in runs if not is_finished(run)]
+        if len(waiting) < len(runs):
+            self.say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
+        if waiting and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            done = len(runs) - len(waiting)
+            self.bar = tqdm(total=len(runs), initial=done, unit="run", dynamic_ncols=True)
+        running = self.running
+        while running or (waiting and not self.stopping):
+            while waiting and len(running) < self.plan.jobs and not self.stopping:
+                slot = min(set(range(self.plan.jobs)) - running.keys())
+                number = len(runs) - len(waiting) + 1
+                running[slot] = self.start(waiting.pop(0), slot, f"{number}/{len(runs)}")
+            time.sleep(0.05)
+            for slot, child in list(running.items()):
+                if child.process.poll() is not None:
+                    del running[slot]
+                    self.end(child, len(waiting) + len(running) + later)
+                elif self.stopping and not child.told_to_stop:
+                    child.process.terminate()  # it saves, and its run.json says stopped
+                    child.told_to_stop = True
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def start(self, run: Run, slot: int, number: str) -> Child:
+        self.first = self.first or run
+        command = self.plan.command(run)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        environment = environment_of(
+            slot, self.plan.jobs, self.plan.processes, self.cores, self.gpus, os.environ
+        )
+        with open(f"{run.folder}.log", "a", encoding="utf-8") as log:
+            log.write(f"$ {shlex.join(command)}\n")
+            log.flush()
+            log_start = log.tell()
+            # a session of its own: Ctrl-C in the terminal reaches the sweep alone, which tells each
+            # run once; torchrun tells its workers
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.say(f"{number}  {run.name}  started")
+        return Child(run, number, process, time.monotonic(), log_start)
+
+    def end(self, child: Child, left: int) -> None:
+        run, code = child.run, child.process.returncode
+        seconds = time.monotonic() - child.started
+        record = read_json(run.folder / "run.json")
+        status = record.get("status", "failed")
+        if code == 0 and status == "finished":
+            self.took_seconds.append(seconds)
+            text = f"finished in {seconds:.0f} s, "
+            text += headline(read_json(run.folder / "test/metrics/metrics.json"))
+            mean = sum(self.took_seconds) / len(self.took_seconds)
+            if left:
+                text += f", {left * mean / self.plan.jobs / 60:.1f} min left"
+        elif child.told_to_stop:
+            text = f"stopped after {seconds:.0f} s"
+        else:
+            with open(f"{run.folder}.log", "rb") as log:
+                log.seek(child.log_start)
+                reason = last_words(log.read().decode(errors="replace"))
+            if code < 0:
+                reason = f"killed by {signal.Signals(-code).name}; last line: {reason}"
+            elif code == 0:  # a script that was told to stop has done as it was told
+                reason = f"{status}, not finished: {record.get('exit_reason') or reason}"
+            self.failed[run.name] = reason
+            text = f"FAILED after {seconds:.0f} s: {reason}"
+            early = seconds < SETTINGS_ERROR_SECONDS and not (run.folder / "train").exists()
+            self.gave_up = self.gave_up or (run is self.first and early)
+        self.say(f"{child.number}  {run.name}  {text}")
+        if self.bar is not None:
+            self.bar.update(1)
+
+
+# -------------------------------------------------------------------------------- tuning
+
+
+def best_val_loss(folder: Path) -> float:
+    """Lowest validation loss of a run, in the script's unit; infinite when none was finite."""
+    lines = (folder / "train/metrics/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line).get("val_loss") for line in lines]
+    return min((loss for loss in losses if loss is not None), default=math.inf)
+
+
+def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
+    """Every arm tries the same values; returns what each arm then runs with, by label.
+
+    A value with which training diverges has lost. An arm with a trial that failed for another
+    reason is left out: with fewer trials than the others it would not be compared fairly.
+    """
+    if not plan.tune:
+        return {arm.label: {} for arm in plan.arms}
+    later = sum(len(arm.seeds) for arm in plan.arms)
+    runner.run([run for arm in plan.arms for run in plan.trials(arm).values()], later)
+    chosen: dict[str, dict[str, Any]] = {}
+    record: dict[str, dict] = {}
+    for arm in plan.arms if not runner.stopping else []:
+        losses: dict[str, float] = {}
+        for label, run in plan.trials(arm).items():
+            verdicts = read_json(run.folder / "run.json").get("verdicts", [])
+            if run.name not in runner.failed:
+                losses[label] = best_val_loss(run.folder)
+            elif any(verdict.startswith("diverged") for verdict in verdicts):
+                losses[label] = math.inf
+                del runner.failed[run.name]
+        if len(losses) < len(plan.trials(arm)) or min(losses.values()) == math.inf:
+            runner.failed[arm.label] = "its seeds were not run: tuning chose nothing"
+            continue
+        best = min(losses, key=losses.__getitem__)
+        chosen[arm.label] = {name: plan.trials(arm)[best].settings[name] for name in plan.tune}
+        record[arm.label] = {"chosen": chosen[arm.label], "val_loss": losses}
+        tried = ", ".join(f"{label} {loss:.4f}" for label, loss in losses.items())
+        print(f"tuned {arm.label}: {best}, the lowest validation loss of {tried}", flush=True)
+    if record:
+        (plan.out / "tuned.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    return chosen
+
+
+# ------------------------------------------------------------------------------- the end
+
+
+def report(*words: str) -> None:
+    """report.py in a process of its own; the runs stand without it, so its failure is a warning."""
+    sys.stdout.flush()
+    if subprocess.run([sys.executable, str(REPORT), *words]).returncode:
+        print(f"warning: no report; again with: python report.py {shlex.join(words)}", flush=True)
+
+
+def judge_shuffled(runs: Sequence[Run]) -> bool:
+    """Say of each run with shuffled labels whether it stayed at chance; True: all did.
+
+    Above chance: even the lower end of the 95 % interval beats the best constant answer. One honest
+    run in 40 would be so by luck; more seeds tell.
+    """
+    at_chance = 0
+    for run in runs:
+        metrics = read_json(run.folder / "test/metrics/metrics.json")
+        if not {"accuracy_ci95", "constant_accuracy"} <= metrics.keys():
+            print(f"{run.name}: no accuracy to judge by")
+            continue
+        low, high = metrics["accuracy_ci95"]
+        above = low > metrics["constant_accuracy"]
+        at_chance += not above
+        print(
+            f"{run.name}: accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}], a constant "
+            f"answer {metrics['constant_accuracy']:.4f}: "
+            + ("ABOVE CHANCE: something leaks" if above else "at chance")
+        )
+    passed = at_chance == len(runs)
+    verdict = "as it must be" if passed else "NOT as it must be"
+    print(f"verdict: {at_chance} of {len(runs)} runs with shuffled labels at chance, {verdict}")
+    return passed
+
+
+def print_commands(plan: Plan) -> None:
+    unknown = {name: "TUNED" for name in plan.tune}
+    trials = [run for arm in plan.arms for run in plan.trials(arm).values()]
+    runs = trials + [run for arm in plan.arms for run in plan.runs(arm, unknown)]
+    for run in runs:
+        done = "   # finished" if is_finished(run) else ""
+        print(shlex.join(["python", *plan.command(run)[1:]]) + done)
+    print(plan)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 0, 1 when a run failed or leaks, 128 + signal when stopped."""
+    args = parse_arguments(argv)
+    plan = Plan(args)
+    if args.dry_run:
+        print_commands(plan)
+        return 0
+    print(plan, flush=True)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    (plan.out / "sweep.yaml").write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
+    with Runner(plan) as runner:
+        chosen = tune(plan, runner)
+        runs = {a.label: plan.runs(a, chosen[a.label]) for a in plan.arms if a.label in chosen}
+        if not runner.stopping:
+            runner.run([run for arm_runs in runs.values() for run in arm_runs])
+    if runner.signals:
+        print("stopped; the same command continues")
+        return 128 + runner.signals[0]
+    if runner.gave_up:
+        print("the first run failed before its first step, so the others were not begun:")
+        print(f"  {runner.first.name}: {runner.failed[runner.first.name]}")
+        return 1
+    done = [label for label in runs if any(run.name not in runner.failed for run in runs[label])]
+    if done:
+        report("table", str(plan.out))
+    compared = [label for label in done if not args.aa or label in ("first", "second")]
+    if len(compared) > 1 and compared[0] == plan.arms[0].label:  # the baseline
+        report("compare", *(str(plan.out / label) for label in compared))
+    if args.aa:
+        print("first and second differ in their seeds alone: what they differ by is noise")
+    leaks = args.aa and "shuffled" in done and not judge_shuffled(runs["shuffled"])
+    if runner.failed:
+        print(f"failed: {len(runner.failed)}; the same command tries again")
+        for name, reason in runner.failed.items():
+            print(f"  {name}: {reason}")
+    return 1 if runner.failed or leaks else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the runs or after them
+        sys.exit(130)
+    except OSError as error:
+        raise refuse(str(error)) from None
