@@ -8,10 +8,10 @@ text below each field.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -118,16 +118,24 @@ FREE_SETTINGS = {
 C = TypeVar("C")
 
 
-def parse_settings(kind: type[C], argv: Sequence[str], prog: str = "") -> tuple[C, bool]:
+# An older or published name: the name here, or what gives the settings here from its value.
+Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
+
+
+def parse_settings(
+    kind: type[C], argv: Sequence[str], prog: str = "", aliases: Aliases | None = None
+) -> tuple[C, bool]:
     """Read `--config file.yaml`, then flags and key=value, each overriding what came before.
 
-    Returns (config, given): given is False when nothing that defines the experiment was set.
-    Unknown names raise SystemExit(2) naming the nearest valid one.
+    Settings of a dataclass inside the dataclass are section.name, in YAML also nested. Returns
+    (config, given): given is False when nothing that defines the experiment was set. Unknown
+    names raise SystemExit(2) naming the nearest valid one.
     """
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    types, aliases = field_types(kind), aliases or {}
+    known = [*types, *aliases, "config"]
     words, configs = [], []
     pending = list(argv)
     while pending:
@@ -143,17 +151,19 @@ def parse_settings(kind: type[C], argv: Sequence[str], prog: str = "") -> tuple[
             bare = not pending or pending[0].startswith("--")
             bare = bare or (types.get(key) is bool and "=" in pending[0])  # --fresh batch=8
             if bare and types.get(key) is not bool:
-                _check_names([key], [*types, "config"], "flag --")
+                _check_names([key], known, "flag --")
                 raise SystemExit(f"{prog}: --{key} needs a value")
             value = "true" if bare else pending.pop(0)
-        _check_names([key], [*types, "config"], "setting ")
+        _check_names([key], known, "setting ")
         if key == "config":
             content = _read_yaml(value)
-            _check_names(content, types, f"{value}: setting ")
+            _check_names(flatten(content), types, f"{value}: setting ")
             if content:  # the parser refuses a file without settings
                 configs.append(f"--config={value}")
-        else:
-            words.append(f"--{key}={value}")
+            continue
+        meant = aliases.get(key, key)
+        named = {meant: value} if isinstance(meant, str) else meant(value)
+        words += [f"--{name}={text}" for name, text in named.items()]
     parser = jsonargparse.ArgumentParser(prog=prog or None, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(kind)
@@ -161,9 +171,37 @@ def parse_settings(kind: type[C], argv: Sequence[str], prog: str = "") -> tuple[
         parsed = parser.parse_args([*configs, *words])
     except Exception as error:
         raise SystemExit(f"{prog}: {error}") from error
-    config = kind(**{name: getattr(parsed, name) for name in types})
+    fields = dataclasses.fields(kind)
+    config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     named = {word.removeprefix("--").partition("=")[0] for word in words}
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def field_types(kind: type, prefix: str = "") -> dict[str, type]:
+    """The type of every setting by name, those of inner dataclasses as section.name."""
+    found: dict[str, type] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            found |= field_types(field.type, f"{prefix}{field.name}.")
+        else:
+            found[f"{prefix}{field.name}"] = field.type
+    return found
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} to {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _build(kind: type, value: Any) -> Any:
+    """The inner dataclass of what the parser gives; other values as they are."""
+    if not dataclasses.is_dataclass(kind) or isinstance(value, kind):
+        return value
+    return kind(**{f.name: _build(f.type, value[f.name]) for f in dataclasses.fields(kind)})
 
 
 def _read_yaml(path: str) -> dict:

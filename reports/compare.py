@@ -17,15 +17,8 @@ from tabulate import tabulate
 
 from evaluation import comparisons, metrics
 from evaluation.stats import resampled_sums
-from reports.folder import (
-    PLACE_SETTINGS,
-    RunFolder,
-    find_runs,
-    flatten,
-    is_run,
-    load_runs,
-    shared_notes,
-)
+from reports.folder import RunFolder, find_runs, is_run, load_runs, shared_notes
+from settings import FREE_SETTINGS, flatten
 
 ALPHA = 0.05
 
@@ -189,7 +182,7 @@ class Arm:
 
 def settings_of(run: RunFolder) -> dict[str, Any]:
     """What defines the run's computation, but for its seed."""
-    settings = {k: v for k, v in flatten(run.config).items() if k not in PLACE_SETTINGS}
+    settings = {k: v for k, v in flatten(run.config).items() if k not in FREE_SETTINGS}
     settings.pop("seed", None)
     command = run.record.get("command") or [None]
     return {"script": run.record.get("script") or command[0], **settings}

@@ -19,11 +19,6 @@ from typing import Any
 import yaml
 
 SCHEMA_VERSION = 1
-# Settings that say where and how, not what is computed.
-PLACE_SETTINGS = {
-    *("out", "fresh", "device", "backend", "workers", "save_every", "keep_every"),
-    *("log", "page", "dry_run", "stop_after"),
-}
 
 
 @dataclass
@@ -238,12 +233,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} to {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

@@ -16,7 +16,8 @@ import numpy as np
 from tabulate import tabulate
 
 from reports.compare import group_runs, labels_of, mean_interval, settings_of, show
-from reports.folder import RunFolder, flatten, number
+from reports.folder import RunFolder, number
+from settings import flatten
 
 # What a table shows without being asked, where a run has it.
 FIGURES = (

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -179,12 +179,12 @@ def test_help_explains_every_field(capsys, word):
         parse(word)
     assert not caught.value.code
     text = capsys.readouterr().out.split("options:")[1]
-    for field in dataclasses.fields(Config):
-        entry = re.search(rf"^  --{field.name}[ \n](.*?)(?=^  --|\Z)", text, re.M | re.S)
-        assert entry, field.name
+    for setting in dataclasses.fields(Config):
+        entry = re.search(rf"^  --{setting.name}[ \n](.*?)(?=^  --|\Z)", text, re.M | re.S)
+        assert entry, setting.name
         explained = " ".join(entry[1].split("(type:")[0].split()[1:])
-        assert len(re.sub(r"\{.*?\}", "", explained)) > 12, f"{field.name}: {explained!r}"
-        assert "default:" in entry[1] or "(type:" in entry[1], field.name
+        assert len(re.sub(r"\{.*?\}", "", explained)) > 12, f"{setting.name}: {explained!r}"
+        assert "default:" in entry[1] or "(type:" in entry[1], setting.name
 
 
 def test_a_field_without_a_text_is_noticed(capsys):
@@ -240,3 +240,45 @@ def test_a_class_path_on_the_command_line_stays_text(tmp_path, monkeypatch):
     assert parse("--model", value)[0].model == value
     refusal("--lr", value)
     assert os.listdir(tmp_path) == []
+
+
+@dataclass
+class Depth:
+    """A section of settings."""
+
+    enabled: bool = False
+    """off, or on"""
+    fractions: list[float] = field(default_factory=lambda: [0.125, 0.3])
+    """where"""
+
+
+@dataclass
+class Nested(Settings):
+    """A script with a section."""
+
+    stacking: Depth = field(default_factory=Depth)
+    """layers are added"""
+
+
+def test_sections_are_set_by_dotted_names_and_nested_yaml(file):
+    path = file("stacking:\n  fractions: [0.1, 0.5]\n")
+    words = ["--config", path, "stacking.enabled=True", "--lr", "1e-3"]
+    config, given = parse_settings(Nested, words, "nested.py")
+    assert given and config.stacking == Depth(True, [0.1, 0.5]) and config.lr == 1e-3
+    assert parse_settings(Nested, ["--stacking.enabled"], "nested.py")[0].stacking.enabled is True
+    with pytest.raises(SystemExit, match="did you mean 'stacking.enabled'"):
+        parse_settings(Nested, ["stacking.enable=True"], "nested.py")
+    with pytest.raises(SystemExit, match="did you mean 'stacking.fractions'"):
+        parse_settings(Nested, ["--config", file("stacking: {fraction: 1}")], "nested.py")
+
+
+def test_published_names_are_accepted_beside_ours():
+    aliases = {
+        "train/optim": "optimizer",
+        "train.fixed_depth": lambda value: {
+            "stacking.enabled": "false" if value.lower() == "true" else "true"
+        },
+    }
+    words = ["train/optim=sgd", "train.fixed_depth=False"]
+    config, given = parse_settings(Nested, words, "nested.py", aliases)
+    assert given and config.optimizer == "sgd" and config.stacking.enabled
