@@ -499,6 +499,7 @@ class Work:
     micro_batches: list[tuple[int, Any]]
     examples: int
     tokens: int
+    sizes: list[int] = field(default_factory=list)  # rows of every micro-batch, of all ranks
 
     def pin_memory(self) -> "Work":
         """Called by the DataLoader on CUDA: copies from pinned memory do not wait."""
@@ -566,6 +567,7 @@ class StepSampler(DistributedSampler):
                 [(index, parts[index]) for index in mine],
                 len(rows),
                 int(self.tokens[rows].sum()),
+                [len(part) for part in parts],
             )
             position += 1
 
@@ -806,6 +808,8 @@ class State:
     schedule: maps clock.fraction to a factor on each group's peak_lr. export(folder) writes
     weights that others can open, restore(folder) reads them back (rank 0 calls both).
     extras: further parts of the run with state_dict / load_state_dict, by name.
+    charge(work) is called after each update, before clock.after_update(). under_way: position
+    of the global batch and index of the micro-batch that loss_sum is called for.
     """
 
     config: Settings
@@ -830,6 +834,8 @@ class State:
     seconds: float = 0.0
     skipped_steps: int = 0
     stop_requested: Callable[[], bool] = lambda: False
+    charge: Callable[[Work], None] = lambda work: None
+    under_way: tuple[int, int] = (0, 0)
 
     NUMBERS = (
         *("step", "examples", "tokens", "best", "best_step", "last_val_loss"),
@@ -945,28 +951,10 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
     state.model.train()
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * state.schedule(state.clock.fraction)
-    while True:
-        work = state.loader.next()
-        totals, present = _accumulate(state, work, loss_sum)
-        agreed = world.sum(torch.cat([totals, present])).tolist()
-        losses, targets, out_of_memory, stop = agreed[:4]
-        if out_of_memory or stop:
-            optimizer.zero_grad()
-        if stop:
-            state.loader.seek(work.position)
-            return None
-        if not out_of_memory:
-            break
-        state.loader.halve()
-        world.say(
-            f"step {state.step + 1}: out of memory; micro-batches of {state.loader.micro_batch} "
-            f"from here on (the batch stays {state.config.batch})"
-        )
-    if targets == 0:
-        raise ValueError(f"step {state.step + 1}: no row of the batch has a target")
-    # a layer that no rank ran keeps no gradient, so that the optimizer leaves it alone
-    active = [p for p, n in zip(state.parameters, agreed[4:], strict=True) if n]
-    all_reduce_gradients(active, world)
+    summed = sum_gradients(state, state.loader, loss_sum)
+    if summed is None:
+        return None
+    work, losses, targets, active = summed
     # backward ran on scale · losses / batch
     scale = state.config.batch / (targets * state.scaler.get_scale())
     gradients = [p.grad for p in active]
@@ -983,6 +971,7 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
     _update_loss_scale(state, finite)
     optimizer.zero_grad()
     state.step += 1
+    state.charge(work)
     state.clock.after_update()
     state.examples += work.examples
     state.tokens += work.tokens
@@ -997,6 +986,41 @@ def train_step(state: State, loss_sum: LossSum) -> dict[str, float] | None:
         "examples_in_step": work.examples,
         "tokens_in_step": work.tokens,
     }
+
+
+def sum_gradients(
+    state: State, loader: TrainLoader, loss_sum: LossSum
+) -> tuple[Work, float, float, list[nn.Parameter]] | None:
+    """The loader's next global batch, backward, gradients summed over ranks.
+
+    Returns (work, loss sum, targets, parameters that have a gradient). The gradients are those
+    of the loss sum times scaler.get_scale() / config.batch. None when a signal cut it off: the
+    loader then stands before that batch.
+    """
+    world, optimizer = state.world, state.optimizer
+    while True:
+        work = loader.next()
+        totals, present = _accumulate(state, work, loss_sum)
+        agreed = world.sum(torch.cat([totals, present])).tolist()
+        losses, targets, out_of_memory, stop = agreed[:4]
+        if out_of_memory or stop:
+            optimizer.zero_grad()
+        if stop:
+            loader.seek(work.position)
+            return None
+        if not out_of_memory:
+            break
+        loader.halve()
+        world.say(
+            f"step {state.step + 1}: out of memory; micro-batches of {loader.micro_batch} "
+            f"from here on (the batch stays {loader.config.batch})"
+        )
+    if targets == 0:
+        raise ValueError(f"step {state.step + 1}: no row of the batch has a target")
+    # a layer that no rank ran keeps no gradient, so that the optimizer leaves it alone
+    active = [p for p, n in zip(state.parameters, agreed[4:], strict=True) if n]
+    all_reduce_gradients(active, world)
+    return work, losses, targets, active
 
 
 def layer_of(parameter: str) -> str:
@@ -1040,6 +1064,7 @@ def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Te
         if state.stop_requested():
             break
         seed_everything(mix_seed(config.seed, work.position, index, 2), world.device)
+        state.under_way = (work.position, index)
         try:
             with state.autocast():
                 loss, targets = loss_sum(state.model, to_device(batch, world.device))

@@ -613,13 +613,15 @@ class Run:
     def dry_run(self, state: State, loss_sum: LossSum, steps: int = 3) -> None:
         """Time a few steps and say what the whole run would take; writes nothing."""
         broadcast_parameters(state.model, self.world)
-        total = getattr(state.clock, "total_steps", 0)
+        total = getattr(state.clock, "total_steps", None)  # None: the budget is no number of steps
         tokens = int(np.sum(state.loader.data.tokens))
         times = []
-        for _ in range(min(steps, total)):
+        for _ in range(steps if total is None else min(steps, total)):
             started = time.perf_counter()
             train_step(state, loss_sum)
             times.append(time.perf_counter() - started)
+        if total is None:
+            total = max(1, round(state.step / state.clock.fraction))  # at what these steps cost
         trained = sum(p.numel() for p in state.parameters)
         everything = sum(p.numel() for p in state.model.parameters())
         each = min(times)
