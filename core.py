@@ -403,6 +403,11 @@ class Ragged:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
 
+def cache_folder() -> Path:
+    """Where all that can be made again is kept: ABLATE_CACHE, else cache/ in the project."""
+    return Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache")
+
+
 def cached_tokens(
     key: dict[str, Any], build: Callable[[], Iterable[Sequence[int]]], world: World
 ) -> Ragged:
@@ -412,7 +417,7 @@ def cached_tokens(
     so that memory stays bounded. The folder is ABLATE_CACHE, else cache/ in the project.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    folder = Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache") / "tokens" / digest
+    folder = cache_folder() / "tokens" / digest
     with world.rank_0_first():
         if not folder.is_dir():
             # process ids repeat on machines that share a volume
@@ -624,7 +629,7 @@ class TrainLoader:
                     collate_fn=_as_it_is,
                     num_workers=self.config.workers,
                     pin_memory=self.world.device.type == "cuda",
-                    worker_init_fn=_ignore_signals,
+                    worker_init_fn=ignore_signals,
                     generator=torch.Generator().manual_seed(0),
                 )
             )
@@ -646,7 +651,7 @@ def _as_it_is(work: Work) -> Work:
     return work
 
 
-def _ignore_signals(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """The training process decides when to stop; its loader workers end with it.
 
     SIGTERM stays as it is: Python ends its children by it when it exits, and waits for them.
@@ -835,6 +840,7 @@ class State:
     skipped_steps: int = 0
     stop_requested: Callable[[], bool] = lambda: False
     charge: Callable[[Work], None] = lambda work: None
+    evaluation_due: Callable[[], bool] | None = None  # None: --eval_every, and the end
     under_way: tuple[int, int] = (0, 0)
 
     NUMBERS = (

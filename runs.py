@@ -51,7 +51,7 @@ from core import (
     write_text,
 )
 from evaluation.monitor import check_trackers, open_trackers
-from settings import FREE_SETTINGS, Settings, parse_settings
+from settings import FREE_SETTINGS, Aliases, Settings, flatten, parse_settings
 
 SCHEMA_VERSION = 1
 # Of run.json: what each session writes anew.
@@ -61,7 +61,7 @@ OWN_KEYS = (
 )
 # What --fresh deletes; other files in the folder are not ours.
 RUN_FILES = (
-    *("run.json", "diff.patch", "bad_rows.csv", "report.html"),
+    *("run.json", "diff.patch", "bad_rows.csv", "report.html", "report", "tensorboard", "wandb"),
     *("baseline", "train", "test", "config.yaml"),
 )
 
@@ -188,7 +188,7 @@ class Run:
         script = _read_json(folder / "run.json").get("script")
         if script not in (None, self.script):
             return [f"script: {script} there, {self.script} now"]
-        ours = dataclasses.asdict(self.config)
+        theirs, ours = flatten(theirs), flatten(dataclasses.asdict(self.config))
         return [
             f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
             for key in sorted((theirs.keys() | ours.keys()) - FREE_SETTINGS)
@@ -245,6 +245,7 @@ class Run:
     def write_record(self, state: State | None = None) -> None:
         if state is not None:
             self.facts |= {"seconds": round(state.seconds, 3), "steps": state.step}
+            self.facts["total_steps"] = getattr(state.clock, "total_steps", None)
             self.facts["micro_batch"] = state.loader.micro_batch  # halved when memory ran out
             self.facts["peak_memory_bytes"] = peak_memory(self.world.device)
         write_text(
@@ -398,7 +399,10 @@ class Run:
         self._steps_here += 1
         self._check_health(state, stats["train_loss"])
         steps = state.loader.steps_per_epoch
-        evaluate_due = state.clock.done or state.step % (config.eval_every or steps) == 0
+        if state.evaluation_due is not None:
+            evaluate_due = state.evaluation_due()
+        else:
+            evaluate_due = state.clock.done or state.step % (config.eval_every or steps) == 0
         try:
             if evaluate_due:
                 state.evaluation_pending = True
@@ -721,17 +725,22 @@ def _read_json(path: Path) -> dict:
         return {}
 
 
-def launch(main: Callable, kind: type[Settings], commands: dict[str, tuple] | None = None) -> None:
-    """Run a script: `commands` maps a first word to (function, its settings); errors of the
-    user's making become one line."""
+def launch(
+    main: Callable,
+    kind: type[Settings],
+    commands: dict[str, tuple] | None = None,
+    aliases: Aliases | None = None,
+) -> None:
+    """Run a script: `commands` maps a first word to (function, its settings), `aliases` names of
+    settings to ours; errors of the user's making become one line."""
     argv, prog = sys.argv[1:], Path(sys.argv[0]).name
     words = (argv[0],) if argv and argv[0] in (commands or {}) else ()
     try:
         if words:
             action, settings = commands[argv[0]]
-            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}")[0])
+            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}", aliases)[0])
         else:
-            config, given = parse_settings(kind, argv, prog)
+            config, given = parse_settings(kind, argv, prog, aliases)
             main(config, given)
     except (ValueError, OSError, DiskFull, ModuleNotFoundError) as error:
         if os.environ.get("ABLATE_DEBUG"):

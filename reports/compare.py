@@ -184,8 +184,9 @@ def settings_of(run: RunFolder) -> dict[str, Any]:
     """What defines the run's computation, but for its seed."""
     settings = {k: v for k, v in flatten(run.config).items() if k not in FREE_SETTINGS}
     settings.pop("seed", None)
-    command = run.record.get("command") or [None]
-    return {"script": run.record.get("script") or command[0], **settings}
+    command = run.record.get("command")
+    first = command[0] if isinstance(command, list) and command else None
+    return {"script": run.record.get("script") or first, **settings}
 
 
 def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> list[list[RunFolder]]:
@@ -283,7 +284,7 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
     def environment(run: RunFolder) -> dict[str, Any]:
         facts = {name: run.record.get(name) for name in ENVIRONMENT}
         facts["commit"] = str(facts["commit"] or "")[:10]
-        return facts | flatten({"versions": run.record.get("versions") or {}})
+        return facts | flatten({"versions": run.record.get("versions")})
 
     found = {}
     sections = {"settings": settings, "data and split": data, "environment": environment}

@@ -9,6 +9,8 @@ is refused.
 
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -151,7 +153,7 @@ class MetricsLog:
         self.training: list[dict] = []
         self.evaluations: list[dict] = []
         self.unreadable, self.rest = 0, b""
-        self._offset = 0
+        self._offset = self._inode = 0
 
     def read(self) -> bool:
         """Take the lines that were added; True when there were any.
@@ -159,10 +161,11 @@ class MetricsLog:
         A continued run cuts lines off that it will write again: then all is read anew.
         """
         try:
-            size = self.path.stat().st_size
-            if size < self._offset:
-                self.__init__(self.path.parents[2])
             with open(self.path, "rb") as file:
+                facts = os.fstat(file.fileno())
+                if facts.st_size < self._offset or facts.st_ino != (self._inode or facts.st_ino):
+                    self.__init__(self.path.parents[2])
+                self._inode = facts.st_ino
                 file.seek(self._offset)
                 added = file.read()
         except OSError:
@@ -190,7 +193,7 @@ class MetricsLog:
 def _json_object(line: bytes) -> dict:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else {}
 
@@ -206,7 +209,7 @@ def _read(path: Path, notes: list[str], needed: bool = False) -> dict[str, Any]:
         if needed:
             notes.append(f"{path.name} is missing")
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         notes.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
         return {}
     if not isinstance(found, dict):
@@ -217,9 +220,23 @@ def _read(path: Path, notes: list[str], needed: bool = False) -> dict[str, Any]:
 
 def number(value: Any) -> float | None:
     """A finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
+
+
+# C0, C1 and 7F but tab and newline, marks that reorder text, and what UTF-8 cannot hold.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def clean(text: Any) -> str:
+    """Text from data without control characters: they could rewrite a terminal, or break a page."""
+    return _CONTROLS.sub("", str(text))
 
 
 def seconds_since(*paths: Path) -> float:

