@@ -731,14 +731,17 @@ def launch(
     commands: dict[str, tuple] | None = None,
     aliases: Aliases | None = None,
 ) -> None:
-    """Run a script: `commands` maps a first word to (function, its settings), `aliases` names of
-    settings to ours; errors of the user's making become one line."""
+    """Run a script; errors of the user's making become one line.
+
+    commands: first word → (function, its settings) or (function, its settings, their aliases).
+    aliases: other names of settings → ours.
+    """
     argv, prog = sys.argv[1:], Path(sys.argv[0]).name
     words = (argv[0],) if argv and argv[0] in (commands or {}) else ()
     try:
         if words:
-            action, settings = commands[argv[0]]
-            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}", aliases)[0])
+            action, settings, *own_aliases = commands[argv[0]]
+            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}", *own_aliases)[0])
         else:
             config, given = parse_settings(kind, argv, prog, aliases)
             main(config, given)

@@ -145,6 +145,8 @@ def parse_settings(
             continue
         key, equals, value = word.removeprefix("--").partition("=")
         key = key.replace("-", "_")
+        if not equals and not word.startswith("--") and hasattr(kind, "FIRST_WORD"):
+            word, key, equals, value = "", kind.FIRST_WORD, "=", word  # download c4-subset
         if not (word.startswith("--") or equals):
             raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
         if not equals:

@@ -22,3 +22,20 @@ def warmup_then_decay(
     gone = min(1.0, (fraction - warmup_frac) / max(1e-12, 1 - warmup_frac))
     left = {"linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}[shape]
     return min_ratio + (1 - min_ratio) * left
+
+
+def budget_one_cycle(fraction: float) -> float:
+    """Straight up to the peak at half of the budget, straight down to 0 at its end.
+
+    The schedule of No Train No Gain (Kaddour et al. 2023): decayed completely when the budget
+    ends, so that runs with different budgets compare.
+    """
+    return max(0.0, min(2 * fraction, 2 - 2 * fraction))
+
+
+def budget_triangle2(fraction: float) -> float:
+    """From a quarter of the peak up to it over 75 % of the budget, then straight down to 0.
+
+    The schedule of Cramming (Geiping & Goldstein 2023).
+    """
+    return max(0.0, min(0.25 + fraction, (1 - fraction) / 0.25))

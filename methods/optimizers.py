@@ -1,0 +1,234 @@
+"""Lion and Sophia-G, with the updates as pure functions over lists of tensors.
+
+    optimizer = Lion(core.parameter_groups(…), lr=7e-4)
+    optimizer = SophiaG(core.parameter_groups(…), lr=4e-4, rho=0.01)
+
+Both decay weights as AdamW does (p ← p·(1 − lr·weight_decay), with the group's own lr), keep
+no step count and leave a parameter without a gradient alone: it is neither decayed nor moved.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-15  # keeps a curvature of zero from dividing by zero: such a coordinate is clipped
+
+
+def lion_update(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> None:
+    """One step of Lion, in place on parameters and momenta (Chen et al. 2023, algorithm 2).
+
+    p ← p·(1 − lr·wd) − lr·sign(β1·m + (1 − β1)·g),  then m ← β2·m + (1 − β2)·g
+    """
+    beta1, beta2 = betas
+    directions = torch._foreach_mul(momenta, beta1)
+    torch._foreach_add_(directions, gradients, alpha=1 - beta1)
+    torch._foreach_sign_(directions)
+    torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+    torch._foreach_add_(parameters, directions, alpha=-lr)
+    torch._foreach_mul_(momenta, beta2)
+    torch._foreach_add_(momenta, gradients, alpha=1 - beta2)
+
+
+def sophia_update(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    hessians: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    rho: float,
+    weight_decay: float,
+) -> None:
+    """One step of Sophia, in place on parameters and momenta (Liu et al. 2023, algorithm 3).
+
+    m ← β1·m + (1 − β1)·g,  then p ← p·(1 − lr·wd) − lr·clip(m / (ρ·h + 1e-15), −1, 1)
+    """
+    torch._foreach_mul_(momenta, beta1)
+    torch._foreach_add_(momenta, gradients, alpha=1 - beta1)
+    limits = torch._foreach_mul(hessians, rho)
+    torch._foreach_add_(limits, EPSILON)
+    moves = torch._foreach_div(momenta, limits)
+    torch._foreach_clamp_min_(moves, -1.0)
+    torch._foreach_clamp_max_(moves, 1.0)
+    torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+    torch._foreach_add_(parameters, moves, alpha=-lr)
+
+
+def sophia_hessian(
+    hessians: Sequence[Tensor], gradients: Sequence[Tensor], bs: int, beta2: float
+) -> None:
+    """h ← β2·h + (1 − β2)·bs·ĝ², in place: the Gauss-Newton-Bartlett estimate (algorithm 2).
+
+    ĝ is the mean gradient over bs targets against labels sampled from the model. With bs in
+    here, h does not depend on how many targets it was estimated from. Implementations that
+    keep ĝ² alone and divide by ρ·bs·h take the same step.
+    """
+    torch._foreach_mul_(hessians, beta2)
+    torch._foreach_addcmul_(hessians, gradients, gradients, value=(1 - beta2) * bs)
+
+
+def sample_labels(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One class for each row of logits (targets, vocab), drawn from its softmax → (targets,).
+
+    One uniform number a row finds its place in the cumulated probabilities: torch.multinomial
+    would draw a number for every entry of the vocabulary.
+    """
+    cumulated = logits.detach().float().softmax(-1).cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+    places = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
+    return places.squeeze(1).clamp_(max=logits.shape[-1] - 1)
+
+
+def sampled_label_loss_sum(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Σ cross-entropy of logits (targets, vocab) against labels drawn from their own softmax.
+
+    Its backward pass gives SophiaG.update_hessian the gradients it needs.
+    """
+    return F.cross_entropy(logits.float(), sample_labels(logits, generator), reduction="sum")
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (Chen et al. 2023, Symbolic Discovery of Optimization Algorithms).
+
+    Every coordinate moves by lr exactly, so take an lr 3 to 10 times below AdamW's and a
+    weight decay as many times above, as the paper advises.
+    ValueError for a negative lr or weight decay, or betas outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ):
+        _check(lr, betas, weight_decay)
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                lion_update(
+                    parameters,
+                    [p.grad for p in parameters],
+                    _state_of(self, parameters, "momentum"),
+                    group["lr"],
+                    group["betas"],
+                    group["weight_decay"],
+                )
+        return loss
+
+
+class SophiaG(torch.optim.Optimizer):
+    """Sophia with the Gauss-Newton-Bartlett estimate (Liu et al. 2023).
+
+    The caller, before the first step and every few (10) steps from then on, and after new
+    layers have come in:
+      1. runs the model on rows of their own and calls backward on sampled_label_loss_sum of
+         the logits at the targets: real vocabulary logits, not hidden states;
+      2. sums the gradients over micro-batches and ranks and divides them by the number of
+         targets: the mean gradient, unclipped, in no scaled precision (fp16 underflows here);
+      3. calls update_hessian(that number) and zero_grad().
+    Until its first update_hessian a parameter's curvature is 0, and every step of it is
+    clipped: it then moves by the sign of its momentum.
+
+    rho: the share of the curvature's reciprocal that a step may use; larger clips less.
+    ValueError for a negative lr or weight decay, betas outside [0, 1), or rho ≤ 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.965, 0.99),
+        rho: float = 0.04,
+        weight_decay: float = 0.01,
+    ):
+        _check(lr, betas, weight_decay)
+        if rho <= 0:
+            raise ValueError(f"rho {rho}: expected more than 0")
+        defaults = {"lr": lr, "betas": betas, "rho": rho, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def update_hessian(self, bs: int) -> None:
+        """Take the gradients in .grad, a mean over `bs` targets with sampled labels, into h."""
+        if bs < 1:
+            raise ValueError(f"the curvature was estimated from {bs} targets: expected 1 or more")
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                hessians = _state_of(self, parameters, "hessian_ema")
+                sophia_hessian(hessians, [p.grad for p in parameters], bs, group["betas"][1])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                sophia_update(
+                    parameters,
+                    [p.grad for p in parameters],
+                    _state_of(self, parameters, "momentum"),
+                    _state_of(self, parameters, "hessian_ema"),
+                    group["lr"],
+                    group["betas"][0],
+                    group["rho"],
+                    group["weight_decay"],
+                )
+        return loss
+
+    @torch.no_grad()
+    def clip_fraction(self) -> float:
+        """Share of the coordinates whose last step was clipped, that is moved by all of lr.
+
+        From the state alone, so that a step costs nothing for it: ask before update_hessian.
+        nan before the first step.
+        """
+        clipped, total = 0, 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if "momentum" in state:
+                    limit = group["rho"] * state["hessian_ema"] + EPSILON
+                    clipped += int((state["momentum"].abs() >= limit).sum())
+                    total += parameter.numel()
+        return clipped / total if total else float("nan")
+
+
+def _state_of(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], name: str
+) -> list[Tensor]:
+    """The named state of each parameter, zeros where it is new."""
+    states = [optimizer.state[parameter] for parameter in parameters]
+    for state, parameter in zip(states, parameters, strict=True):
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+    return [state[name] for state in states]
+
+
+def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _check(lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    if lr < 0 or weight_decay < 0:
+        raise ValueError(f"lr {lr}, weight_decay {weight_decay}: expected 0 or more")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas {betas}: expected numbers in [0, 1)")

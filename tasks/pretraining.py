@@ -1,0 +1,732 @@
+"""BERT pretraining on a budget: what is charged, which rows, which layers, which optimizer.
+
+What pretrain_bert.py shows the loop of. Data order, selection of rows, depth and optimizer
+compose freely: each is told of the clock's fraction alone, and each keeps its state in the
+checkpoint.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import core
+import runs
+from evaluation.stats import cluster_bootstrap
+from methods import clock as clocks
+from methods.batch_selection import IrreducibleLosses, RhoLoss, SelectiveBackprop
+from methods.dropout import use_word_dropout
+from methods.layer_drop import drop_probability, gate_generator, sample_active_layers
+from methods.optimizers import Lion, SophiaG, sampled_label_loss_sum
+from methods.schedules import budget_one_cycle, budget_triangle2, warmup_then_decay
+from methods.stacking import Stacking
+from models import bert, pretrained
+from settings import Aliases, Settings, parse_settings
+from tasks import corpora
+
+
+@dataclass
+class StackingSettings:
+    """Progressive stacking: a shallow model is copied on top of itself."""
+
+    enabled: bool = False
+    """grow the model while it trains"""
+    initial_layers: int = 4
+    """layers that run at the beginning"""
+    fractions: list[float] = field(default_factory=lambda: [0.125, 0.3])
+    """shares of the budget at which the depth doubles"""
+
+
+@dataclass
+class LayerDropSettings:
+    """Progressive layer dropping: layers are left out at random."""
+
+    enabled: bool = False
+    """drop layers while training"""
+    theta: float = 0.5
+    """keep probability of the top layer that is approached"""
+    gamma: float = 100.0
+    """how soon: 99 % of the way at 4.6 / gamma of the budget"""
+
+
+@dataclass
+class SelectionSettings:
+    """Which of the rows that come by are trained on."""
+
+    name: Literal["uniform", "selective_backprop", "rho_loss"] = "uniform"
+    """uniform: all of them"""
+    beta: float = 1.0
+    """selective backprop: keep a row with probability (rank of its loss)^beta"""
+    history: int = 5000
+    """selective backprop: losses that a loss is ranked among"""
+    mega_batch: int = 3072
+    """RHO-loss: rows that each batch is chosen from"""
+    il_losses: str | None = None
+    """RHO-loss: folder that extract_il_losses wrote"""
+    charge_forward: bool = True
+    """false: scoring rows is free (the ablation)"""
+
+
+@dataclass
+class SophiaSettings:
+    """Sophia-G's curvature."""
+
+    rho: float = 0.01
+    """larger clips less"""
+    every: int = 10
+    """updates between estimates of the curvature"""
+    rows: int = 768
+    """rows of an estimate"""
+    charge: bool = True
+    """false: estimates are free (the ablation)"""
+
+
+@dataclass
+class ValidationSettings:
+    """The rows that are held out."""
+
+    fraction: float = 0.005
+    """share of the corpus that is held out (batch selection: .2, to train its IL model on)"""
+    seed: int = 0
+    """of the split"""
+    truncate_to: int = 10_000
+    """rows to validate on at most; the rest of the holdout is for the IL model"""
+    il_model: bool = False
+    """train on the holdout: the model of the irreducible losses"""
+
+
+@dataclass
+class Config(Settings):
+    """Settings of pretrain_bert.py."""
+
+    model: str = "bert-c5"
+    """bert-c5 (16 layers of 768), bert-small, bert-mini, bert-tiny, or hf-bert (BERT-base)"""
+    data: str = "c4-subset"
+    """c4-subset, minipile, bookcorpus-wikitext, reviews, or text, JSONL or parquet files"""
+    budget: float | None = 24.0
+    """what the run may spend, in --budget_unit; null: --epochs passes over the rows"""
+    budget_unit: Literal["rst_hours", "hours", "steps", "flops"] = "rst_hours"
+    """rst_hours: hours of an RTX 3090 by its published table; hours: of this machine's clock"""
+    budget_table: str | None = None
+    """prices of rst_hours for another model or machine, by pretrain_bert.py calibrate"""
+    validate_every: float | None = None
+    """in --budget_unit, between evaluations; null: --eval_every"""
+    vocab_size: int = 32768
+    """of the WordPiece tokenizer that is trained on the corpus"""
+    tokenizer: str | None = None
+    """folder of a tokenizer to use instead"""
+    epochs: float = 1.0
+    """passes over the rows, where --budget is null"""
+    batch: int = 1536
+    """rows an update over all processes (the global batch)"""
+    micro_batch: int | None = 128
+    """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment"""
+    max_length: int = 128
+    """tokens a row; rows are packed, so all have as many"""
+    lr: float = 1e-3
+    """peak learning rate"""
+    schedule: Literal["one-cycle", "triangle2", "linear", "cosine", "constant"] = "one-cycle"
+    """learning rate over the budget: up to the middle and down; up for 75 %; after a warm-up"""
+    optimizer: Literal["adamw", "lion", "sophiag", "sgd"] = "adamw"
+    """adamw (betas .9/.98), lion (.9/.99), sophiag (.965/.99) or plain sgd"""
+    betas: list[float] | None = None
+    """of the optimizer; null: as said there"""
+    max_grad_norm: float | None = 0.5
+    """clip the global gradient norm to this; null: no clipping"""
+    save_every: int | None = 500
+    """steps between checkpoints; null: with every evaluation"""
+    test_with: Literal["best", "final"] = "final"
+    """weights for the last figures; the validation rows then choose nothing"""
+    stacking: StackingSettings = field(default_factory=StackingSettings)
+    """progressive stacking"""
+    layer_drop: LayerDropSettings = field(default_factory=LayerDropSettings)
+    """progressive layer dropping"""
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    """batch selection"""
+    sophia: SophiaSettings = field(default_factory=SophiaSettings)
+    """curvature of sophiag"""
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    """the split"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("budget", lambda value: value > 0, "more than 0, or null")
+        self._require("validate_every", lambda value: value > 0, "more than 0, or null")
+        if self.stacking.enabled and self.layer_drop.enabled:
+            raise ValueError(
+                "stacking and layer drop both choose the layers that run: enable one of them"
+            )
+        if self.selection.name == "rho_loss" and self.selection.il_losses is None:
+            raise ValueError(
+                "RHO-loss needs irreducible losses: selection.il_losses=FOLDER (made by "
+                "pretrain_bert.py extract_il_losses)"
+            )
+        if self.optimizer == "sophiag" and self.precision == "fp16":
+            raise ValueError("sophiag's curvature underflows in fp16: use --precision bf16 or fp32")
+
+
+# What a script without any settings does where there is no hub.
+EMBEDDED = {
+    **{"model": "bert-tiny", "data": "reviews", "vocab_size": 8192, "batch": 64},
+    **{"micro_batch": 32, "budget": None, "epochs": 1.0, "lr": 3e-3, "save_every": 200},
+}
+
+
+def or_embedded(config: Config, given: bool, world: core.World) -> Config:
+    """The embedded default when nothing was set and the hub cannot be reached; it says so."""
+    if given or not world.from_rank_0(world.rank == 0 and not pretrained.hub_answers()):
+        return config
+    world.say(
+        "no settings were given and the hub cannot be reached: the embedded default it is, "
+        "bert-tiny on --data reviews"
+    )
+    return dataclasses.replace(
+        config, **EMBEDDED, validation=ValidationSettings(fraction=0.05, truncate_to=2000)
+    )
+
+
+# ------------------------------------------------------------------------ clock and schedule
+
+
+def build_clock(config: Config, model: nn.Module, steps_per_epoch: int) -> clocks.BudgetClock:
+    """The clock of this budget. ValueError where the published times do not fit the model."""
+    free = {"forward"} if not config.selection.charge_forward else set()
+    free |= {"curvature"} if not config.sophia.charge else set()
+    if config.budget is None:
+        steps = math.ceil(round(config.epochs * steps_per_epoch, 6))
+        return clocks.BudgetClock(steps, "steps", free=free)
+    costs = None
+    if config.budget_unit == "rst_hours":
+        costs = clocks.RTX_3090
+        if config.budget_table is not None:
+            costs = clocks.Costs.load(Path(config.budget_table))
+        costs.require(config.model, config.max_length)
+    elif config.budget_unit == "flops":
+        shape = model.config
+        costs = clocks.flops_costs(
+            config.model,
+            shape.num_hidden_layers,
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.vocab_size,
+            config.max_length,
+            gated=config.model != bert.HF_BERT,
+        )
+    return clocks.BudgetClock(config.budget, config.budget_unit, costs, free)
+
+
+def learning_rate_factor(config: Config, fraction: float) -> float:
+    """Factor on the peak learning rate when this share of the budget is spent."""
+    low = config.min_lr / config.lr
+    if config.schedule == "one-cycle":
+        return max(low, budget_one_cycle(fraction))
+    if config.schedule == "triangle2":
+        return max(low, budget_triangle2(fraction))
+    return warmup_then_decay(fraction, config.schedule, config.warmup_frac, low)
+
+
+def build_optimizer(groups: list[dict], config: Config) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
+    usual = {"adamw": (0.9, 0.98), "lion": (0.9, 0.99), "sophiag": (0.965, 0.99)}
+    betas = tuple(config.betas or usual[config.optimizer])
+    if config.optimizer == "lion":
+        return Lion(groups, config.lr, betas)
+    if config.optimizer == "sophiag":
+        return SophiaG(groups, config.lr, betas, config.sophia.rho)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=1e-12, fused=True)
+
+
+# ---------------------------------------------------------------------------- selected rows
+
+
+class SelectingLoader(core.TrainLoader):
+    """Global batches that a selector makes of the rows that were scored.
+
+    score(candidates) gives a loss for each of (n, 2) rows and epochs, on every rank the losses
+    of all ranks, or None after a signal. A batch is kept until the next is asked for, so that a
+    step that was cut off, or ran out of memory, is taken again with the same rows.
+    """
+
+    def __init__(self, data: Any, config: Config, world: core.World, selector: Any, score: Any):
+        super().__init__(data, config, world)
+        self.selector, self.score = selector, score
+        self.sampler = core.StepSampler(data, config, world, self.micro_batch)
+        self.cursor = 0  # candidates taken so far, through all epochs
+        self.scored = 0  # of these, for the present batch
+        self.waiting: list[np.ndarray] = []  # batches that are chosen and not yet trained on
+        self.batch, self.batch_position = np.zeros((0, 2), np.int64), -1
+
+    def candidates(self, count: int) -> np.ndarray:
+        """The next `count` rows in the order of the data, with their epochs: (count, 2)."""
+        size, parts = len(self.data.lengths), []
+        for epoch in range(self.cursor // size, (self.cursor + count - 1) // size + 1):
+            first = max(0, self.cursor - epoch * size)
+            rows = self.sampler.order(epoch)[first : self.cursor + count - epoch * size]
+            parts.append(np.stack([rows, np.full(len(rows), epoch)], axis=1))
+        return np.concatenate(parts)
+
+    def next(self) -> core.Work:
+        if self.batch_position != self.position:
+            if self.batch_position >= 0:
+                self.scored, self.batch_position = 0, -1
+            while not self.waiting:
+                candidates = self.candidates(self.selector.wanted)
+                losses = self.score(candidates)
+                if losses is None:  # train_step sees the signal, too, and takes no step
+                    self.position += 1
+                    return core.Work(self.position - 1, 0, [], 0, 0)
+                self.cursor += len(candidates)
+                self.scored += len(candidates)
+                self.waiting += self.selector.offer(candidates, losses)
+            self.batch, self.batch_position = self.waiting.pop(0), self.position
+        starts = range(0, len(self.batch), self.micro_batch)
+        parts = [self.batch[start : start + self.micro_batch] for start in starts]
+        mine = core.deal([len(part) for part in parts], self.world.size)[self.world.rank]
+        rows = self.batch[:, 0]
+        self.position += 1
+        return core.Work(
+            self.position - 1,
+            int(self.batch[-1, 1]),
+            [(index, self.data.collate(parts[index][:, 0], parts[index][:, 1])) for index in mine],
+            len(rows),
+            int(self.data.tokens[rows].sum()),
+            [len(part) for part in parts],
+        )
+
+    def state_dict(self) -> dict:
+        waiting = np.stack(self.waiting) if self.waiting else np.zeros((0, 0, 2), np.int64)
+        return {
+            **{"cursor": self.cursor, "scored": self.scored},
+            **{"batch": torch.from_numpy(self.batch.copy()), "position": self.batch_position},
+            **{"waiting": torch.from_numpy(waiting), "selector": self.selector.state_dict()},
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.cursor, self.scored = saved["cursor"], saved["scored"]
+        self.batch, self.batch_position = saved["batch"].numpy().copy(), saved["position"]
+        self.waiting = list(saved["waiting"].numpy().copy())
+        self.selector.load_state_dict(saved["selector"])
+
+
+class Curvature:
+    """When Sophia's curvature was estimated, and the rows for it, which are drawn apart."""
+
+    def __init__(self, loader: core.TrainLoader, every: int):
+        self.loader, self.every = loader, every
+        self.step, self.depth = -every, 0  # of the last estimate
+
+    def due(self, step: int, depth: int) -> bool:
+        return step - self.step >= self.every or depth != self.depth
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "depth": self.depth, "micro_batch": self.loader.micro_batch}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.step, self.depth = saved["step"], saved["depth"]
+        self.loader.micro_batch = saved["micro_batch"]
+
+
+def load_irreducible(folder: Path, split: corpora.Split) -> IrreducibleLosses:
+    """Our own table, or a published one that was downloaded, whose ids are places in train."""
+    if not (folder / "ids.npy").exists():
+        return IrreducibleLosses.load(folder, split.fingerprint)
+    ids = np.load(folder / "ids.npy", allow_pickle=False)
+    losses = np.load(folder / "losses.npy", allow_pickle=False)
+    if len(ids) != len(split.train):
+        raise ValueError(
+            f"{folder} has losses of {len(ids):,} sequences, but {len(split.train):,} are trained "
+            "on: it was made for another corpus, or another validation.fraction"
+        )
+    return IrreducibleLosses(split.train[ids], losses, split.fingerprint)
+
+
+def loss_interval(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
+    """95 % interval of Σ losses / Σ targets of values (rows, 2); None if all are of one group."""
+    if len(np.unique(groups)) < 2:
+        return None
+    return list(cluster_bootstrap(values, groups, lambda sums: sums[..., 0] / sums[..., 1]))
+
+
+# ---------------------------------------------------------------------------------- the task
+
+
+def load_parts(config: Config, world: core.World) -> tuple[corpora.Corpus, corpora.Split]:
+    """The packed corpus, made where it is not there yet, and its split."""
+    corpus = corpora.load_corpus(
+        config.data,
+        world,
+        tokenizer=config.tokenizer,
+        vocab_size=config.vocab_size,
+        seq_length=config.max_length,
+    )
+    held_out = config.validation
+    return corpus, corpora.split_corpus(
+        corpus, held_out.fraction, held_out.seed, held_out.truncate_to
+    )
+
+
+class Pretraining:
+    """The experiment around the script's loop."""
+
+    SCORING_ROWS = 128  # a forward pass; fixed, so that memory running out changes no score
+
+    def __init__(self, config: Config, world: core.World, run: runs.Run):
+        self.config, self.world, self.run = config, world, run
+        machine, device = world.machine, world.device.type
+        self.precision = core.choose_precision(config.precision, device, machine, "bert")
+        if config.optimizer == "sophiag" and self.precision == "fp16":
+            raise ValueError("sophiag's curvature underflows in fp16: use --precision fp32")
+        core.say_device(world, self.precision, "sdpa")
+        self.corpus, self.split = load_parts(config, world)
+        run.record(
+            data_fingerprint=self.corpus.fingerprint, split_fingerprint=self.split.fingerprint
+        )
+        train_ids = self.split.il_train if config.validation.il_model else self.split.train
+        if not len(train_ids) or not len(self.split.validation):
+            raise ValueError(
+                f"{config.data}: {len(train_ids):,} rows to train on, "
+                f"{len(self.split.validation):,} to validate on: a larger corpus, or another "
+                "validation.fraction or validation.truncate_to"
+            )
+        self.train = corpora.MlmData(self.corpus, train_ids, config.seed)
+        self.val = corpora.MlmData(self.corpus, self.split.validation)
+        self.entropy = corpora.unigram_entropy(self.corpus, self.split.validation)
+        world.say(
+            f"data: {len(train_ids):,} rows of {config.max_length} tokens of {config.data}, "
+            f"validation {len(self.val):,}; a model that knows how frequent each token is, and "
+            f"no more, has a validation loss of {self.entropy:.4f} nats"
+        )
+
+    def build_state(self) -> core.State:
+        """Model, clock, optimizer, loader, and what each method needs, on the device."""
+        config, world = self.config, self.world
+        model = bert.build_masked_lm(
+            config.model, self.corpus.vocab_size, config.seed, config.max_length
+        ).to(world.device)
+        if world.device.type == "cpu":
+            use_word_dropout(model)  # only hf-bert has any
+        self.layers_in_all = model.config.num_hidden_layers
+        groups = core.parameter_groups({"bert": model}, {"bert": config.lr}, config.weight_decay)
+        extras: dict[str, Any] = {}
+        self.stacking = self.curvature = None
+        if config.stacking.enabled:
+            layers = pretrained.find_layers(model)
+            self.stacking = Stacking(
+                layers, config.stacking.initial_layers, config.stacking.fractions
+            )
+            extras["stacking"] = self.stacking
+        if config.optimizer == "sophiag":
+            # rows and masks of their own: the order of the training data stays the baseline's
+            seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
+            own = dataclasses.replace(config, batch=config.sophia.rows, seed=seed)
+            data = corpora.MlmData(self.corpus, self.train.ids, seed)
+            self.curvature = Curvature(core.TrainLoader(data, own, world), config.sophia.every)
+            extras["curvature"] = self.curvature
+        loader = core.TrainLoader(self.train, config, world)
+        steps_per_epoch = loader.steps_per_epoch
+        if config.selection.name != "uniform":
+            loader = SelectingLoader(self.train, config, world, self.build_selector(), self.score)
+            extras["selection"] = loader
+        self.clock = build_clock(config, model, steps_per_epoch)
+        self.step_started, self.apart = time.perf_counter(), 0.0
+        if config.compile:
+            core.compile_model(model)
+        self.state = core.State(
+            config=config,
+            world=world,
+            model=model,
+            optimizer=build_optimizer(groups, config),
+            loader=loader,
+            clock=self.clock,
+            schedule=lambda fraction: learning_rate_factor(config, fraction),
+            export=self.export,
+            restore=self.restore,
+            precision=self.precision,
+            extras=extras,
+            charge=self.charge,
+        )
+        if config.validate_every is not None:
+            self.state.evaluation_due = self.evaluation_due
+        return self.state
+
+    def build_selector(self) -> Any:
+        config = self.config
+        if config.selection.name == "selective_backprop":
+            chosen = config.selection
+            chunk = min(128, config.batch)  # with a larger one a batch would wait for its turn
+            return SelectiveBackprop(config.batch, config.seed, chosen.beta, chosen.history, chunk)
+        losses = load_irreducible(Path(config.selection.il_losses), self.split)
+        losses.require(self.train.ids)
+        # the table knows ids of the corpus, a selector rows of the training part
+        by_row = IrreducibleLosses(
+            np.arange(len(self.train)), losses.of(self.train.ids), self.split.fingerprint
+        )
+        return RhoLoss(config.batch, config.selection.mega_batch, by_row)
+
+    # -- depth
+
+    @property
+    def depth(self) -> int:
+        """Layers that there are at this time."""
+        return self.stacking.depth if self.stacking else self.layers_in_all
+
+    def active_layers(self, position: int, index: int) -> Sequence[int]:
+        """The layers of a micro-batch; any rank can say so for any."""
+        drop = self.config.layer_drop
+        if not drop.enabled:
+            return range(self.depth)
+        # the clock stands still within a step
+        p = drop_probability(self.clock.fraction, drop.theta, drop.gamma)
+        return sample_active_layers(
+            p, self.layers_in_all, gate_generator(self.config.seed, position, index)
+        )
+
+    # -- what a step does
+
+    def losses(self, model: nn.Module, batch: dict, layers: Sequence[int]) -> Any:
+        """Of all layers nothing need be said: compiled code and hooks then stay as they are."""
+        chosen = None if len(layers) == self.layers_in_all else list(layers)
+        rows = {name: batch[name] for name in ("input_ids", "labels")}
+        return bert.masked_lm_losses(model, rows, chosen)
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Cross-entropy summed over the masked tokens of a micro-batch, and their number."""
+        found = self.losses(model, batch, self.active_layers(*self.state.under_way))
+        return found.loss_sum, found.num_targets
+
+    def before_step(self) -> bool:
+        """Grow the model and estimate the curvature where that is due; False after a signal."""
+        self.step_started, self.apart = time.perf_counter(), 0.0
+        if self.stacking and self.stacking.update(self.clock.fraction, self.state.optimizer):
+            self.world.say(f"step {self.state.step + 1}: {self.depth} layers from here on")
+        return self.curvature is None or self.refresh_curvature()
+
+    def refresh_curvature(self) -> bool:
+        state, curvature = self.state, self.curvature
+        if not curvature.due(state.step, self.depth):
+            return True
+        started = time.perf_counter()
+        curvature.loader.seek(state.step)
+        summed = core.sum_gradients(state, curvature.loader, self.sampled_loss_sum)
+        if summed is None:
+            return False
+        _, _, targets, active = summed
+        gradients = [parameter.grad for parameter in active]
+        # backward ran on losses / batch; the mean over the targets is wanted
+        torch._foreach_mul_(gradients, state.config.batch / targets)
+        if math.isfinite(nn.utils.get_total_norm(gradients)):
+            state.optimizer.update_hessian(int(targets))
+        state.optimizer.zero_grad()
+        curvature.step, curvature.depth = state.step, self.depth
+        self.measure("curvature", time.perf_counter() - started)
+        return True
+
+    def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        found = self.losses(model, batch, range(self.depth))
+        return sampled_label_loss_sum(found.logits), found.num_targets
+
+    @torch.no_grad()
+    def score(self, candidates: np.ndarray) -> np.ndarray | None:
+        """The mean loss over its masked tokens of each (row, epoch), (n,); None after a signal."""
+        started = time.perf_counter()
+        world, model = self.world, self.state.model
+        starts = range(0, len(candidates), self.SCORING_ROWS)
+        parts = [candidates[start : start + self.SCORING_ROWS] for start in starts]
+        mine = []
+        model.eval()
+        for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
+            if self.state.stop_requested():
+                break
+            rows, epochs = parts[index].T
+            batch = core.to_device(self.train.collate(rows, epochs), world.device)
+            with self.state.autocast():
+                found = self.losses(model, batch, range(self.depth))
+            means = found.sequence_loss_sums / found.sequence_num_targets
+            mine.append((index, means.float().cpu().numpy()))
+        model.train()
+        if world.any(self.state.stop_requested()):
+            return None
+        scored = dict(world.gather_rows(mine))
+        self.measure("forward", time.perf_counter() - started)
+        return np.concatenate([scored[index] for index in range(len(parts))])
+
+    # -- the clock
+
+    def charge(self, work: core.Work) -> None:
+        """What the update took, of all ranks, told alike to the clock of each."""
+        for index, rows in enumerate(work.sizes):
+            layers = len(self.active_layers(work.position, index))
+            self.clock.charge("train", layers, rows)
+        if isinstance(self.state.loader, SelectingLoader):
+            self.clock.charge("forward", self.depth, self.state.loader.scored)
+        if self.curvature and self.curvature.step == self.state.step - 1:
+            self.clock.charge("curvature", self.depth, self.curvature.loader.config.batch)
+        self.measure("train", time.perf_counter() - self.step_started - self.apart)
+
+    def measure(self, kind: str, seconds: float) -> None:
+        """Wall-clock time, where that is the budget: rank 0's, on all ranks."""
+        if self.clock.unit == "hours":
+            self.apart += seconds
+            self.clock.measure(kind, self.world.from_rank_0(seconds))
+
+    def evaluation_due(self) -> bool:
+        """Whether the last update passed a multiple of --validate_every."""
+        every, spent = self.config.validate_every, self.clock.spent
+        return self.clock.done or spent // every > (spent - self.clock.last_update) // every
+
+    # -- figures
+
+    def sequence_losses(self, data: corpora.MlmData) -> np.ndarray:
+        """(rows, 2): loss sum and number of masked tokens of each row."""
+
+        def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            found = self.losses(model, batch, range(self.depth))
+            return torch.stack([found.sequence_loss_sums, found.sequence_num_targets], dim=1)
+
+        return core.evaluate_rows(self.state, data, outputs, self.SCORING_ROWS)
+
+    def evaluate(self) -> dict[str, float]:
+        """The loss of the validation rows, whose masks never change, in nats per masked token."""
+        loss_sum, targets = self.sequence_losses(self.val).astype(np.float64).sum(axis=0)
+        return {
+            **{"val_loss": float(loss_sum / targets), "budget_fraction": self.clock.fraction},
+            **{"depth": self.depth},
+        }
+
+    def test(self) -> tuple[dict, list[dict]]:
+        """The last figures, on the validation rows: nothing was chosen by them."""
+        if self.stacking:  # rank 0 has read it with the weights
+            self.stacking.depth = self.world.from_rank_0(self.depth)
+        values = self.sequence_losses(self.val).astype(np.float64)
+        groups = self.corpus.group_of(self.val.ids)
+        loss_sum, targets = values.sum(axis=0)
+        interval = loss_interval(values, groups)
+        characters = self.masked_characters()
+        if self.entropy - loss_sum / targets < 0.1:
+            self.run.verdict(
+                f"collapsed: validation loss {loss_sum / targets:.4f} is no better than the "
+                f"{self.entropy:.4f} nats of token frequencies: a longer budget or another --lr"
+            )
+        metrics = {
+            **{"n": len(values), "loss": loss_sum / targets, "val_loss": loss_sum / targets},
+            **({"loss_ci95": interval, "val_loss_ci95": interval} if interval else {}),
+            **{"perplexity": math.exp(loss_sum / targets), "unigram_entropy": self.entropy},
+            **{"evaluated_on": "validation", "budget_fraction": self.clock.fraction},
+            **{"updates": self.clock.steps, "work": self.clock.counts},
+        }
+        rows = [
+            {
+                **{"id": int(row_id), "group": int(group), "loss_sum": float(row_loss)},
+                **{"num_targets": int(count), "num_chars": int(chars)},
+            }
+            for row_id, group, (row_loss, count), chars in zip(
+                self.val.ids, groups, values, characters, strict=True
+            )
+        ]
+        return metrics, rows
+
+    def masked_characters(self) -> np.ndarray:
+        """(rows,) characters of the masked tokens, without the marks of word pieces."""
+        pieces = self.corpus.tokenizer.convert_ids_to_tokens(range(self.corpus.vocab_size))
+        lengths = np.array([len(piece.removeprefix("##")) for piece in pieces])
+        counts = []
+        for start in range(0, len(self.val), 1024):
+            rows = np.arange(start, min(start + 1024, len(self.val)))
+            labels = self.val.collate(rows, None)["labels"].numpy()
+            hidden = labels != core.IGNORE_INDEX
+            counts.append(np.where(hidden, lengths[np.where(hidden, labels, 0)], 0).sum(axis=1))
+        return np.concatenate(counts)
+
+    # -- weights
+
+    def export(self, folder: Path) -> None:
+        bert.save_model(self.state.model, folder, self.depth)
+        self.corpus.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        depth = bert.load_weights(self.state.model, folder)
+        if self.stacking:
+            self.stacking.depth = depth
+
+
+def open_run(
+    folder: Path, world: core.World, weights: str = "final"
+) -> tuple[Config, Any, Any, Any]:
+    """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
+    from transformers import AutoModelForMaskedLM
+
+    path = folder / "train/weights" / weights
+    if problem := core.damage(path):
+        raise ValueError(f"{path} is no whole folder of saved weights ({problem})")
+    config, _ = parse_settings(
+        Config, ["--config", str(folder / "config.yaml")], "pretrain_bert.py"
+    )
+    corpus, split = load_parts(config, world)
+    model = AutoModelForMaskedLM.from_pretrained(path).to(world.device).eval()
+    return config, corpus, split, model
+
+
+# ------------------------------------------------------------------------ published words
+
+
+def _inverted(name: str) -> Callable[[str], dict[str, str]]:
+    def meaning(value: str) -> dict[str, str]:
+        return {name: "false" if value.strip().lower() in ("true", "1", "yes") else "true"}
+
+    return meaning
+
+
+def _precision(value: str) -> dict[str, str]:
+    short = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+    return {"precision": short.get(value, value)}
+
+
+# The words of the published experiments (No Train No Gain), where ours are others.
+ALIASES: Aliases = {
+    "name": lambda value: {"out": f"results/bert/{value}"},
+    "arch": "model",
+    "optim": "optimizer",
+    "optim.name": "optimizer",
+    "optim.charge_curvature": "sophia.charge",
+    "train/optim": "optimizer",
+    "train.optim": "optimizer",
+    "train.optim.lr": "lr",
+    "train.optim.weight_decay": "weight_decay",
+    "train.optim.rho": "sophia.rho",
+    "train.batch_size": "batch",
+    "train.gradient_clipping": "max_grad_norm",
+    "train.stacking.enabled": "stacking.enabled",
+    "train.stacking.num_initial_layers": "stacking.initial_layers",
+    "train.stacking.step_fractions": "stacking.fractions",
+    "arch.layer_drop.enabled": "layer_drop.enabled",
+    "arch.layer_drop.max_theta": "layer_drop.theta",
+    "arch.layer_drop.gamma_factor": "layer_drop.gamma",
+    "train.sb.scale": lambda value: {
+        "selection.name": "selective_backprop",
+        "selection.beta": value,
+    },
+    "train.rho_loss.il_losses_path": lambda value: {
+        "selection.name": "rho_loss",
+        "selection.il_losses": value,
+    },
+    "train.rho_loss.mega_batch_size": "selection.mega_batch",
+    "train.track_forward_pass_only": "selection.charge_forward",
+    "train.sophia.free_updates": _inverted("sophia.charge"),
+    "train.sophia.hess_update_frequency": "sophia.every",
+    "train.sophia.batch_size_hess_update": "sophia.rows",
+    "train.validation_set.fraction": "validation.fraction",
+    "train.validation_set.seed": "validation.seed",
+    "train.validation_set.truncate_to": "validation.truncate_to",
+    "train.validation_set.il_model": "validation.il_model",
+    "impl.mixed_precision_target_dtype": _precision,
+    "impl.validate_every_hours": "validate_every",
+    "impl.microbatch_size": "micro_batch",
+}

@@ -1,0 +1,385 @@
+"""pretrain_bert.py: methods that compose, on one process and two, cut off and continued."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import WORDS, run_script
+from safetensors.torch import load_file
+
+import core
+import pretrain_bert
+import runs
+from methods.batch_selection import IrreducibleLosses
+from methods.clock import RTX_3090, BudgetClock, Costs, price
+from settings import parse_settings
+from tasks import pretraining, pretraining_commands
+
+# every pair of methods is in one of these
+METHODS = {
+    "plain": [],
+    "stacking, lion": ["stacking.enabled=true", "optimizer=lion"],
+    "layer drop, sophia": ["layer_drop.enabled=true", "optimizer=sophiag"],
+    "selective backprop, stacking, sophia": [
+        *("selection.name=selective_backprop", "stacking.enabled=true", "optimizer=sophiag")
+    ],
+    "selective backprop, layer drop, lion": [
+        *("selection.name=selective_backprop", "layer_drop.enabled=true", "optimizer=lion")
+    ],
+    "rho, layer drop, adamw": ["selection.name=rho_loss", "layer_drop.enabled=true"],
+    "rho, stacking, sophia": [
+        *("selection.name=rho_loss", "stacking.enabled=true", "optimizer=sophiag")
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory) -> Path:
+    """300 documents of short sentences."""
+    draw = random.Random(0)
+    documents = [" ".join(draw.choices(WORDS, k=draw.randint(60, 200))) for _ in range(300)]
+    path = tmp_path_factory.mktemp("corpus") / "documents.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(corpus_file, cache_folder, tmp_path_factory) -> list[str]:
+    """Settings of a run of about 12 updates of 8 rows of 16 tokens, and its table of losses."""
+    settings = [
+        *(f"data={corpus_file}", "model=bert-tiny", "vocab_size=200", "max_length=16", "lr=2e-3"),
+        *("batch=8", "micro_batch=4", "budget_unit=flops", "validation.fraction=0.2"),
+        *("validation.truncate_to=150", "stacking.initial_layers=1", "sophia.every=4"),
+        *("sophia.rows=8", "selection.mega_batch=20", "selection.history=200", "page=false"),
+        *("stacking.fractions=[0.2,0.4]", "save_every=1000", "layer_drop.gamma=20"),
+    ]
+    config = parse(settings + ["budget=1"])
+    corpus, split = pretraining.load_parts(config, core.single_world("cpu"))
+    folder = tmp_path_factory.mktemp("losses") / "table"
+    losses = np.random.default_rng(0).normal(4, 0.3, len(split.train))
+    IrreducibleLosses(split.train, losses, split.fingerprint).save_part(folder, 0)
+    model = pretraining.bert.build_masked_lm("bert-tiny", corpus.vocab_size, 0, 16)
+    costs = pretraining.build_clock(config, model, 1).costs
+    budget = 12 * 8 * costs.of("train", 4)
+    return [*settings, f"selection.il_losses={folder}", f"budget={budget}"]
+
+
+def parse(words: list[str]) -> pretraining.Config:
+    return parse_settings(pretraining.Config, words, "pretrain_bert.py", pretraining.ALIASES)[0]
+
+
+def train(words: list[str], out: Path, *more: str) -> Path:
+    pretrain_bert.main(parse([*words, *more, f"out={out}"]), True)
+    return out
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "test/metrics/metrics.json").read_text())
+
+
+def losses_of(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "train/metrics/metrics.jsonl").read_text().splitlines())
+    return [line["train_loss"] for line in lines if "train_loss" in line]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "train/weights/final/model.safetensors")
+
+
+# ------------------------------------------------------------- composition, worlds, resuming
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory) -> dict[str, Path]:
+    """Each combination, trained without interruption by one process."""
+    top = tmp_path_factory.mktemp("whole")
+    with_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    runs_of = {
+        name: train(words, top / str(i), *more) for i, (name, more) in enumerate(METHODS.items())
+    }
+    torch.set_num_threads(with_threads)
+    return runs_of
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_combination_learns_and_keeps_to_its_budget(name, whole):
+    folder = whole[name]
+    metrics = metrics_of(folder)
+    assert 0.6 < metrics["budget_fraction"] <= 1
+    assert metrics["val_loss"] < losses_of(folder)[0] - 0.02
+    work = metrics["work"]
+    assert ("forward" in work) == ("selection.name" in " ".join(METHODS[name]))
+    assert ("curvature" in work) == ("optimizer=sophiag" in METHODS[name])
+    if "stacking.enabled=true" in METHODS[name]:
+        assert set(work["train"]) == {"1", "2", "4"}
+    elif "layer_drop.enabled=true" in METHODS[name]:
+        assert len(work["train"]) > 2
+    else:
+        assert set(work["train"]) == {"4"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stopped_and_continued_it_ends_bit_identical(name, words, whole, tmp_path):
+    torch.set_num_threads(1)
+    for steps in ("1", "3", "2"):
+        train(words, tmp_path / "run", *METHODS[name], f"stop_after={steps}")
+        if (tmp_path / "run/test").exists():
+            break
+    else:
+        train(words, tmp_path / "run", *METHODS[name])
+    for key, tensor in weights_of(whole[name]).items():
+        assert torch.equal(tensor, weights_of(tmp_path / "run")[key]), key
+    assert losses_of(tmp_path / "run") == losses_of(whole[name])
+    assert metrics_of(tmp_path / "run") == metrics_of(whole[name])
+
+
+def test_a_signal_within_scoring_or_curvature_loses_nothing(words, whole, tmp_path, monkeypatch):
+    """The signal comes at the n-th time that the run looks for one, wherever that is."""
+    torch.set_num_threads(1)
+    name = "rho, stacking, sophia"
+
+    def run_with_signal_at(count: int) -> None:
+        looked = [0]
+        original = runs.Run.resume
+
+        def resume(run: runs.Run, state: core.State, evaluate) -> None:
+            original(run, state, evaluate)
+            asked = state.stop_requested
+
+            def stop_requested() -> bool:
+                looked[0] += 1
+                if looked[0] == count:
+                    run.signal = "SIGTERM"
+                return asked()
+
+            state.stop_requested = stop_requested
+
+        with monkeypatch.context() as patched:
+            patched.setattr(runs.Run, "resume", resume)
+            train(words, tmp_path / "run", *METHODS[name])
+
+    for count in (2, 5, 9, 14, 23):
+        run_with_signal_at(count)
+        assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "stopped"
+    train(words, tmp_path / "run", *METHODS[name])
+    assert losses_of(tmp_path / "run") == losses_of(whole[name])
+    for key, tensor in weights_of(whole[name]).items():
+        assert torch.equal(tensor, weights_of(tmp_path / "run")[key]), key
+
+
+def _both_ranks(rank: int, words: list[str], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    world = core.World(torch.device("cpu"), core.Machine(), "gloo", rank, rank, 2)
+    for number, more in enumerate(METHODS.values()):
+        config = parse([*words, *more, f"out={folder}/{number}"])
+        with runs.Run(config, world) as run:
+            task = pretraining.Pretraining(config, world, run)
+            state = task.build_state()
+            run.resume(state, task.evaluate)
+            while not run.done(state):
+                stats = core.train_step(state, task.loss_sum) if task.before_step() else None
+                run.after_step(state, stats)
+            run.finish(state, task.test)
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_the_same_run_as_one(words, whole, tmp_path):
+    torch.multiprocessing.spawn(_both_ranks, (words, str(tmp_path)), nprocs=2)
+    for number, name in enumerate(METHODS):
+        one, two = whole[name], tmp_path / str(number)
+        assert metrics_of(two)["work"] == metrics_of(one)["work"], name
+        assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-4), name
+        assert metrics_of(two)["val_loss"] == pytest.approx(metrics_of(one)["val_loss"], abs=2e-4)
+
+
+# ------------------------------------------------------------------ budget, figures, folders
+
+
+def test_free_work_buys_updates_and_charged_work_costs_them(words, tmp_path):
+    torch.set_num_threads(1)
+    more = ["selection.name=rho_loss"]
+    charged = metrics_of(train(words, tmp_path / "charged", *more))["updates"]
+    free = metrics_of(train(words, tmp_path / "free", *more, "selection.charge_forward=false"))
+    assert free["updates"] == 12 and charged < 8
+
+
+def test_the_final_weights_open_with_transformers_and_have_that_loss(words, whole):
+    world = core.single_world("cpu")
+    folder = whole["stacking, lion"]
+    found = pretraining_commands.validate(str(folder), world)
+    assert found["val_loss"] == pytest.approx(metrics_of(folder)["val_loss"], abs=1e-4)
+    assert found["unigram_entropy"] == metrics_of(folder)["unigram_entropy"]
+    low, high = metrics_of(folder)["val_loss_ci95"]
+    assert low < found["val_loss"] < high
+
+
+def test_rows_of_predictions_sum_to_the_loss(whole):
+    import pandas
+
+    folder = whole["plain"]
+    rows = pandas.read_csv(folder / "test/metrics/predictions.csv")
+    assert rows.loss_sum.sum() / rows.num_targets.sum() == pytest.approx(
+        metrics_of(folder)["val_loss"], rel=1e-6
+    )
+    assert (rows.num_chars >= rows.num_targets).all() and rows.group.nunique() > 1
+
+
+def test_budget_units(words):
+    config = parse(words)
+    model = pretraining.bert.build_masked_lm("bert-tiny", 200, 0, 16)
+    steps = pretraining.build_clock(dataclasses.replace(config, budget=None, epochs=1.5), model, 10)
+    assert steps.total_steps == 15
+    with pytest.raises(ValueError, match="price bert-c5 at length 128"):
+        pretraining.build_clock(dataclasses.replace(config, budget_unit="rst_hours"), model, 10)
+    hours = pretraining.build_clock(dataclasses.replace(config, budget_unit="hours"), model, 10)
+    hours.measure("train", 3601 * config.budget)
+    assert hours.done
+
+
+def test_a_budget_of_the_wall_clock_ends(words, tmp_path):
+    out = train(words, tmp_path / "run", "budget_unit=hours", f"budget={1 / 3600}")
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "finished" and metrics_of(out)["updates"] >= 1
+    assert metrics_of(out)["budget_fraction"] <= 1.001
+
+
+def test_evaluations_at_shares_of_the_budget(words, tmp_path):
+    budget = float(words[-1].partition("=")[2])
+    out = train(words, tmp_path / "run", f"validate_every={budget / 4}")
+    lines = map(json.loads, (out / "train/metrics/metrics.jsonl").read_text().splitlines())
+    fractions = [line["budget_fraction"] for line in lines if "val_loss" in line]
+    assert len(fractions) in (4, 5)
+    for expected, found in zip((0.25, 0.5, 0.75, 1.0), fractions, strict=False):
+        assert expected - 1e-6 <= found + 1 / 12 and found < expected + 1 / 12 + 1e-6
+
+
+# ---------------------------------------------------------------------------------- commands
+
+
+def test_irreducible_losses_are_extracted_continued_and_used(words, tmp_path, capsys):
+    il = train(words, tmp_path / "il", "validation.il_model=True")
+    config = pretraining_commands.ExtractConfig(run=str(il), device="cpu", part_rows=100)
+    pretraining_commands.extract_il_losses(config)
+    parts = sorted((il / "il_losses").glob("part_*"))
+    assert len(parts) > 2
+    world = core.single_world("cpu")
+    _, corpus, split, model = pretraining.open_run(il, world)
+    table = IrreducibleLosses.load(il / "il_losses", split.fingerprint)
+    assert np.array_equal(table.ids, np.sort(split.train))
+    import shutil
+
+    shutil.rmtree(parts[-1])  # interrupted
+    pretraining_commands.extract_il_losses(config)
+    again = IrreducibleLosses.load(il / "il_losses", split.fingerprint)
+    assert np.array_equal(again.ids, table.ids)
+    assert again.losses == pytest.approx(table.losses, abs=1e-5)
+    used = train(words, tmp_path / "rho", f"train.rho_loss.il_losses_path={il / 'il_losses'}")
+    assert "forward" in metrics_of(used)["work"]
+    with pytest.raises(ValueError, match="another split"):
+        train(
+            words,
+            tmp_path / "foreign",
+            f"train.rho_loss.il_losses_path={il / 'il_losses'}",
+            "validation.seed=5",
+        )
+    plain = pretraining_commands.ExtractConfig(run=str(used), device="cpu")
+    with pytest.raises(ValueError, match="il_model=True"):
+        pretraining_commands.extract_il_losses(plain)
+
+
+def test_calibrate_writes_prices_that_a_clock_takes(tmp_path, words):
+    table = tmp_path / "costs.json"
+    config = pretraining_commands.CalibrateConfig(
+        model="bert-tiny", output=str(table), max_length=16, vocab_size=200, batch=8
+    )
+    config.micro_batch, config.repeats, config.device = 4, 2, "cpu"
+    pretraining_commands.calibrate(config)
+    costs = Costs.load(table)
+    assert costs.of("train", 4) > costs.of("forward", 4) > 0
+    more = ["budget_unit=rst_hours", f"budget_table={table}"]
+    budget = 5 * 8 * costs.of("train", 4) / 3600
+    out = train(words, tmp_path / "run", *more, f"budget={budget}")
+    assert metrics_of(out)["updates"] == 5
+    # and a finished run can be priced anew
+    assert price(metrics_of(out)["work"], costs) == pytest.approx(3600 * budget)
+
+
+def test_download_takes_its_word(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        pretraining_commands.downloads, "download_c4_subset", lambda out: asked.append(out)
+    )
+    parsed, _ = parse_settings(pretraining_commands.DownloadConfig, ["c4-subset"], "download")
+    pretraining_commands.download(parsed)
+    assert asked == [None]
+    with pytest.raises(ValueError, match="expected c4-subset or il_losses"):
+        pretraining_commands.download(pretraining_commands.DownloadConfig(what="c5"))
+
+
+# ----------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("name=il_model budget=6", {"out": "results/bert/il_model", "budget": 6.0}),
+        ("train.stacking.enabled=True", {"stacking.enabled": True}),
+        ("arch.layer_drop.enabled=True", {"layer_drop.enabled": True}),
+        ("train.validation_set.il_model=True", {"validation.il_model": True}),
+        ("train.validation_set.fraction=0.2", {"validation.fraction": 0.2}),
+        ("train.track_forward_pass_only=false", {"selection.charge_forward": False}),
+        ("train.sophia.free_updates=True", {"sophia.charge": False}),
+        ("impl.mixed_precision_target_dtype=bfloat16", {"precision": "bf16"}),
+        ("impl.validate_every_hours=3", {"validate_every": 3.0}),
+        ("train/optim=lion", {"optimizer": "lion"}),
+        ("optim.name=sophiag", {"optimizer": "sophiag"}),
+        ("data=minipile", {"data": "minipile"}),
+        (
+            "train.rho_loss.il_losses_path=x train.rho_loss.mega_batch_size=3072",
+            {"selection.name": "rho_loss", "selection.il_losses": "x"},
+        ),
+    ],
+)
+def test_the_published_words_are_understood(line, expected):
+    config = parse(line.split())
+    for name, value in expected.items():
+        found = config
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+
+def test_what_cannot_be_combined_is_refused():
+    with pytest.raises(ValueError, match="enable one of them"):
+        parse(["stacking.enabled=True", "layer_drop.enabled=True"])
+    with pytest.raises(ValueError, match="extract_il_losses"):
+        parse(["selection.name=rho_loss"])
+    with pytest.raises(ValueError, match="underflows in fp16"):
+        parse(["optimizer=sophiag", "precision=fp16"])
+    with pytest.raises(SystemExit, match="did you mean"):
+        parse(["train.staking.enabled=True"])
+
+
+def test_the_published_budget_gives_the_published_number_of_updates():
+    clock = BudgetClock(6, "rst_hours", RTX_3090)
+    while not clock.done:
+        clock.charge("train", 16, 1536)
+        clock.after_update()
+    assert clock.steps == 7989
+
+
+def test_the_script_runs_under_torchrun_and_is_finished_afterwards(words, tmp_path):
+    out = tmp_path / "run"
+    settings = [word if word.startswith("--") else f"--{word}" for word in words]
+    settings = [word for word in settings if not word.startswith("--page")]
+    done = run_script("pretrain_bert.py", *settings, "--out", str(out), processes=2)
+    assert "finished:" in done.stdout
+    again = run_script("pretrain_bert.py", *settings, "--out", str(out))
+    assert "is finished" in again.stdout
