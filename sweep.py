@@ -21,7 +21,8 @@ A sweep file is a settings file with these keys besides; all other keys are comm
       frozen: {freeze: all, head_lr: 1e-3}
       roberta: {config: configs/preference/roberta.yaml}    # script, seeds: of its own, too
     tune: {lr: [1e-5, 1e-4]}            # each arm tries all of these once, with tune_seed (1000),
-                                        # and runs its seeds with the lowest validation loss
+                                        # and runs its seeds with the lowest validation loss;
+                                        # an arm may have as many values of its own
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
@@ -47,7 +48,7 @@ from typing import Any
 
 import yaml
 
-from settings import FREE_SETTINGS
+from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
 REPORT = PROJECT / "report.py"
@@ -65,6 +66,7 @@ class Arm:
     script: str
     settings: dict[str, Any]
     seeds: list[int]
+    tune: dict[str, list]
 
 
 @dataclass
@@ -259,21 +261,25 @@ class Plan:
             own = dict(own or {})
             arm_script = own.pop("script", script)
             arm_seeds = parse_seeds(own.pop("seeds", seeds))
+            arm_tune = check_values(f"arm {label}: tune", own.pop("tune", self.tune))
             base = read_yaml(own.pop("config")) if "config" in own else {}
+            base, own = flatten(base), flatten(own)
             # else a label would name a value that the run does not have
-            places = [("arms", own), ("grid", grid), ("tune", self.tune), ("--set", fixed)]
+            places = [("arms", own), ("grid", grid), ("tune", arm_tune), ("--set", fixed)]
             for (one, names), (other, others) in itertools.combinations(places, 2):
                 if twice := names.keys() & others.keys():
                     raise refuse(f"{', '.join(sorted(twice))}: both in {one} and in {other}")
             for point in combinations(grid):
                 varied = {name: point[name] for name in grid if len(grid[name]) > 1}
-                settings = {**common, **base, **own, **point, **fixed}
-                settings = {n: value for n, value in settings.items() if n not in self.tune}
+                settings = {**flatten(common), **base, **own, **point, **fixed}
+                settings = {n: value for n, value in settings.items() if n not in arm_tune}
                 name = label_of(varied, *([str(label)] if label != "" else [])) or "runs"
-                self.arms.append(Arm(name, arm_script, settings, arm_seeds))
-        self.check_arms()
+                self.arms.append(Arm(name, arm_script, settings, arm_seeds, arm_tune))
+        for arm in self.arms:
+            find_script(arm.script)
         stem = Path(args.config or self.arms[0].script).stem + ("_aa" if args.aa else "")
         self.out = Path(args.out) if args.out else Path("results", "sweeps", stem)
+        self.check_arms()
 
     @staticmethod
     def control_arms(script: str | None, seeds: list[int]) -> dict[str, dict]:
@@ -286,9 +292,15 @@ class Plan:
 
     def check_arms(self) -> None:
         for arm in self.arms:
-            find_script(arm.script)
-            for name in (arm.settings.keys() | self.tune.keys()) & OWN_SETTINGS.keys():
+            for name in (arm.settings.keys() | arm.tune.keys()) & OWN_SETTINGS.keys():
                 raise refuse(f"{name} is not for settings, the sweep sets it: {OWN_SETTINGS[name]}")
+        trials = {arm.label: len(self.trials(arm)) for arm in self.arms}
+        if len(set(trials.values())) > 1:
+            few, many = min(trials, key=trials.__getitem__), max(trials, key=trials.__getitem__)
+            raise refuse(
+                f"tune: {trials[few]} trials in {few}, {trials[many]} in {many}: an arm that is "
+                "tuned longer is not compared fairly"
+            )
         for one, other in itertools.combinations(self.arms, 2):
             if one.label == other.label:
                 raise refuse(f"two arms would share the folder {one.label}")
@@ -303,7 +315,7 @@ class Plan:
                 arm.script,
                 {**arm.settings, **point, "seed": self.tune_seed},
             )
-            for point in (combinations(self.tune) if self.tune else [])
+            for point in (combinations(arm.tune) if arm.tune else [])
         }
 
     def runs(self, arm: Arm, chosen: Mapping[str, Any]) -> list[Run]:
@@ -326,9 +338,13 @@ class Plan:
     def as_sweep_file(self) -> dict[str, Any]:
         return {
             "processes": self.processes,
-            **({"tune": self.tune, "tune_seed": self.tune_seed} if self.tune else {}),
+            "tune_seed": self.tune_seed,
             "arms": {
-                arm.label: {"script": arm.script, "seeds": arm.seeds, **arm.settings}
+                arm.label: {
+                    **{"script": arm.script, "seeds": arm.seeds},
+                    **({"tune": arm.tune} if arm.tune else {}),
+                    **arm.settings,
+                }
                 for arm in self.arms
             },
         }
@@ -570,7 +586,7 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
     A value with which training diverges has lost. An arm with a trial that failed for another
     reason is left out: with fewer trials than the others it would not be compared fairly.
     """
-    if not plan.tune:
+    if not any(arm.tune for arm in plan.arms):
         return {arm.label: {} for arm in plan.arms}
     later = sum(len(arm.seeds) for arm in plan.arms)
     runner.run([run for arm in plan.arms for run in plan.trials(arm).values()], later)
@@ -589,7 +605,7 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
             runner.failed[arm.label] = "its seeds were not run: tuning chose nothing"
             continue
         best = min(losses, key=losses.__getitem__)
-        chosen[arm.label] = {name: plan.trials(arm)[best].settings[name] for name in plan.tune}
+        chosen[arm.label] = {name: plan.trials(arm)[best].settings[name] for name in arm.tune}
         record[arm.label] = {"chosen": chosen[arm.label], "val_loss": losses}
         tried = ", ".join(f"{label} {loss:.4f}" for label, loss in losses.items())
         print(f"tuned {arm.label}: {best}, the lowest validation loss of {tried}", flush=True)
@@ -635,9 +651,9 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
 
 
 def print_commands(plan: Plan) -> None:
-    unknown = {name: "TUNED" for name in plan.tune}
-    trials = [run for arm in plan.arms for run in plan.trials(arm).values()]
-    runs = trials + [run for arm in plan.arms for run in plan.runs(arm, unknown)]
+    runs = [run for arm in plan.arms for run in plan.trials(arm).values()]
+    for arm in plan.arms:
+        runs += plan.runs(arm, {name: "TUNED" for name in arm.tune})
     for run in runs:
         done = "   # finished" if is_finished(run) else ""
         print(shlex.join(["python", *plan.command(run)[1:]]) + done)

@@ -68,7 +68,16 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
         "intermediate_size": 3072,
     },
 }
-HF_BERT = "hf-bert"
+# transformers' own BERT: BERT-base, and one of MiniLM's size for comparisons on a CPU.
+HF_ARCHITECTURES: dict[str, dict[str, int]] = {
+    "hf-bert": {},
+    "hf-bert-mini": {
+        "num_hidden_layers": 6,
+        "hidden_size": 384,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+}
 
 
 class BudgetBertConfig(PreTrainedConfig):
@@ -380,14 +389,16 @@ def _only(encoder: Any, active_layers: Sequence[int] | None) -> Iterator[None]:
 def build_masked_lm(
     arch: str, vocab_size: int, seed: int, max_length: int = 128, **changes: Any
 ) -> nn.Module:
-    """A new model: one of ARCHITECTURES or hf-bert (BERT-base as transformers has it, with its
-    dropout), with `changes` to its configuration. ValueError for another name."""
-    if arch != HF_BERT and arch not in ARCHITECTURES:
-        raise ValueError(f"arch {arch}: expected one of {', '.join([*ARCHITECTURES, HF_BERT])}")
+    """A new model: one of ARCHITECTURES, or of HF_ARCHITECTURES (with transformers' dropout), with
+    `changes` to its configuration. ValueError for another name."""
+    known = [*ARCHITECTURES, *HF_ARCHITECTURES]
+    if arch not in known:
+        raise ValueError(f"arch {arch}: expected one of {', '.join(known)}")
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": max_length}
     torch.manual_seed(seed)
-    if arch == HF_BERT:
-        config = BertConfig(**{**sizes, "attn_implementation": "sdpa", **changes})
+    if arch in HF_ARCHITECTURES:
+        shape = {**HF_ARCHITECTURES[arch], **sizes, "attn_implementation": "sdpa", **changes}
+        config = BertConfig(**shape)
         return BertForMaskedLM(config)
     return BudgetBertForMaskedLM(BudgetBertConfig(**{**ARCHITECTURES[arch], **sizes, **changes}))
 

@@ -107,7 +107,7 @@ class Config(Settings):
     """Settings of pretrain_bert.py."""
 
     model: str = "bert-c5"
-    """bert-c5 (16 layers of 768), bert-small, bert-mini, bert-tiny, or hf-bert (BERT-base)"""
+    """bert-c5 (16 layers of 768), bert-small, -mini, -tiny, or hf-bert (BERT-base), hf-bert-mini"""
     data: str = "c4-subset"
     """c4-subset, minipile, bookcorpus-wikitext, reviews, or text, JSONL or parquet files"""
     budget: float | None = 24.0
@@ -217,7 +217,7 @@ def build_clock(config: Config, model: nn.Module, steps_per_epoch: int) -> clock
             shape.intermediate_size,
             shape.vocab_size,
             config.max_length,
-            gated=config.model != bert.HF_BERT,
+            gated=config.model in bert.ARCHITECTURES,
         )
     return clocks.BudgetClock(config.budget, config.budget_unit, costs, free)
 
@@ -380,6 +380,7 @@ class Pretraining:
 
     def __init__(self, config: Config, world: core.World, run: runs.Run):
         self.config, self.world, self.run = config, world, run
+        pretrained.quiet_transformers()
         machine, device = world.machine, world.device.type
         self.precision = core.choose_precision(config.precision, device, machine, "bert")
         if config.optimizer == "sophiag" and self.precision == "fp16":

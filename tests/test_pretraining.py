@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import WORDS, run_script
+from conftest import PROJECT, WORDS, run_script
 from safetensors.torch import load_file
 
 import core
@@ -383,3 +383,14 @@ def test_the_script_runs_under_torchrun_and_is_finished_afterwards(words, tmp_pa
     assert "finished:" in done.stdout
     again = run_script("pretrain_bert.py", *settings, "--out", str(out))
     assert "is finished" in again.stdout
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs/bert").glob("*/*.yaml")), ids=str)
+def test_every_published_run_has_a_config_that_parses(path):
+    config = parse([f"--config={path}"])
+    assert config.model == "bert-c5" and config.batch == 1536 and config.max_length == 128
+    RTX_3090.require(config.model, config.max_length)
+    command = next(
+        line for line in path.read_text().splitlines() if "pretrain_bert.py --con" in line
+    )
+    assert f"configs/bert/{path.parent.name}/" in command
