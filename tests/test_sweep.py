@@ -469,20 +469,20 @@ def test_tuning_gives_each_arm_the_same_trials_and_its_seeds_the_best(folder, ca
     assert launches() == trials + runs
 
 
-def test_an_arm_may_be_tuned_over_values_of_its_own_but_not_over_more():
+def test_an_arm_may_be_tuned_over_values_of_its_own_but_not_over_more(folder):
     text = (
         "script: fake.py\nseeds: 1\ntune: {lr: [1e-3, 1e-1]}\narms:\n  one: {}\n"
         "  two: {deep: {er: true}, tune: {lr: [1e-4, 1e-2]}}\n"
     )
-    plan = sweep.Plan(sweep.parse_arguments(["--config", write(text)]))
-    assert [list(plan.trials(arm)) for arm in plan.arms] == [
+    planned = plan("--config", write(text))
+    assert [list(planned.trials(arm)) for arm in planned.arms] == [
         ["lr=0.001", "lr=0.1"],
         ["lr=0.0001", "lr=0.01"],
     ]
-    assert plan.arms[1].settings == {"deep.er": True}
+    assert planned.arms[1].settings == {"deep.er": True}
     more = text.replace("[1e-4, 1e-2]", "[1e-4, 1e-2, 1]")
     with pytest.raises(SystemExit, match="tuned longer"):
-        sweep.Plan(sweep.parse_arguments(["--config", write(more)]))
+        plan("--config", write(more))
 
 
 def test_a_diverging_value_loses_and_a_broken_trial_leaves_the_arm_out(folder, capsys):
