@@ -125,7 +125,8 @@ class Run:
     def _open_folder(self) -> tuple[Path, str]:
         """(folder, result of an already finished run or ""); rank 0 only."""
         config = self.config
-        name = re.sub(r"[^\w.-]+", "_", config.model.strip("/")).strip("_") or "model"
+        name = config.model.removeprefix("results/").strip("/")
+        name = re.sub(r"[^\w.-]+", "_", name).strip("_") or "model"
         if config.out is None and (not config.fresh or restarted_by_torchrun()):
             for path in sorted(Path("results", name).glob("*/run.json"), reverse=True):
                 record = _read_json(path)
@@ -150,7 +151,8 @@ class Run:
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         # a run that ended before its first step (a mistyped path, say) holds nothing to protect
-        begun = (folder / "train").exists()
+        # (a suite's training lies in the folders of its tasks)
+        begun = (folder / "train").exists() or any(folder.glob("*/train"))
         if begun and (folder / "config.yaml").exists():
             if differences := self._other_settings(folder):
                 raise ValueError(
@@ -220,6 +222,8 @@ class Run:
             return False
         if isinstance(error, KeyboardInterrupt):
             self.status, self.exit_reason = "stopped", self.signal or "SIGINT"
+        elif isinstance(error, SystemExit) and error.code == 143:  # a task of this suite
+            self.status, self.exit_reason = "stopped", "before training began"
         elif error is not None:
             self.status, self.exit_reason = "failed", f"{kind.__name__}: {error}"
         if self.world.rank == 0 and not self.config.dry_run:

