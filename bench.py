@@ -3,6 +3,7 @@
     python -m pip install -r requirements-bench.txt
     python bench.py mlm                       # pretraining against transformers' Trainer
     python bench.py mlm --repeats 5 --steps 30 --output bench.json
+    python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb     # not speed: is it as good?
 
 Ours and the peer run as processes of their own, one after the other, in turns: a machine's speed
 drifts, and only the ratio of neighbours says anything. Same model, rows, batch, steps, precision
@@ -31,7 +32,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("row", choices=list(ROWS))
+    parser.add_argument("row", choices=[*ROWS, "glue"])
+    parser.add_argument("--data", default="hub", help="of glue: the hub or a folder")
+    parser.add_argument("--tasks", default="rte,mrpc,cola,stsb", help="of glue")
+    parser.add_argument("--epochs", default="3", help="of glue (default 3)")
     parser.add_argument("--repeats", type=int, default=5, help="pairs (default 5)")
     parser.add_argument("--steps", type=int, default=20, help="counted steps a run (default 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
@@ -39,6 +43,8 @@ def main() -> None:
     parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.row == "glue":
+        return glue_peer(arguments) if arguments.side else glue(arguments)
     if arguments.side:
         found = ROWS[arguments.row][arguments.side](arguments)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -174,6 +180,113 @@ def mlm_peer(arguments: argparse.Namespace) -> dict:
         "tokens_per_second": tokens / (started[-1] - started[WARM_UP - 1]),
         "loss": losses[-1],
     }
+
+
+# ---------------------------------------------------------------- GLUE: is it as good?
+
+
+def glue_settings(arguments: argparse.Namespace, task: str) -> list[str]:
+    """The usual recipe for GLUE: 2e-5, batches of 32, a linear decay without a warm-up."""
+    return [
+        *("--model=minilm", f"--suite={task}", f"--data={arguments.data}"),
+        *("--lr=2e-5", f"--epochs={arguments.epochs}", "--batch=32", "--max_length=128"),
+        *("--schedule=linear", "--warmup_frac=0", "--test_with=final", "--max_grad_norm=1"),
+        *("--precision=fp32", "--seed=0", "--page=false"),
+    ]
+
+
+def glue(arguments: argparse.Namespace) -> None:
+    """Each task by eval_bert.py and by transformers' Trainer, then report.py compare."""
+    for task in arguments.tasks.split(","):
+        ours, peer = (Path("results/bench/glue", task, side) for side in ("ours", "peer"))
+        settings = glue_settings(arguments, task)
+        commands = [[sys.executable, str(PROJECT / "eval_bert.py"), *settings, f"--out={ours}"]]
+        words = ["glue", "--side=peer", f"--data={arguments.data}", f"--epochs={arguments.epochs}"]
+        if not (peer / "run.json").exists():
+            words += [f"--tasks={task}", f"--folder={peer}"]
+            commands.append([sys.executable, __file__, *words])
+        commands.append(
+            [sys.executable, str(PROJECT / "report.py"), "compare", str(peer), str(ours)]
+        )
+        for command in commands:
+            subprocess.run(command, check=True)
+
+
+def glue_peer(arguments: argparse.Namespace) -> None:
+    """transformers' Trainer on the same rows; writes a run folder that report.py can read."""
+    import csv
+    import dataclasses
+
+    import numpy as np
+    import transformers
+    import yaml
+
+    import eval_bert
+    from models import pretrained
+    from settings import parse_settings
+    from tasks import glue as tasks
+    from tasks.arena import split_fingerprint
+
+    words = glue_settings(arguments, arguments.tasks)
+    config, _ = parse_settings(eval_bert.Config, words, "bench.py")
+    (task,) = tasks.find_tasks(config.suite)
+    rows, _ = tasks.load_task(task, config.data, val_frac=config.val_frac)
+    tokenizer = pretrained.load_tokenizer(config.model)
+    transformers.set_seed(config.seed)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        pretrained.find_model(config.model),
+        num_labels=task.num_outputs,
+        problem_type="regression" if task.num_outputs == 1 else "single_label_classification",
+    )
+
+    def encoded(part: str) -> list[dict]:
+        chosen = [row for row in rows if row.split == part]
+        texts = [list(row.fields.values()) for row in chosen]
+        return [
+            {
+                **tokenizer(*text, truncation=True, max_length=config.max_length),
+                "label": float(row.label) if task.num_outputs == 1 else int(row.label),
+            }
+            for text, row in zip(texts, chosen, strict=True)
+        ]
+
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            output_dir=str(arguments.folder / "trainer"),
+            per_device_train_batch_size=config.batch,
+            per_device_eval_batch_size=64,
+            num_train_epochs=config.epochs,
+            learning_rate=config.lr,
+            weight_decay=config.weight_decay,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            seed=config.seed,
+        ),
+        train_dataset=encoded("train"),
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+    )
+    trainer.train()
+    test_rows = [row for row in rows if row.split == "test"]
+    values = np.asarray(trainer.predict(encoded("test")).predictions, np.float32)
+    metrics = tasks.score(task, test_rows, values)
+    folder = arguments.folder / "test/metrics"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "predictions.csv", "w", newline="") as file:
+        predictions = tasks.predictions(task, test_rows, values)
+        names = [name for name in predictions[0] if name != "text"]
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(predictions)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (arguments.folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    record = {
+        **{"schema_version": 1, "status": "finished", "script": "transformers.Trainer"},
+        **{"seed": config.seed, "device": "cpu", "split_fingerprint": split_fingerprint(rows)},
+        "data_fingerprint": tasks.data_fingerprint(rows),
+    }
+    (arguments.folder / "run.json").write_text(json.dumps(record))
 
 
 ROWS = {"mlm": {"ours": mlm_ours, "peer": mlm_peer}}
