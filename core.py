@@ -614,6 +614,12 @@ class TrainLoader:
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.data.lengths) / self.config.batch)
 
+    @property
+    def total_steps(self) -> int:
+        """Of --epochs passes."""
+        # rounded first: 1.1 · 10 is 11.000000000000002
+        return math.ceil(round(self.config.epochs * self.steps_per_epoch, 6))
+
     def seek(self, position: int) -> None:
         """Continue with the batch at `position`."""
         self.position, self._batches = position, None

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import core
 import runs
-from settings import Aliases
-from tasks import glue
+from settings import Aliases, precision_words
+from tasks import fine_tuning, glue
 
 
 @dataclass
-class Config(glue.Config):
+class Config(fine_tuning.Config):
     """Settings of eval_bert.py."""
 
     suite: str = "glue"
@@ -33,7 +33,7 @@ class Config(glue.Config):
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        config = glue.or_embedded(config, given, world)
+        config = fine_tuning.or_embedded(config, given, world)
         if config.suite == "mlm":
             from tasks import pretraining_commands
 
@@ -41,7 +41,7 @@ def main(config: Config, given: bool) -> None:
             return world.say("\n".join(f"{name} {value}" for name, value in found.items()))
         tasks = glue.find_tasks(config.suite)
         for task in tasks:  # of all tasks before the first one trains
-            glue.check_source(task, glue.with_recipe(config, task).data)
+            glue.check_source(task, fine_tuning.with_recipe(config, task).data)
         if len(tasks) == 1:
             fine_tune(tasks[0], config, world)
         else:
@@ -50,9 +50,9 @@ def main(config: Config, given: bool) -> None:
 
 def fine_tune(task: glue.Task, config: Config, world: core.World) -> runs.Run:
     """One task, in a run folder of its own."""
-    config = dataclasses.replace(glue.with_recipe(config, task), suite=task.name)
+    config = dataclasses.replace(fine_tuning.with_recipe(config, task), suite=task.name)
     with runs.Run(config, world) as run:
-        work = glue.FineTuning(config, world, run, task)
+        work = fine_tuning.FineTuning(config, world, run, task)
         state = work.build_state(work.load_model())
         if config.dry_run:
             run.dry_run(state, glue.loss_sum)
@@ -68,7 +68,7 @@ def fine_tune(task: glue.Task, config: Config, world: core.World) -> runs.Run:
 def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World) -> None:
     """Task after task, in folders below that of the suite, which gets the averages."""
     with runs.Run(config, world) as suite:
-        glue.begin_suite(suite, tasks)
+        fine_tuning.begin_suite(suite, tasks)
         for task in tasks:
             world.say(f"---- {task.name}")
             own = dataclasses.replace(config, out=str(suite.folder / task.name), fresh=False)
@@ -81,9 +81,9 @@ def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World)
             if run.status == "stopped":
                 suite.status, suite.exit_reason = "stopped", f"{task.name}: {run.exit_reason}"
                 return
-            glue.drop_checkpoints(run)
+            fine_tuning.drop_checkpoints(run)
         if not config.dry_run:
-            glue.finish_suite(suite, tasks)
+            fine_tuning.finish_suite(suite, tasks)
 
 
 # ------------------------------------------------------------------------ published words
@@ -104,18 +104,13 @@ def _shuffle(value: str) -> dict[str, str]:
     return {}
 
 
-def _precision(value: str) -> dict[str, str]:
-    short = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
-    return {"precision": short.get(value, value)}
-
-
 ALIASES: Aliases = {
     "name": lambda value: {"model": f"results/bert/{value}"},
     "eval": _suite,
     "eval.checkpoint": _checkpoint,
     "impl.microbatch_size": "micro_batch",
     "impl.shuffle_in_dataloader": _shuffle,
-    "impl.mixed_precision_target_dtype": _precision,
+    "impl.mixed_precision_target_dtype": precision_words,
 }
 
 if __name__ == "__main__":

@@ -122,6 +122,12 @@ C = TypeVar("C")
 Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
 
 
+def precision_words(value: str) -> dict[str, str]:
+    """torch's names of dtypes as --precision has them: an alias that scripts share."""
+    short = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+    return {"precision": short.get(value, value)}
+
+
 def parse_settings(
     kind: type[C], argv: Sequence[str], prog: str = "", aliases: Aliases | None = None
 ) -> tuple[C, bool]:

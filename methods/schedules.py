@@ -5,6 +5,27 @@ A factor on the peak learning rate; fraction is in the unit in which the run is 
 """
 
 import math
+from collections.abc import Callable
+
+from settings import Settings
+
+
+def schedule_for(config: Settings, total_steps: int) -> Callable[[float], float]:
+    """The factor on the peak rate that the settings ask for, as a function of the fraction.
+
+    ValueError where it would be 0 in every step of so short a run.
+    """
+
+    def factor(fraction: float) -> float:
+        low = config.min_lr / config.lr
+        return warmup_then_decay(fraction, config.schedule, config.warmup_frac, low)
+
+    if all(factor(step / total_steps) == 0 for step in range(total_steps)):
+        raise ValueError(
+            f"the learning rate is 0 in all {total_steps} steps: use --warmup_frac 0 or more "
+            "--epochs"
+        )
+    return factor
 
 
 def warmup_then_decay(

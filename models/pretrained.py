@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+import core
+from settings import Settings
+
 REGISTRY = {
     "distilbert": "distilbert-base-uncased",
     "bert": "bert-base-uncased",
@@ -135,6 +138,23 @@ def max_positions(config: Any) -> int | None:
     return (
         positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
     )
+
+
+def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tuple[str, str]:
+    """(precision, attention) for this model on this device, which is said.
+
+    ValueError where the model has fewer positions than --max_length.
+    """
+    device, machine, kind = world.device.type, world.machine, model_config.model_type
+    precision = core.choose_precision(config.precision, device, machine, kind)
+    attention = core.choose_attention(config.attention, device, precision, machine, kind)
+    core.say_device(world, precision, attention)
+    positions = max_positions(model_config)
+    if positions is not None and config.max_length > positions:
+        raise ValueError(
+            f"--max_length {config.max_length}: {config.model} has {positions} positions"
+        )
+    return precision, attention
 
 
 def find_layers(encoder: nn.Module) -> nn.ModuleList:

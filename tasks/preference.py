@@ -7,7 +7,6 @@ read, and shows its own loop.
 import dataclasses
 import hashlib
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ import core
 import runs
 from evaluation import metrics
 from methods.dropout import use_word_dropout
-from methods.schedules import warmup_then_decay
+from methods.schedules import schedule_for
 from models import pretrained
 from settings import Settings
 from tasks import arena, reviews
@@ -357,18 +356,7 @@ class Preference:
     def __init__(self, config: Config, world: core.World, run: runs.Run, with_prompt: bool):
         self.config, self.world, self.run, self.with_prompt = config, world, run, with_prompt
         model_config = pretrained.load_config(config.model)
-        kind = model_config.model_type
-        device, machine = world.device.type, world.machine
-        self.precision = core.choose_precision(config.precision, device, machine, kind)
-        self.attention = core.choose_attention(
-            config.attention, device, self.precision, machine, kind
-        )
-        core.say_device(world, self.precision, self.attention)
-        positions = pretrained.max_positions(model_config)
-        if positions is not None and config.max_length > positions:
-            raise ValueError(
-                f"--max_length {config.max_length}: {config.model} has {positions} positions"
-            )
+        self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model)
         self.rows = load_rows(config, world, run)
         ids = cached_sequences(
@@ -420,17 +408,6 @@ class Preference:
             config.weight_decay,
         )
         loader = core.TrainLoader(self.train, config, world)
-        # rounded first: 1.1 · 10 is 11.000000000000002
-        total = math.ceil(round(config.epochs * loader.steps_per_epoch, 6))
-
-        def schedule(fraction: float) -> float:
-            low = config.min_lr / config.lr
-            return warmup_then_decay(fraction, config.schedule, config.warmup_frac, low)
-
-        if all(schedule(step / total) == 0 for step in range(total)):
-            raise ValueError(
-                f"the learning rate is 0 in all {total} steps: use --warmup_frac 0 or more --epochs"
-            )
         facts = {
             **{"head": config.head, "with_prompt": self.with_prompt, "swap": config.swap},
             **{"max_length": config.max_length, "prompt_frac": config.prompt_frac},
@@ -442,8 +419,8 @@ class Preference:
             model=model,
             optimizer=core.build_optimizer(groups, config, world),
             loader=loader,
-            clock=core.StepClock(total),
-            schedule=schedule,
+            clock=core.StepClock(loader.total_steps),
+            schedule=schedule_for(config, loader.total_steps),
             export=lambda folder: save_model(model, self.tokenizer, facts, folder),
             restore=lambda folder: restore_model(model, folder),
             precision=self.precision,

@@ -28,7 +28,7 @@ from methods.optimizers import Lion, SophiaG, sampled_label_loss_sum
 from methods.schedules import budget_one_cycle, budget_triangle2, warmup_then_decay
 from methods.stacking import Stacking
 from models import bert, pretrained
-from settings import Aliases, Settings, parse_settings
+from settings import Aliases, Settings, parse_settings, precision_words
 from tasks import corpora
 
 
@@ -195,13 +195,15 @@ def or_embedded(config: Config, given: bool, world: core.World) -> Config:
 # ------------------------------------------------------------------------ clock and schedule
 
 
-def build_clock(config: Config, model: nn.Module, steps_per_epoch: int) -> clocks.BudgetClock:
-    """The clock of this budget. ValueError where the published times do not fit the model."""
+def build_clock(config: Config, model: nn.Module, total_steps: int) -> clocks.BudgetClock:
+    """The clock of this budget; total_steps: of --epochs, where --budget is null.
+
+    ValueError where the published times do not fit the model.
+    """
     free = {"forward"} if not config.selection.charge_forward else set()
     free |= {"curvature"} if not config.sophia.charge else set()
     if config.budget is None:
-        steps = math.ceil(round(config.epochs * steps_per_epoch, 6))
-        return clocks.BudgetClock(steps, "steps", free=free)
+        return clocks.BudgetClock(total_steps, "steps", free=free)
     costs = None
     if config.budget_unit == "rst_hours":
         costs = clocks.RTX_3090
@@ -432,11 +434,11 @@ class Pretraining:
             self.curvature = Curvature(core.TrainLoader(data, own, world), config.sophia.every)
             extras["curvature"] = self.curvature
         loader = core.TrainLoader(self.train, config, world)
-        steps_per_epoch = loader.steps_per_epoch
+        total_steps = loader.total_steps
         if config.selection.name != "uniform":
             loader = SelectingLoader(self.train, config, world, self.build_selector(), self.score)
             extras["selection"] = loader
-        self.clock = build_clock(config, model, steps_per_epoch)
+        self.clock = build_clock(config, model, total_steps)
         self.step_started, self.apart = time.perf_counter(), 0.0
         if config.compile:
             core.compile_model(model)
@@ -686,11 +688,6 @@ def _inverted(name: str) -> Callable[[str], dict[str, str]]:
     return meaning
 
 
-def _precision(value: str) -> dict[str, str]:
-    short = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
-    return {"precision": short.get(value, value)}
-
-
 # The words of the published experiments (No Train No Gain), where ours are others.
 ALIASES: Aliases = {
     "name": lambda value: {"out": f"results/bert/{value}"},
@@ -728,7 +725,7 @@ ALIASES: Aliases = {
     "train.validation_set.seed": "validation.seed",
     "train.validation_set.truncate_to": "validation.truncate_to",
     "train.validation_set.il_model": "validation.il_model",
-    "impl.mixed_precision_target_dtype": _precision,
+    "impl.mixed_precision_target_dtype": precision_words,
     "impl.validate_every_hours": "validate_every",
     "impl.microbatch_size": "micro_batch",
 }

@@ -1,6 +1,7 @@
 """What pretrain_bert.py does besides training: irreducible losses, calibration, downloads."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,18 +27,25 @@ def sequence_losses(
     data: corpora.MlmData,
     rows: np.ndarray,
     device: torch.device,
+    precision: str,
     bar: tqdm | None = None,
 ) -> np.ndarray:
-    """(rows, 2): loss sum and masked tokens of each, under the masks of evaluation, in fp32."""
+    """(rows, 2): loss sum and masked tokens of each, under the masks of evaluation."""
     values = []
     for start in range(0, len(rows), ROWS_EACH):
         if bar is not None:
             bar.update(min(ROWS_EACH, len(rows) - start))
         batch = core.to_device(data.collate(rows[start : start + ROWS_EACH], None), device)
-        found = bert.masked_lm_losses(model, {k: batch[k] for k in ("input_ids", "labels")})
+        with core.autocast(device, precision):
+            found = bert.masked_lm_losses(model, {k: batch[k] for k in ("input_ids", "labels")})
         pair = torch.stack([found.sequence_loss_sums, found.sequence_num_targets], dim=1)
         values.append(pair.double().cpu().numpy())
     return np.concatenate(values)
+
+
+def precision_of(settings: pretraining.Config, world: core.World) -> str:
+    """As the run was trained, on this device."""
+    return core.choose_precision(settings.precision, world.device.type, world.machine, "bert")
 
 
 # ---------------------------------------------------------------------- irreducible losses
@@ -79,10 +87,14 @@ def extract_il_losses(config: ExtractConfig) -> None:
         known = IrreducibleLosses.load(folder, split.fingerprint).ids
     missing = np.setdiff1d(split.train, known)
     data = corpora.MlmData(corpus, missing)
-    with tqdm(total=len(split.train), initial=len(known), unit="sequence") as bar:
+    precision = precision_of(settings, world)
+    every = 0.5 if sys.stderr.isatty() else 30  # seconds: a log is not to fill up
+    with tqdm(
+        total=len(split.train), initial=len(known), unit="sequence", mininterval=every
+    ) as bar:
         for number, start in enumerate(range(0, len(missing), config.part_rows), len(done)):
             rows = np.arange(start, min(start + config.part_rows, len(missing)))
-            values = sequence_losses(model, data, rows, world.device, bar)
+            values = sequence_losses(model, data, rows, world.device, precision, bar)
             part = IrreducibleLosses(missing[rows], values[:, 0] / values[:, 1], split.fingerprint)
             part.save_part(folder, number)
     print(f"{len(split.train):,} irreducible losses: {folder}")
@@ -204,9 +216,11 @@ def download(config: DownloadConfig) -> None:
 
 def validate(run: str, world: core.World) -> dict[str, float | int | list]:
     """Validation loss of a saved run, under the masks that it was validated with."""
-    _, corpus, split, model = pretraining.open_run(Path(run), world)
+    settings, corpus, split, model = pretraining.open_run(Path(run), world)
     data = corpora.MlmData(corpus, split.validation)
-    values = sequence_losses(model, data, np.arange(len(data)), world.device)
+    values = sequence_losses(
+        model, data, np.arange(len(data)), world.device, precision_of(settings, world)
+    )
     groups = corpus.group_of(data.ids)
     loss_sum, targets = values.sum(axis=0)
     found: dict[str, float | int | list] = {"n": len(data), "val_loss": loss_sum / targets}

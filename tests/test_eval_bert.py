@@ -22,7 +22,7 @@ from models import bert, pretrained
 from reports import folder as run_folders
 from reports import table
 from settings import parse_settings
-from tasks import glue, pretraining_commands
+from tasks import fine_tuning, glue, pretraining_commands
 
 CONFIGS = PROJECT / "configs/bert"
 SUITES = {"glue": glue.SUITES["glue"], "superglue": glue.SUITES["superglue"]}
@@ -87,13 +87,13 @@ def training_lines(folder: Path) -> list[dict]:
     return [line for line in lines if "train_loss" in line]
 
 
-def open_task(*words: object) -> glue.FineTuning:
+def open_task(*words: object) -> fine_tuning.FineTuning:
     """A task of a configuration, without a run folder."""
     config, _ = parse(*words, "--dry_run")
     (task,) = glue.find_tasks(config.suite)
     world = core.single_world("cpu")
     with runs.Run(config, world) as run:
-        return glue.FineTuning(glue.with_recipe(config, task), world, run, task)
+        return fine_tuning.FineTuning(fine_tuning.with_recipe(config, task), world, run, task)
 
 
 # ---- every task ----
@@ -285,9 +285,9 @@ def test_recipes_are_the_published_ones(settings):
         config, _ = parse(f"--config={CONFIGS / suite}.yaml")
         assert (config.lr, config.epochs, config.suite) == (lr, epochs, suite)
         task = glue.TASKS[SUITES[suite][0]]
-        open_ones = glue.with_recipe(eval_bert.Config(), task)
+        open_ones = fine_tuning.with_recipe(eval_bert.Config(), task)
         assert (open_ones.lr, open_ones.epochs, open_ones.data) == (lr, epochs, "hub")
-    assert glue.with_recipe(eval_bert.Config(lr=1e-3), task).lr == 1e-3
+    assert fine_tuning.with_recipe(eval_bert.Config(lr=1e-3), task).lr == 1e-3
     work = open_task(*settings, "--suite=rte")
     state = work.build_state(work.load_model())
     for group in state.optimizer.param_groups:
@@ -459,8 +459,8 @@ def test_sentiment_uses_so_many_labels(tiny_bert, tmp_path):
 def test_the_embedded_default_is_the_sentiment_config(monkeypatch, capsys):
     monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
     world = core.single_world("cpu")
-    config = glue.or_embedded(*parse(), world)
+    config = fine_tuning.or_embedded(*parse(), world)
     assert "embedded default" in capsys.readouterr().out
     expected, given = parse(f"--config={CONFIGS / 'sentiment.yaml'}", "--model=minilm")
     assert config == expected and given
-    assert glue.or_embedded(expected, True, world) is expected
+    assert fine_tuning.or_embedded(expected, True, world) is expected
