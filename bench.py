@@ -86,7 +86,9 @@ def summary(row: str, pairs: list[dict]) -> str:
         p["ours"]["peak_memory_gib"] / p["peer"]["peak_memory_gib"] for p in pairs
     )
     losses = {side: statistics.mean(p[side]["loss"] for p in pairs) for side in ("ours", "peer")}
+    agree = abs(losses["ours"] - losses["peer"]) < 0.1
     return (
+        f"{'' if agree else 'VOID, the losses do not agree: '}"
         f"{row}: {statistics.median(ratios):.2f} times the tokens per second "
         f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(pairs)} pairs), {memory:.2f} times the peak "
         f"memory, losses {losses['ours']:.3f} and {losses['peer']:.3f}"
@@ -161,7 +163,7 @@ def mlm_peer(arguments: argparse.Namespace) -> dict:
             adam_beta2=0.98,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
-            logging_steps=5,
+            logging_steps=1,
             save_strategy="no",
             report_to=[],
             use_cpu=True,
@@ -178,7 +180,7 @@ def mlm_peer(arguments: argparse.Namespace) -> dict:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "tokens_per_second": tokens / (started[-1] - started[WARM_UP - 1]),
-        "loss": losses[-1],
+        "loss": statistics.mean(losses[-5:]),
     }
 
 
