@@ -13,8 +13,11 @@ something of these models only; from three on, of the change.
 
 import argparse
 import difflib
+import os
 import sys
 from pathlib import Path
+
+from reports import folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,14 +99,14 @@ def run_command(arguments: argparse.Namespace) -> str:
             arguments.runs, arguments.group_by, arguments.metrics, arguments.anyway, style
         )
     if arguments.command == "table":
-        from reports import folder, table
+        from reports import table
 
         runs = folder.load_runs(arguments.runs)
         columns, lines = table.build_table(runs, arguments.columns, fold=not arguments.each)
         if arguments.sort:
             lines = table.sort_lines(lines, arguments.sort)
         for note in folder.shared_notes(runs):
-            print(note, file=sys.stderr)
+            print(folder.clean(note), file=sys.stderr)
         return table.render(columns, lines, style)
     if arguments.command == "page":
         from reports import page
@@ -138,9 +141,13 @@ def main(words: list[str] | None = None) -> None:
     try:
         text = run_command(arguments)
         if text:
-            print(text)
+            print(folder.clean(text))
+    except BrokenPipeError:  # report.py table … | head
+        sys.stderr.close()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
+        if os.environ.get("ABLATE_DEBUG"):
+            raise
+        raise SystemExit(folder.clean(f"error: {error}")) from None
 
 
 if __name__ == "__main__":

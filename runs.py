@@ -586,8 +586,11 @@ class Run:
         """In a process of its own: whatever goes wrong there, the run is finished."""
         command = [sys.executable, str(PROJECT / "report.py"), "page", str(self.folder)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            problem = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=600
+            )
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            problem = last if done.returncode else []
         except (OSError, subprocess.TimeoutExpired) as error:
             problem = [str(error)]
         if problem:

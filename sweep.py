@@ -274,6 +274,8 @@ class Plan:
                 settings = {**flatten(common), **base, **own, **point, **fixed}
                 settings = {n: value for n, value in settings.items() if n not in arm_tune}
                 name = label_of(varied, *([str(label)] if label != "" else [])) or "runs"
+                if name == "tune":  # of an arm's folder, and no result
+                    raise refuse("arm tune: another label, this one is the folder of trials")
                 self.arms.append(Arm(name, arm_script, settings, arm_seeds, arm_tune))
         for arm in self.arms:
             find_script(arm.script)
@@ -370,16 +372,17 @@ def has_labels(script: Path) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_finished(run: Run) -> bool:
     """Finished with these very settings; of anything else the script itself is the judge."""
     record = read_json(run.folder / "run.json")
     script, *words = record.get("command") or [""]
-    theirs = dict(word.removeprefix("--").partition("=")[::2] for word in words)
+    theirs = dict(str(word).removeprefix("--").partition("=")[::2] for word in words)
     ours = {name: text_of(value) for name, value in run.settings.items()}
     names = (theirs.keys() | ours.keys()) - FREE_SETTINGS
     return (
@@ -456,6 +459,7 @@ class Runner:
         self.took_seconds: list[float] = []  # of the runs that finished in this session
         self.signals: list[int] = []
         self.gave_up = False
+        self.works = False  # some run of this sweep has finished, now or before
         self.first: Run | None = None
         self.cores = len(os.sched_getaffinity(0))
         self.gpus = visible_gpus() if plan.jobs > 1 else []
@@ -490,6 +494,7 @@ class Runner:
     def run(self, runs: list[Run], later: int = 0) -> None:
         """Run what is not finished; `later` is how many runs will come after these."""
         waiting = [run for run in runs if not is_finished(run)]
+        self.works = self.works or len(waiting) < len(runs)
         if len(waiting) < len(runs):
             self.say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
         if waiting and sys.stderr.isatty():
@@ -564,7 +569,7 @@ class Runner:
             self.failed[run.name] = reason
             text = f"FAILED after {seconds:.0f} s: {reason}"
             early = seconds < SETTINGS_ERROR_SECONDS and not (run.folder / "train").exists()
-            self.gave_up = self.gave_up or (run is self.first and early)
+            self.gave_up = self.gave_up or (run is self.first and early and not self.works)
         self.say(f"{child.number}  {run.name}  {text}")
         if self.bar is not None:
             self.bar.update(1)
@@ -687,7 +692,11 @@ def main(argv: Sequence[str]) -> int:
         report("table", str(plan.out))
     compared = [label for label in done if not args.aa or label in ("first", "second")]
     if len(compared) > 1 and compared[0] == plan.arms[0].label:  # the baseline
-        report("compare", *(str(plan.out / label) for label in compared))
+        paths = [plan.out / label for label in compared]
+        if runner.failed:  # the folder of a failed run may hold one of other settings
+            arms = [runs[label] for label in compared]
+            paths = [r.folder for arm in arms for r in arm if r.name not in runner.failed]
+        report("compare", *map(str, paths))
     if args.aa:
         print("first and second differ in their seeds alone: what they differ by is noise")
     leaks = args.aa and "shuffled" in done and not judge_shuffled(runs["shuffled"])

@@ -41,13 +41,25 @@ class Difference:
         return self.b - self.a
 
 
-def two_models(a: float, b: float, resampled_a: np.ndarray, resampled_b: np.ndarray) -> Difference:
+FEW_GROUPS = 40  # below, percentiles of a bootstrap are too narrow
+
+
+def two_models(
+    a: float, b: float, resampled_a: np.ndarray, resampled_b: np.ndarray, num_groups: int = 10**9
+) -> Difference:
     """The paired cluster bootstrap of one model against one other.
 
     a, b: the metric on the rows; resampled_a, resampled_b (repeats,): the same resamples of the
     rows for both. Percentile interval; p is twice the smaller share of resamples on one side of 0.
     """
     differences = resampled_b - resampled_a
+    if num_groups < FEW_GROUPS:
+        from scipy.stats import t
+
+        error = math.sqrt(differences.var() * num_groups / (num_groups - 1))
+        width = t.ppf(0.975, num_groups - 1) * error
+        p = 2 * t.sf(abs(b - a) / error, num_groups - 1) if error else float(a == b)
+        return Difference(a, b, b - a - width, b - a + width, float(p), error**2)
     low, high = np.quantile(differences, [0.025, 0.975])
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * (smaller + 1) / (len(differences) + 1))

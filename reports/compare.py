@@ -3,11 +3,12 @@
 Arms are compared with the first one. An arm is one run, or several seeds of the same settings.
 """
 
+import hashlib
 import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 from tabulate import tabulate
 
 from evaluation import comparisons, metrics
-from evaluation.stats import resampled_sums
-from reports.folder import RunFolder, find_runs, is_run, load_runs, shared_notes
+from evaluation.stats import mean_of_rows, resampled_sums
+from reports.folder import RunFolder, find_runs, interval_of, is_run, load_runs, shared_notes
 from settings import FREE_SETTINGS, flatten
 
 ALPHA = 0.05
+MOST_CLASSES = 200  # with an F1 of their own
 
 
 # ------------------------------------------------------------------------- predictions
@@ -43,6 +45,7 @@ class Predictions:
     columns: np.ndarray
     statistics: dict[str, Statistic]
     right: np.ndarray | None = None  # (n,) bool, for classification
+    reported: dict[str, Any] = field(default_factory=dict)  # metrics.json of the run
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,7 +62,9 @@ def load_predictions(run: RunFolder) -> Predictions | None:
     text = dict.fromkeys(("id", "group", "label", "prediction"), str)
     try:
         frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={})
-        frame["group"] = frame["group"] if "group" in frame else frame["id"]
+        if "group" not in frame:
+            frame["group"] = frame["id"]
+        frame["group"] = frame["group"].where(frame["group"] != "", frame["id"])  # of its own
         frame = frame.sort_values("id", kind="stable", ignore_index=True)
         if not len(frame):
             raise ValueError("it has no rows")
@@ -68,7 +73,7 @@ def load_predictions(run: RunFolder) -> Predictions | None:
         kind = next(
             kind
             for kind, columns in _KINDS.items()
-            if columns <= set(frame) and (kind is not _regression or _is_regression(frame))
+            if columns <= set(frame) and (kind is not _regression or _is_regression(frame, run))
         )
         return kind(frame)
     except FileNotFoundError:
@@ -79,16 +84,16 @@ def load_predictions(run: RunFolder) -> Predictions | None:
     return None
 
 
-def _is_regression(frame: Any) -> bool:
-    """Numbers without class probabilities, and not the same few numbers as the labels."""
-    if any(name.startswith("p_") for name in frame):
+def _is_regression(frame: Any, run: RunFolder) -> bool:
+    """Numbers, not all of them whole, without class probabilities or an accuracy."""
+    if any(name.startswith("p_") for name in frame) or "accuracy" in run.metrics:
         return False
     try:
-        prediction = frame["prediction"].astype(float)
-        frame["label"].astype(float)
+        numbers = frame[["label", "prediction"]].astype(float)
     except ValueError:
         return False
-    return bool((prediction != prediction.round()).any())
+    fractions = bool((numbers != numbers.round()).any(axis=None))
+    return fractions or bool({"pearson", "mse"} & run.metrics.keys())
 
 
 def _classification(frame: Any) -> Predictions:
@@ -106,6 +111,11 @@ def _classification(frame: Any) -> Predictions:
         probabilities = frame[[f"p_{name}" for name in names]].to_numpy(float)
         if not np.isfinite(probabilities).all():
             raise ValueError("a probability is NaN or infinite")
+        if (probabilities < 0).any() or np.abs(probabilities.sum(axis=1) - 1).max() > 0.02:
+            raise ValueError("the columns p_… of a row are no probabilities (logits?)")
+    elif len(classes) > MOST_CLASSES:  # answers in words: no F1 of each
+        right = predictions == labels
+        return _predictions(frame, right[:, None].astype(float), {"accuracy": mean_of_rows}, right)
     columns = metrics.classification_columns(labels, predictions, len(classes), probabilities)
     statistics = {
         "accuracy": metrics.accuracy_of,
@@ -119,16 +129,25 @@ def _classification(frame: Any) -> Predictions:
 
 
 def _regression(frame: Any) -> Predictions:
-    label, prediction = frame["label"].to_numpy(float), frame["prediction"].to_numpy(float)
+    frame["label"], prediction = frame["label"].astype(float), frame["prediction"].to_numpy(float)
+    label = frame["label"].to_numpy()
+    if not (np.isfinite(label) & np.isfinite(prediction)).all():
+        raise ValueError("a label or prediction is NaN or infinite")
+    error = (label - prediction) ** 2
+    # as far from 0 as they spread, or sums of squares would lose their digits
+    label, prediction = (
+        x - x.mean() if np.ptp(x) else np.zeros_like(x) for x in (label, prediction)
+    )
     columns = np.column_stack(
-        [(label - prediction) ** 2, label, prediction, label**2, prediction**2, label * prediction]
+        [error, label, prediction, label**2, prediction**2, label * prediction]
     )
 
     def pearson(sums: np.ndarray) -> np.ndarray:
         mean = sums[..., :-1] / sums[..., -1:]
         covariance = mean[..., 5] - mean[..., 1] * mean[..., 2]
         spread = (mean[..., 3] - mean[..., 1] ** 2) * (mean[..., 4] - mean[..., 2] ** 2)
-        return covariance / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
+        found = covariance / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
+        return np.clip(found, -1, 1)
 
     return _predictions(
         frame, columns, {"pearson": pearson, "mse": lambda sums: sums[..., 0] / sums[..., -1]}
@@ -176,8 +195,12 @@ class Arm:
 
     @cached_property
     def predictions(self) -> list[Predictions]:
-        found = [load_predictions(run) for run in self.runs]
-        return [rows for rows in found if rows is not None]
+        found = []
+        for run in self.runs:
+            if (rows := load_predictions(run)) is not None:
+                rows.reported = run.metrics
+                found.append(rows)
+        return found
 
 
 def settings_of(run: RunFolder) -> dict[str, Any]:
@@ -231,7 +254,23 @@ def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Ar
         raise ValueError("nothing to compare: give two runs, or two folders of runs, at least")
     for label, arm in zip(labels, arms, strict=True):
         arm.label = label
+    paths = [run.path.resolve() for arm in arms for run in arm.runs]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"{twice[0]} would be in two arms")
+    for arm in arms:
+        arm.runs = _without_repeats(arm.runs)
     return arms
+
+
+def _without_repeats(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Runs of the same settings and seed are one draw: the first finished one stands for them."""
+    kept: dict[Any, RunFolder] = {}
+    for run in sorted(runs, key=lambda run: run.status != "finished"):
+        key = repr((run.seed, sorted(settings_of(run).items())))
+        first = kept.setdefault(key if run.seed is not None else id(run), run)
+        if first is not run:
+            first.notes.append(f"{run.path} has the same settings and seed: left out")
+    return list(kept.values())
 
 
 def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
@@ -284,6 +323,9 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
     def environment(run: RunFolder) -> dict[str, Any]:
         facts = {name: run.record.get(name) for name in ENVIRONMENT}
         facts["commit"] = str(facts["commit"] or "")[:10]
+        patch = run.path / "diff.patch"
+        if patch.is_file():
+            facts["diff.patch"] = hashlib.sha256(patch.read_bytes()).hexdigest()[:10]
         return facts | flatten({"versions": run.record.get("versions")})
 
     found = {}
@@ -312,7 +354,7 @@ def refusal(arms: Sequence[Arm]) -> str | None:
     """Why the runs cannot be compared row by row, or None."""
     runs = [run for arm in arms for run in arm.runs]
     for name in ("split_fingerprint", "data_fingerprint"):
-        known = {run.record[name]: run for run in runs if run.record.get(name)}
+        known = {str(run.record[name]): run for run in runs if run.record.get(name)}
         if len(known) > 1:
             first, second = list(known.values())[:2]
             what = "splits" if name.startswith("split") else "data"
@@ -368,7 +410,9 @@ class Comparison:
         rows = "on these rows" if self.paired else "on their own rows (unpaired)"
         if not self.over_seeds:
             state = "differ" if self.separable else "are not separable"
-            return f"these two models {state} {rows}"
+            single = len(self.arm.predictions) == len(self.baseline.predictions) == 1
+            who = "these two models" if single else "these models (means of those of an arm)"
+            return f"{who} {state} {rows}"
         if not self.separable:
             return "not separable"
         return "better" if (self.difference.value > 0) == self.higher_is_better else "worse"
@@ -396,6 +440,7 @@ class Comparison:
             seed_std = math.sqrt((d.seed_variance or 0.0) / 2)
             seeds = comparisons.seeds_needed(d.value, self.num_groups, row_std, seed_std)
             if seeds is not None:
+                seeds = max(seeds, comparisons.MIN_SEEDS)
                 return f"{lead} {seeds} seeds an arm on these rows."
             rows = comparisons.rows_needed(d.value, row_std, 100, seed_std)
             many = f"about {rows:,} {unit}" if rows else "seeds differ too much"
@@ -420,6 +465,10 @@ def compare(
         if not arm.predictions:
             notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
             raise ValueError("; ".join([f"{arm.label} has no test rows", *notes]))
+        if len(np.unique(arm.predictions[0].groups)) < 2:
+            raise ValueError(
+                f"{arm.label}: all test rows are in one group: how groups differ cannot be known"
+            )
     resampled = _resample(arms, paired)
     found = [
         _compare_metric(name, arms, number, resampled, paired)
@@ -441,7 +490,10 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
     found = []
     for seed, together in enumerate(groups_of_arms):
         runs = [rows for arm in together for rows in arm.predictions]
-        if all(len(rows) == len(runs[0]) for rows in runs):
+        if all(
+            np.array_equal(rows.ids, runs[0].ids) and np.array_equal(rows.groups, runs[0].groups)
+            for rows in runs
+        ):
             stacked = np.column_stack([rows.columns for rows in runs])
             sums = resampled_sums(stacked, runs[0].groups, comparisons.REPEATS, seed)
             edges = np.cumsum([rows.columns.shape[1] for rows in runs])
@@ -460,6 +512,8 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
 def _metrics_to_compare(arms: Sequence[Arm], names: Sequence[str] | None) -> list[str]:
     rows = [predictions for arm in arms for predictions in arm.predictions]
     known = [name for name in rows[0].statistics if all(name in r.statistics for r in rows)]
+    if not known:
+        raise ValueError("these runs have no metric in common")
     if names:
         for name in names:
             if name not in known:
@@ -496,13 +550,14 @@ def _compare_metric(
             values_a, values_b, replicates_a, replicates_b, num_groups
         )
     else:  # of several seeds, their mean
-        test = comparisons.two_models if paired else comparisons.unpaired
-        difference = test(
-            float(values_a.mean()),
-            float(values_b.mean()),
-            replicates_a.mean(axis=1),
-            replicates_b.mean(axis=1),
+        of_both = (
+            *(float(values_a.mean()), float(values_b.mean())),
+            *(replicates_a.mean(axis=1), replicates_b.mean(axis=1)),
         )
+        if paired:
+            difference = comparisons.two_models(*of_both, num_groups)
+        else:
+            difference = comparisons.unpaired(*of_both)
         if paired and name == "accuracy" and len(a) == len(b) == 1:
             difference.p = comparisons.mcnemar(a[0].right, b[0].right, a[0].groups)
     higher = name in HIGHER_IS_BETTER
@@ -530,6 +585,11 @@ def report(
     runs = [run for arm in arms for run in arm.runs]
     lines += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
     lines += shared_notes(runs)
+    lines += [
+        f"note: the runs of {arm.label} differ in more than the seed, which adds to their spread"
+        for arm in arms
+        if len({repr(sorted(settings_of(run).items())) for run in arm.runs}) > 1
+    ]
     lines += ["", *_differences_as_text(arms, style)]
     if why and not anyway:
         raise ValueError(
@@ -576,7 +636,7 @@ def _figures_as_text(arms: Sequence[Arm], found: list[Comparison], style: str) -
         rows.append([name, *(_figure(arm, name) for arm in arms)])
         if name == "loss":
             perplexities = [
-                f"{math.exp(np.mean([rows.value(name) for rows in arm.predictions])):.2f}"
+                f"{np.exp(np.mean([rows.value(name) for rows in arm.predictions])):.2f}"
                 for arm in arms
             ]
             rows.append(["perplexity", *perplexities])
@@ -586,7 +646,7 @@ def _figures_as_text(arms: Sequence[Arm], found: list[Comparison], style: str) -
 def _figure(arm: Arm, name: str) -> str:
     values = [rows.value(name) for rows in arm.predictions]
     if len(values) == 1:
-        interval = next((r.metrics.get(f"{name}_ci95") for r in arm.runs if r.metrics), None)
+        interval = interval_of(arm.predictions[0].reported, name)
         text = f"{values[0]:.4f}"
         return f"{text} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
     mean, low, high = mean_interval(values)

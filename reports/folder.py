@@ -228,6 +228,15 @@ def number(value: Any) -> float | None:
         return None
 
 
+def interval_of(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
+    """The 95 % interval of a metric, when it is one."""
+    found = metrics.get(f"{name}_ci95")
+    if not isinstance(found, list) or len(found) != 2 or number(metrics.get(name)) is None:
+        return None
+    low, high = map(number, found)
+    return None if low is None or high is None else (low, high)
+
+
 # C0, C1 and 7F but tab and newline, marks that reorder text, and what UTF-8 cannot hold.
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"

@@ -21,7 +21,7 @@ import numpy as np
 
 from evaluation.stats import proportion_interval
 from reports import plots
-from reports.folder import RunFolder, clean, duration, load_runs, number
+from reports.folder import RunFolder, clean, duration, interval_of, load_runs, number
 from reports.plots import Curve, Picture
 from reports.watch import total_steps
 from settings import flatten
@@ -260,14 +260,6 @@ def tile(name: str, metrics: dict[str, Any], before: dict[str, Any]) -> Tile:
         beside.append(f"before training: {written(name, before[name])}")
     title = readable(name) + " (nats)" * (name == "log_loss")
     return Tile(title, written(name, metrics[name]), interval_text(metrics, name), beside)
-
-
-def interval_of(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
-    found = metrics.get(f"{name}_ci95")
-    if not isinstance(found, list) or len(found) != 2 or number(metrics.get(name)) is None:
-        return None
-    low, high = map(number, found)
-    return None if low is None or high is None else (low, high)
 
 
 def interval_text(metrics: dict[str, Any], name: str) -> str:

@@ -17,6 +17,12 @@ def report(arguments: argparse.Namespace) -> str:
     given = arguments
     if given.difference is not None and given.difference == 0:
         raise ValueError("--difference 0: no number of rows shows that there is none")
+    for name in ("rows", "row_std", "seed_std"):
+        value = getattr(given, name)
+        if value is not None and not (value > 0 or (name == "seed_std" and value == 0)):
+            raise ValueError(f"--{name} {value:g}: expected more than 0")
+    if given.difference is not None and not math.isfinite(given.difference):
+        raise ValueError(f"--difference {given.difference:g}: expected a number")
     lines, cases = [], []
     seed_std = given.seed_std
     if given.like:
@@ -33,6 +39,9 @@ def report(arguments: argparse.Namespace) -> str:
             lines.append(
                 "Not given, so assumed: --disagreement .1, .2 or .3 (--like RUNS reads it)."
             )
+        if given.disagreement is None:  # two models disagree on more rows than they differ by
+            possible = [share for share in shares if share > abs(given.difference or 0)]
+            shares = possible or [(1 + abs(given.difference)) / 2]
         for share in shares:
             _check_share(share, given.difference or 0.0, given.accuracy)
             cases.append((f"{share:.0%} disagree", math.sqrt(share - (given.difference or 0) ** 2)))
@@ -74,7 +83,8 @@ def _needed(
         other = min(max(accuracy + difference, 0.0), 1.0)
         spread = accuracy * (1 - accuracy) + other * (1 - other)
         alone = comparisons.rows_needed(difference, math.sqrt(spread))
-        lines.append(f"On two different sets of rows (unpaired): {alone:,} each.")
+        many = f"{alone:,}" if alone else "more than 100 million"
+        lines.append(f"On two different sets of rows (unpaired): {many} each.")
     return lines
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tabulate import tabulate
 
 from reports.compare import group_runs, labels_of, mean_interval, settings_of, show
-from reports.folder import RunFolder, number
+from reports.folder import RunFolder, interval_of, number
 from settings import flatten
 
 # What a table shows without being asked, where a run has it.
@@ -66,7 +66,8 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     memory = number(run.record.get("peak_memory_bytes")) or number(last.get("peak_memory_bytes"))
     found["peak_memory_gib"] = None if memory is None else memory / 2**30
     if "perplexity" not in found and number(found.get("nats_per_token")) is not None:
-        found["perplexity"] = math.exp(found["nats_per_token"])
+        nats = found["nats_per_token"]
+        found["perplexity"] = math.exp(nats) if nats < 700 else None
     return found
 
 
@@ -129,7 +130,7 @@ def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -
         mean, low, high = mean_interval(values)
         # of what depends on the machine's mood an interval says nothing
         return Cell(mean) if name in ("minutes", "peak_memory_gib") else Cell(mean, low, high)
-    interval = found[0].get(f"{name}_ci95") or [math.nan, math.nan]
+    interval = interval_of(found[0], name) or (math.nan, math.nan)
     return Cell(values[0], *interval)
 
 

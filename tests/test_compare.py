@@ -246,6 +246,63 @@ def test_regressions_are_compared_by_pearson_and_squared_error(tmp_path, report)
     assert "differ on these rows" in sentence(text, "mse")
 
 
+def test_one_seed_run_three_times_is_one_seed(tmp_path, report):
+    """Such runs differ by nothing, so that any difference between arms would look certain."""
+    for arm, number in (("a", 1), ("b", 2)):
+        for copy in range(3):
+            write_run(tmp_path / arm / f"run_{copy}", classifier(200, 1.0, number), seed=0)
+    text = report("compare", tmp_path / "a", tmp_path / "b")
+    assert "these two models" in sentence(text) and "same settings and seed: left out" in text
+    assert "in two arms" in report("compare", tmp_path / "a", tmp_path, fails=True)
+
+
+def test_few_groups_do_not_make_certain(tmp_path, report):
+    draw = np.random.default_rng(0)
+    false, groups = 0, np.arange(6).repeat(20)
+    for repetition in range(300):
+        apart = draw.normal(size=6).repeat(20) + draw.normal(0, 0.1, (2, 120))[0]
+        sums = stats.resampled_sums(apart, groups, 300, seed=repetition)
+        means = sums[:, 0] / sums[:, 1]
+        found = comparisons.two_models(0.0, apart.mean(), np.zeros(300), means, 6)
+        false += found.p < 0.05
+    assert false / 300 < 0.09  # percentiles of the same bootstrap: about .13
+    one_group = classifier(50, 1.0, 0) | {"group": ["g"] * 50}
+    a, b = (write_run(tmp_path / name, one_group, seed=n) for n, name in enumerate("ab"))
+    assert "all test rows are in one group" in report("compare", a, b, fails=True)
+    blank = classifier(50, 1.0, 0) | {"group": [""] * 50}
+    found = compare.load_predictions(folder.load_run(write_run(tmp_path / "c", blank)))
+    assert len(np.unique(found.groups)) == 50
+
+
+def test_code_that_was_changed_but_not_committed_is_a_difference(tmp_path, report):
+    for name in "ab":
+        run = write_run(tmp_path / name, classifier(50, 1.0, ord(name)), dirty=True)
+        (run / "diff.patch").write_text(f"+ changed in {name}")
+    assert "diff.patch" in report("compare", tmp_path / "a", tmp_path / "b")
+
+
+def test_odd_regressions_and_probabilities(tmp_path, report):
+    draw = np.random.default_rng(0)
+    label = np.round(draw.uniform(0, 5, 80), 2)
+    ids = list(range(80))
+    rows = {"id": ids, "group": ids, "label": label.tolist()}
+    constant = write_run(tmp_path / "constant", rows | {"prediction": [2.37] * 80})
+    whole = write_run(tmp_path / "whole", rows | {"prediction": label.round().tolist()})
+    text = report("compare", constant, whole)
+    assert "differ on these rows" in sentence(text, "pearson") and "+0.9" in text
+    logits = classifier(50, 1.0, 0)
+    logits["p_A"] = [3.0] * 50
+    bad = write_run(tmp_path / "logits", logits)
+    assert "no probabilities" in report("compare", bad, constant, fails=True)
+
+
+def test_text_of_others_cannot_write_to_the_terminal(tmp_path, report):
+    hostile = "collapsed \x1b[2J\x1b]0;owned\x07"
+    run = write_run(tmp_path / "a", classifier(50, 1.0, 0), verdicts=[hostile])
+    other = write_run(tmp_path / "b", classifier(50, 1.0, 1), settings={"model": hostile})
+    assert "\x1b" not in report("compare", run, other) + report("table", run, other)
+
+
 # ------------------------------------------------------------------------- broken folders
 
 

@@ -362,7 +362,7 @@ def test_a_failed_run_is_listed_and_the_rest_is_run(folder, capsys):
     assert "  bad/seed_0: error: the data are made of soap\n" in said
     assert "  killed/seed_0: killed by SIGKILL" in said
     assert status("o/good/seed_0") == status("o/last/seed_0") == "finished"
-    assert Path("reports.txt").read_text() == "table o\ncompare o/good o/last\n"
+    assert Path("reports.txt").read_text() == "table o\ncompare o/good/seed_0 o/last/seed_0\n"
     # the next error is that of the next session, in the same log
     bad = ["fake.py", "--config", write({"arms": {"bad": {"lrr": 1}}}), "--seeds", "1"]
     assert run(*bad, "--out", "o") == 1
