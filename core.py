@@ -133,8 +133,8 @@ def choose_attention(
         if asked not in ("auto", "eager"):
             raise ValueError(f"--attention {asked}: {model_type} has eager attention only")
         return "eager"
-    able = device == "cuda" and machine.flash_attn and model_type != "budget-bert"
-    able = able and machine.cuda_capability >= (8, 0)
+    able = device == "cuda" and machine.flash_attn and machine.cuda_capability >= (8, 0)
+    able = able and model_type not in ("budget-bert", "small-gpt")  # ours know SDPA only
     able = able and precision in ("bf16", "fp16")
     if asked == "flash_attention_2" and not able:
         raise ValueError(

@@ -152,7 +152,8 @@ class Run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         # a run that ended before its first step (a mistyped path, say) holds nothing to protect
         # (a suite's training lies in the folders of its tasks)
-        begun = (folder / "train").exists() or any(folder.glob("*/train"))
+        begun = any((folder / part).exists() for part in ("baseline", "train"))
+        begun = begun or any(folder.glob("*/train"))
         if begun and (folder / "config.yaml").exists():
             if differences := self._other_settings(folder):
                 raise ValueError(
@@ -570,7 +571,7 @@ class Run:
             folder = self.folder / "test"
             worst = "".join(json.dumps(_finite(row)) + "\n" for row in worst_rows(rows))
             write_text(folder / "analysis/worst_rows.jsonl", worst)
-            write_text(folder / "metrics/predictions.csv", _csv(rows))
+            write_text(folder / "metrics/predictions.csv", csv_text(rows))
             write_text(folder / "metrics/metrics.json", json.dumps(metrics, indent=1))
             self.write_record(state)
 
@@ -709,7 +710,7 @@ def worst_rows(rows: list[dict], count: int = 20, characters: int = 2000) -> lis
     ]
 
 
-def _csv(rows: list[dict]) -> str:
+def csv_text(rows: list[dict]) -> str:
     text = io.StringIO()
     names = [name for name in rows[0] if name != "text"] if rows else ["id"]
     writer = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")

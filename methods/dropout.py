@@ -78,12 +78,20 @@ def sdpa_word_dropout(
     causal = (is_causal if is_causal is not None else getattr(module, "is_causal", True)) and (
         attention_mask is None and query.shape[2] > 1
     )
-    if dropout == 0 or causal or key.shape[1] != query.shape[1]:
+    if (
+        dropout == 0
+        or key.shape[1] != query.shape[1]
+        or (causal and key.shape[2] != query.shape[2])
+    ):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **other
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scale, key.transpose(2, 3))  # (batch, heads, seq, seq)
+    if causal:
+        seq = query.shape[2]
+        later = torch.ones(seq, seq, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, torch.finfo(scores.dtype).min)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:

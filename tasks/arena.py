@@ -97,7 +97,7 @@ def load_arena(
     bad_rows: list[tuple[int, str, str, str]] = []
     row_of_id: dict[str, int] = {}
     has_labels: bool | None = None
-    for number, (place, record) in enumerate(_read_records(source, repairs), start=1):
+    for number, (place, record) in enumerate(read_records(source, repairs), start=1):
         try:
             if isinstance(record, _BadRow):
                 raise record
@@ -147,7 +147,7 @@ def read_json_row(line: str, place: str) -> PairRow:
         raise ValueError(f"{place}: not valid JSON ({error}).") from None
 
 
-def _read_records(source: str, repairs: Counter) -> Iterator[tuple[str, dict | _BadRow]]:
+def read_records(source: str, repairs: Counter) -> Iterator[tuple[str, dict | _BadRow]]:
     """Yield (place for messages, the row as a dict or what is wrong with it)."""
     path = Path(source)
     suffix = path.suffix.lower()

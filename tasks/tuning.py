@@ -1,0 +1,260 @@
+"""What fine-tuning of GPT-2 has in common over its tasks: model, groups, phases, baseline, weights.
+
+finetune_gpt2.py shows the loop; tasks/texts.py and tasks/language.py have the rows and figures.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import core
+import runs
+from methods.dropout import use_word_dropout
+from methods.schedules import schedule_for
+from models import causal, pretrained
+from tasks import glue
+from tasks.arena import split_fingerprint
+from tasks.fine_tuning import weights_folder
+from tasks.preference import set_dropout, softmax
+
+__all__ = ["Tuning", "softmax", "with_recipe"]
+
+
+def with_recipe(config: Any, is_language: bool) -> Any:
+    """The settings of a run, nothing left open. What is null follows the published recipes."""
+    if config.size is not None and config.init != "random":
+        raise ValueError("--size is the shape of a random model: it needs --init random")
+    if config.student_of is not None and (config.init == "random" or config.size is not None):
+        raise ValueError("--student_of copies a teacher's blocks: leave out --init and --size")
+    if config.distill_weight and config.student_of is None:
+        raise ValueError("--distill_weight needs a teacher: --student_of")
+    if is_language and config.head_epochs:
+        raise ValueError(
+            "--head_epochs: a language model's head is tied to its embeddings, so that frozen "
+            "blocks would not give the same twice; use 0"
+        )
+    source = weights_folder(config.student_of or config.size or config.model, config.weights)
+    shape = causal.load_config(source, config.init)
+    layers = shape.num_hidden_layers
+    small = (layers + 1) // 2 <= 6 if config.student_of else layers <= 6  # DistilGPT2 has 6
+    batch = (8 if small else 4) if is_language else (16 if small else 8)
+    length = min(1024, pretrained.max_positions(shape) or 1024)
+    recipe = {
+        **{"lr": 5e-5 if is_language else 2e-5, "batch": batch, "max_length": length},
+        **{"head_epochs": 0 if is_language else 1},
+    }
+    if config.student_of is not None:  # names the run folder
+        recipe["model"] = f"student_of_{Path(config.student_of).name}"
+    chosen = {k: v for k, v in recipe.items() if getattr(config, k) is None or k == "model"}
+    config = dataclasses.replace(config, **chosen)
+    if is_language:
+        stride = config.stride or max(1, config.max_length // 2)
+        train_stride = config.train_stride or config.max_length
+        if max(stride, train_stride) > config.max_length:
+            raise ValueError(
+                f"--stride {stride}, --train_stride {train_stride}: above --max_length "
+                f"{config.max_length} some tokens would never be in a window"
+            )
+        config = dataclasses.replace(config, stride=stride, train_stride=train_stride)
+    return config
+
+
+class Tuning:
+    """The experiment around the script's loop. A task adds load_data, loss_sum, evaluate, measure
+    and test; `train`, `val` and `test_data` have what core's loaders need, and `rows`."""
+
+    classes: Sequence[str] | None = None  # None: language modelling
+
+    def __init__(self, config: Any, world: core.World, run: runs.Run):
+        self.config, self.world, self.run = config, world, run
+        wanted = config.student_of or config.size or config.model
+        self.source = weights_folder(wanted, config.weights)
+        self.model_config = causal.load_config(self.source, config.init)
+        self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
+        self.tokenizer = causal.load_tokenizer(self.source, config.init)
+        self.teacher: nn.Module | None = None
+        self.phase, self.entered = 2, 0  # entered: the phase that the model is prepared for
+        self.latest: tuple[int, Any] = (-1, None)  # step and values of the last evaluation
+        self.load_data()
+
+    def load_data(self) -> None:
+        raise NotImplementedError
+
+    def begin_phase_1(self) -> None:
+        raise NotImplementedError
+
+    def measure(self) -> tuple[dict, list[dict]]:
+        raise NotImplementedError
+
+    def choose_rows(self, rows: list, fingerprint: str) -> list:
+        """The rows to use; which ones they are goes to the record."""
+        config = self.config
+        self.run.record(data_fingerprint=fingerprint)
+        rows = glue.subset(rows, config.limit)
+        # before training rows are taken away, which moves none: such runs stay comparable
+        self.run.record(split_fingerprint=split_fingerprint(rows))
+        rows = glue.subset(rows, None, config.train_frac)
+        count = Counter(row.split for row in rows)
+        for split in ("train", "val", "test"):
+            if not count[split]:
+                raise ValueError(f"{config.task}: no {split} rows among {len(rows)}: use more rows")
+        sizes = ", ".join(f"{split} {count[split]:,}" for split in ("train", "val", "test"))
+        self.world.say(f"data: {config.task} from {config.data or 'its own source'}: {sizes}")
+        return rows
+
+    @staticmethod
+    def rows_each(max_length: int) -> int:
+        """Rows of a forward pass without gradients."""
+        return max(1, 8192 // max_length)
+
+    # -- model
+
+    def load_model(self) -> nn.Module:
+        """The model to train; with --student_of it is made from a teacher, which may then teach."""
+        config = self.config
+        model = causal.load_model(
+            self.source,
+            self.model_config,
+            self.classes,
+            config.init,
+            self.attention,
+            core.mix_seed(config.seed, 4),
+            self.tokenizer.pad_token_id,
+        )
+        if config.student_of is not None:
+            teacher, model = model, causal.build_student(model)
+            if config.distill_weight:
+                if self.classes is not None:
+                    self.check_teacher()
+                self.teacher = teacher.requires_grad_(False).eval().to(self.world.device)
+            sizes = [sum(p.numel() for p in m.parameters()) for m in (teacher, model)]
+            self.world.say(f"student: {sizes[1]:,} of the teacher's {sizes[0]:,} parameters")
+        if config.dropout is not None:
+            set_dropout(model, config.dropout)
+        return model
+
+    def check_teacher(self) -> None:
+        """ValueError unless the teacher's own head answers with the same classes."""
+        theirs = [self.model_config.id2label[k] for k in sorted(self.model_config.id2label)]
+        kinds = self.model_config.architectures or []
+        if not any("Classification" in kind for kind in kinds) or theirs != list(self.classes):
+            raise ValueError(
+                f"--distill_weight: {self.config.student_of} is no classifier of "
+                f"{', '.join(self.classes[:8])}; fine-tune the teacher first and name its run"
+            )
+
+    @property
+    def head_dropout(self) -> float:
+        return 0.1 if self.config.dropout is None else self.config.dropout
+
+    def build_state(self, model: nn.Module) -> core.State:
+        """Optimizer, loader and the schedules of both phases, on the device.
+
+        Phase 1 is the first --head_epochs passes; the optimizer is one for both, so that the
+        head's moments carry over.
+        """
+        config, world = self.config, self.world
+        model.to(world.device)
+        if world.device.type == "cpu":
+            use_word_dropout(model)
+        if config.compile:
+            core.compile_model(model if causal.is_encoder(model.config) else model.base_model)
+        groups = causal.depth_groups(model, config.lr, config.lr_factors, config.weight_decay)
+        self.peaks = [group["lr"] for group in groups]
+        passes = dataclasses.replace(config, epochs=config.epochs + config.head_epochs)
+        loader = core.TrainLoader(self.train, passes, world)
+        self.steps_per_epoch = loader.steps_per_epoch
+        self.phase_2_step = config.head_epochs * loader.steps_per_epoch
+        self.state = core.State(
+            config=config,
+            world=world,
+            model=model,
+            optimizer=core.build_optimizer(groups, config, world),
+            loader=loader,
+            clock=core.StepClock(loader.total_steps),
+            schedule=self.build_schedule(loader.total_steps),
+            export=self.export,
+            restore=self.restore,
+            precision=self.precision,
+        )
+        return self.state
+
+    def build_schedule(self, total: int) -> Any:
+        """Each phase warms up and decays over its own steps."""
+        first = self.phase_2_step
+        of_phase_1 = schedule_for(self.config, first) if first else None
+        of_phase_2 = schedule_for(self.config, total - first)
+
+        def factor(fraction: float) -> float:
+            step = round(fraction * total)
+            if of_phase_1 is not None and step < first:
+                return of_phase_1(step / first)
+            return of_phase_2((step - first) / (total - first))
+
+        return factor
+
+    # -- phases
+
+    def begin_step(self) -> bool:
+        """Freeze or free what the phase of the next step says; False after a signal."""
+        self.phase = 1 if self.state.loader.position < self.phase_2_step else 2
+        if self.entered == self.phase:
+            return True
+        if self.phase == 1:
+            try:
+                self.begin_phase_1()
+            except core.Stopped:
+                return False
+        elif self.phase_2_step and self.entered == 1:
+            self.world.say(f"step {self.state.step + 1}: phase 2, all of the model learns")
+        model, head_lr = self.state.model, self.config.head_lr or self.config.lr
+        model.requires_grad_(self.phase == 2)
+        if self.phase == 1:
+            for parameter in causal.head_parameters(model):
+                parameter.requires_grad_(True)
+        for group, peak in zip(self.state.optimizer.param_groups, self.peaks, strict=True):
+            in_phase_1 = head_lr if group["part"] == "head" else 0.0
+            group["peak_lr"] = in_phase_1 if self.phase == 1 else peak
+        self.entered = self.phase
+        return True
+
+    # -- before training, and weights
+
+    def evaluate_baseline(self) -> None:
+        """The test figures of the untrained model, once, to baseline/; nothing is chosen by them.
+
+        A classifier's head is fresh, a language model as it was loaded.
+        """
+        folder = self.run.folder / "baseline"
+        if self.world.from_rank_0((folder / "metrics/metrics.json").exists()):
+            return
+        found, rows = self.measure()
+        if self.world.rank == 0:
+            worst = runs.worst_rows(rows)
+            lines = "".join(json.dumps(row) + "\n" for row in worst)
+            core.write_text(folder / "analysis/worst_rows.jsonl", lines)
+            core.write_text(folder / "metrics/predictions.csv", runs.csv_text(rows))
+            core.write_text(folder / "metrics/metrics.json", json.dumps(found, indent=1))
+        self.world.say("\n".join(["before training:", *runs.summary_lines(found)]))
+        self.world.barrier()
+
+    def export(self, folder: Path) -> None:
+        """A folder for AutoModelForSequenceClassification or AutoModelForCausalLM."""
+        self.state.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        saved: dict[str, Tensor] = {}
+        for path in sorted(folder.glob("model*.safetensors")):  # large models are in shards
+            saved |= load_file(path)
+        lacking, unknown = self.state.model.load_state_dict(saved, strict=False)
+        tied = set(getattr(self.state.model, "all_tied_weights_keys", {}))
+        if unknown or set(lacking) - tied:
+            raise ValueError(f"{folder}: {[*unknown, *lacking][:3]} do not fit the model")
