@@ -15,11 +15,17 @@ name=X is the run folder results/bert/X. Learning rate, stacking and layer drop 
 the share of the budget that is spent, in whatever unit it is measured.
 """
 
+from dataclasses import dataclass
+
 import core
 import runs
 from tasks import pretraining
-from tasks.pretraining import ALIASES, Config
 from tasks.pretraining_commands import COMMANDS
+
+
+@dataclass
+class Config(pretraining.Config):
+    """Settings of pretrain_bert.py; those of the methods are sections, as stacking.enabled."""
 
 
 def main(config: Config, given: bool) -> None:
@@ -39,4 +45,4 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, COMMANDS, ALIASES)
+    runs.launch(main, Config, COMMANDS, pretraining.ALIASES)

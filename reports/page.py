@@ -32,7 +32,11 @@ HEADLINES = (
     *("loss", "nats_per_char", "bits_per_byte", "f1_macro", "expected_calibration_error"),
 )
 # What an answer without a model gets: for each figure, its name and whether more is better.
-CONSTANTS = {"accuracy": ("constant_accuracy", True), "log_loss": ("prior_entropy", False)}
+CONSTANTS = {
+    "accuracy": ("constant_accuracy", True),
+    "log_loss": ("prior_entropy", False),
+    "loss": ("unigram_entropy", False),  # token frequencies, whatever the context
+}
 SHARE = re.compile(r"accuracy|recall|consistency|agreement|exact_match|win_rate|_share$")
 CALIBRATION_BINS = 15  # as in expected_calibration_error
 MOST_CLASSES = 200  # of a confusion matrix
@@ -334,7 +338,10 @@ def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[
         [replace(curve, x=curve.x / scale) for curve in found] for found in (training, validation)
     )
     stars = [(said, x / scale, y) for said, x, y in stars if math.isfinite(y)]
-    priors = {number(run.metrics.get("prior_entropy")) for run in runs}
+    priors = {
+        number(run.metrics.get("prior_entropy", run.metrics.get("unigram_entropy")))
+        for run in runs
+    }
     references = [("constant answer", prior) for prior in priors if prior and len(priors) == 1]
     dashed = "; dashed: what a constant answer gets on the test rows" * bool(references)
     faint = "line: training, smoothed, with the raw one faint behind"

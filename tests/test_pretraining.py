@@ -381,6 +381,7 @@ def test_the_script_runs_under_torchrun_and_is_finished_afterwards(words, tmp_pa
     settings = [word for word in settings if not word.startswith("--page")]
     done = run_script("pretrain_bert.py", *settings, "--out", str(out), processes=2)
     assert "finished:" in done.stdout
+    assert json.loads((out / "run.json").read_text())["script"] == "pretrain_bert.py"
     again = run_script("pretrain_bert.py", *settings, "--out", str(out))
     assert "is finished" in again.stdout
 
