@@ -314,7 +314,7 @@ def finish_suite(suite: runs.Run, tasks: Sequence[glue.Task]) -> None:
 # What a script without any settings does where there is no hub: configs/bert/sentiment.yaml.
 EMBEDDED = {
     **{"model": "minilm", "suite": "sentiment", "train_rows": 1000, "micro_batch": 8},
-    "test_with": "final",
+    **{"test_with": "final", "max_length": 64},
 }
 
 
