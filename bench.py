@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parent
 WARM_UP = 3  # steps that are not counted
@@ -217,18 +218,13 @@ def glue(arguments: argparse.Namespace) -> None:
 
 def glue_peer(arguments: argparse.Namespace) -> None:
     """transformers' Trainer on the same rows; writes a run folder that report.py can read."""
-    import csv
-    import dataclasses
-
     import numpy as np
     import transformers
-    import yaml
 
     import eval_bert
     from models import pretrained
     from settings import parse_settings
     from tasks import glue as tasks
-    from tasks.arena import split_fingerprint
 
     words = glue_settings(arguments, arguments.tasks)
     config, _ = parse_settings(eval_bert.Config, words, "bench.py")
@@ -273,23 +269,38 @@ def glue_peer(arguments: argparse.Namespace) -> None:
     trainer.train()
     test_rows = [row for row in rows if row.split == "test"]
     values = np.asarray(trainer.predict(encoded("test")).predictions, np.float32)
-    metrics = tasks.score(task, test_rows, values)
-    folder = arguments.folder / "test/metrics"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "predictions.csv", "w", newline="") as file:
-        predictions = tasks.predictions(task, test_rows, values)
-        names = [name for name in predictions[0] if name != "text"]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
+    write_peer(arguments.folder, config, rows, tasks.score(task, test_rows, values))
+    write_predictions(arguments.folder, tasks.predictions(task, test_rows, values))
+
+
+def write_predictions(folder: Path, predictions: list[dict]) -> None:
+    import csv
+
+    with open(folder / "test/metrics/predictions.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(predictions[0]))
         writer.writeheader()
         writer.writerows(predictions)
+
+
+def write_peer(out: Path, config: Any, rows: list, metrics: dict) -> None:
+    """What report.py needs of a run that was none of ours."""
+    import dataclasses
+
+    import yaml
+
+    from tasks import glue as tasks
+    from tasks.arena import split_fingerprint
+
+    folder = out / "test/metrics"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (arguments.folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    (out / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
     record = {
         **{"schema_version": 1, "status": "finished", "script": "transformers.Trainer"},
         **{"seed": config.seed, "device": "cpu", "split_fingerprint": split_fingerprint(rows)},
         "data_fingerprint": tasks.data_fingerprint(rows),
     }
-    (arguments.folder / "run.json").write_text(json.dumps(record))
+    (out / "run.json").write_text(json.dumps(record))
 
 
 ROWS = {"mlm": {"ours": mlm_ours, "peer": mlm_peer}}
