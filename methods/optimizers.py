@@ -7,7 +7,7 @@ Both decay weights as AdamW does (p ← p·(1 − lr·weight_decay), with the gr
 no step count and leave a parameter without a gradient alone: it is neither decayed nor moved.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -117,17 +117,15 @@ class Lion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = _evaluate(closure)
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                lion_update(
-                    parameters,
-                    [p.grad for p in parameters],
-                    _state_of(self, parameters, "momentum"),
-                    group["lr"],
-                    group["betas"],
-                    group["weight_decay"],
-                )
+        for group, parameters in _with_gradients(self):
+            lion_update(
+                parameters,
+                [p.grad for p in parameters],
+                _state_of(self, parameters, "momentum"),
+                group["lr"],
+                group["betas"],
+                group["weight_decay"],
+            )
         return loss
 
 
@@ -167,28 +165,24 @@ class SophiaG(torch.optim.Optimizer):
         """Take the gradients in .grad, a mean over `bs` targets with sampled labels, into h."""
         if bs < 1:
             raise ValueError(f"the curvature was estimated from {bs} targets: expected 1 or more")
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                hessians = _state_of(self, parameters, "hessian_ema")
-                sophia_hessian(hessians, [p.grad for p in parameters], bs, group["betas"][1])
+        for group, parameters in _with_gradients(self):
+            hessians = _state_of(self, parameters, "hessian_ema")
+            sophia_hessian(hessians, [p.grad for p in parameters], bs, group["betas"][1])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = _evaluate(closure)
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                sophia_update(
-                    parameters,
-                    [p.grad for p in parameters],
-                    _state_of(self, parameters, "momentum"),
-                    _state_of(self, parameters, "hessian_ema"),
-                    group["lr"],
-                    group["betas"][0],
-                    group["rho"],
-                    group["weight_decay"],
-                )
+        for group, parameters in _with_gradients(self):
+            sophia_update(
+                parameters,
+                [p.grad for p in parameters],
+                _state_of(self, parameters, "momentum"),
+                _state_of(self, parameters, "hessian_ema"),
+                group["lr"],
+                group["betas"][0],
+                group["rho"],
+                group["weight_decay"],
+            )
         return loss
 
     @torch.no_grad()
@@ -207,6 +201,14 @@ class SophiaG(torch.optim.Optimizer):
                     clipped += int((state["momentum"].abs() >= limit).sum())
                     total += parameter.numel()
         return clipped / total if total else float("nan")
+
+
+def _with_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict, list[Tensor]]]:
+    """Each group with those of its parameters that have a gradient, if there are any."""
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if parameters:
+            yield group, parameters
 
 
 def _state_of(

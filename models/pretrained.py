@@ -140,6 +140,26 @@ def max_positions(config: Any) -> int | None:
     )
 
 
+def use_embedded(given: bool, world: core.World, what: str) -> bool:
+    """Whether nothing was set and the hub cannot be reached, so that `what` is run; it says so."""
+    if given or not world.from_rank_0(world.rank == 0 and not hub_answers()):
+        return False
+    world.say(
+        "no settings were given and the hub cannot be reached: the embedded default it is, " + what
+    )
+    return True
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder that save_pretrained wrote; those of large models are in shards."""
+    from safetensors.torch import load_file
+
+    saved: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        saved |= load_file(path)
+    return saved
+
+
 def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tuple[str, str]:
     """(precision, attention) for this model on this device, which is said.
 

@@ -339,8 +339,7 @@ def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[
     )
     stars = [(said, x / scale, y) for said, x, y in stars if math.isfinite(y)]
     priors = {
-        number(run.metrics.get("prior_entropy", run.metrics.get("unigram_entropy")))
-        for run in runs
+        number(run.metrics.get("prior_entropy", run.metrics.get("unigram_entropy"))) for run in runs
     }
     references = [("constant answer", prior) for prior in priors if prior and len(priors) == 1]
     dashed = "; dashed: what a constant answer gets on the test rows" * bool(references)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import core
 import runs
@@ -214,12 +214,7 @@ class FineTuning:
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        saved: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("model*.safetensors")):  # large models are in shards
-            saved |= load_file(path)
-        self.state.model.load_state_dict(saved, strict=True)
+        self.state.model.load_state_dict(pretrained.read_weights(folder), strict=True)
 
     def values(self, data: glue.GlueData) -> np.ndarray:
         """`outputs` of every row of `data`, (rows, classes)."""
@@ -320,10 +315,6 @@ EMBEDDED = {
 
 def or_embedded(config: Config, given: bool, world: core.World) -> Config:
     """The embedded default when nothing was set and the hub cannot be reached; it says so."""
-    if given or not world.from_rank_0(world.rank == 0 and not pretrained.hub_answers()):
+    if not pretrained.use_embedded(given, world, "MiniLM on --suite sentiment"):
         return config
-    world.say(
-        "no settings were given and the hub cannot be reached: the embedded default it is, "
-        "MiniLM on --suite sentiment"
-    )
     return replace(config, **EMBEDDED)

@@ -80,12 +80,8 @@ EMBEDDED = {
 
 def or_embedded(config: Config, given: bool, world: core.World) -> Config:
     """The embedded default when nothing was set and the hub cannot be reached; it says so."""
-    if given or not world.from_rank_0(world.rank == 0 and not pretrained.hub_answers()):
+    if not pretrained.use_embedded(given, world, "MiniLM on --data reviews"):
         return config
-    world.say(
-        "no settings were given and the hub cannot be reached: the embedded default it is, "
-        "MiniLM on --data reviews"
-    )
     return dataclasses.replace(config, **EMBEDDED)
 
 
@@ -340,10 +336,7 @@ def restore_model(model: core.PairClassifier, folder: Path) -> None:
     """Read weights that save_model wrote into a model of the same shape."""
     from safetensors.torch import load_file
 
-    saved: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("model*.safetensors")):  # large models are in shards
-        saved |= load_file(path)
-    model.encoder.load_state_dict(saved, strict=True)
+    model.encoder.load_state_dict(pretrained.read_weights(folder), strict=True)
     model.head.load_state_dict(load_file(folder / "head.safetensors"))
 
 

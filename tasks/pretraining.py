@@ -181,12 +181,8 @@ EMBEDDED = {
 
 def or_embedded(config: Config, given: bool, world: core.World) -> Config:
     """The embedded default when nothing was set and the hub cannot be reached; it says so."""
-    if given or not world.from_rank_0(world.rank == 0 and not pretrained.hub_answers()):
+    if not pretrained.use_embedded(given, world, "bert-tiny on --data reviews"):
         return config
-    world.say(
-        "no settings were given and the hub cannot be reached: the embedded default it is, "
-        "bert-tiny on --data reviews"
-    )
     return dataclasses.replace(
         config, **EMBEDDED, validation=ValidationSettings(fraction=0.05, truncate_to=2000)
     )

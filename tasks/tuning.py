@@ -3,14 +3,15 @@
 finetune_gpt2.py shows the loop; tasks/texts.py and tasks/language.py have the rows and figures.
 """
 
+import abc
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import core
 import runs
@@ -64,11 +65,13 @@ def with_recipe(config: Any, is_language: bool) -> Any:
     return config
 
 
-class Tuning:
+class Tuning(abc.ABC):
     """The experiment around the script's loop. A task adds load_data, loss_sum, evaluate, measure
     and test; `train`, `val` and `test_data` have what core's loaders need, and `rows`."""
 
     classes: Sequence[str] | None = None  # None: language modelling
+    # makes the training data what the head alone reads; with_recipe allows no phase 1 elsewhere
+    begin_phase_1: Callable[[], None]
 
     def __init__(self, config: Any, world: core.World, run: runs.Run):
         self.config, self.world, self.run = config, world, run
@@ -82,14 +85,13 @@ class Tuning:
         self.latest: tuple[int, Any] = (-1, None)  # step and values of the last evaluation
         self.load_data()
 
+    @abc.abstractmethod
     def load_data(self) -> None:
-        raise NotImplementedError
+        """The rows of all parts, as tokens."""
 
-    def begin_phase_1(self) -> None:
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def measure(self) -> tuple[dict, list[dict]]:
-        raise NotImplementedError
+        """Metrics of the test rows, and a line of predictions.csv for each."""
 
     def choose_rows(self, rows: list, fingerprint: str) -> list:
         """The rows to use; which ones they are goes to the record."""
@@ -249,11 +251,7 @@ class Tuning:
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        saved: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("model*.safetensors")):  # large models are in shards
-            saved |= load_file(path)
+        saved = pretrained.read_weights(folder)
         lacking, unknown = self.state.model.load_state_dict(saved, strict=False)
         tied = set(getattr(self.state.model, "all_tied_weights_keys", {}))
         if unknown or set(lacking) - tied:
