@@ -3,6 +3,7 @@
     python -m pip install -r requirements-bench.txt
     python bench.py mlm                       # pretraining against transformers' Trainer
     python bench.py mlm --repeats 5 --steps 30 --output bench.json
+    python bench.py monitoring --repeats 20 --steps 20
     python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb     # not speed: is it as good?
 
 A row is a file in benchmarks/. Ours and the peer run as processes of their own, one after the

@@ -430,11 +430,65 @@ def speed(runs: list[RunFolder], labels: list[str]) -> list[Block]:
         ("Tokens", "per second, at each step", "tokens_per_second", "tokens a second", 1),
         ("Memory", "the most that was in use", "peak_memory_bytes", "GiB", 2**30),
     ):
+        if name == "peak_memory_bytes" and len(runs) == 1 and machine_lines(runs[0]):
+            continue  # is in the monitor's picture
         found = step_curves(runs, labels, name, "smoothed" if scale == 1 else "line")
         found = [replace(curve, y=curve.y / scale) for curve in found]
         picture = plots.curves(f"train/{name}", found, unit, from_zero=True)
         drawn.append(figure(title, caption, picture))
-    return [summary, *(found for found in drawn if found)]
+    if len(runs) == 1:
+        drawn += machine_figures(runs[0])
+    blocks = [summary, *(found for found in drawn if found)]
+    if len(runs) == 1 and len(rows := epoch_rows(runs[0])) > 1:
+        blocks.append(Table(["epoch", "training", "tokens"], rows, folded="Seconds per epoch"))
+    return blocks
+
+
+def machine_lines(run: RunFolder) -> list[dict]:
+    """What the monitor logged, each with its step."""
+    lines = [line for line in run.lines[0] if isinstance(line.get("machine"), dict)]
+    return [{**line["machine"], "step": line["step"]} for line in lines]
+
+
+def machine_figures(run: RunFolder) -> list[Figure | None]:
+    """How busy the machine was, and its memory, as the monitor saw them."""
+    lines = machine_lines(run)
+    shares = [
+        Curve(title, *columns(lines, "step", name), i)
+        for i, (name, title) in enumerate(
+            (("cpu_share", "CPU"), ("device_share", "GPU"), ("data_share", "waiting for data"))
+        )
+    ]
+    peak = columns(run.lines[0], "step", "peak_memory_bytes")
+    memory = [Curve("at most", *peak, 3)] if lines else []
+    for i, name in enumerate(("memory_bytes", "device_memory_bytes")):
+        title = "on the device" if i else "of the process"
+        memory.append(Curve(title, *columns(lines, "step", name), i))
+    memory = [replace(curve, y=curve.y / 2**30) for curve in memory]
+    shares, memory = ([c for c in found if len(c.finite)] for found in (shares, memory))
+    busy = plots.curves("train/machine", shares, "share", shares=True, from_zero=True)
+    caption = "CPU: of all cores, whoever used them; waiting: of the training time"
+    return [
+        figure("How busy", caption, busy),
+        figure("Memory", "in use", plots.curves("train/memory", memory, "GiB", from_zero=True)),
+    ]
+
+
+def epoch_rows(run: RunFolder) -> list[list[str]]:
+    """Training time and tokens of each whole epoch; evaluation and saving are not in it."""
+    ends: dict[int, tuple[float, float]] = {}
+    for line in run.lines[0]:
+        epoch, seconds = number(line.get("epoch")), number(line.get("seconds"))
+        if epoch is not None and seconds is not None:
+            # a step that crosses the end of an epoch is counted with the one that it ends
+            ends.setdefault(math.floor(epoch + 1e-9), (seconds, number(line.get("tokens")) or 0))
+    rows, before = [], (0.0, 0.0)
+    for epoch, (seconds, tokens) in sorted(ends.items()):
+        if epoch >= 1:
+            took = seconds - before[0]
+            rows.append([str(epoch), f"{took:,.1f} s", f"{tokens - before[1]:,.0f}"])
+            before = (seconds, tokens)
+    return rows
 
 
 def cost(run: RunFolder) -> dict[str, str]:
@@ -454,6 +508,17 @@ def cost(run: RunFolder) -> dict[str, str]:
     _, y = columns(training, "step", "peak_memory_bytes")
     if np.isfinite(y).any():
         found["peak memory"] = f"{np.nanmax(y) / 2**30:.2f} GiB"
+    lines = machine_lines(run)
+    for name, title in (("cpu_share", "CPU"), ("data_share", "waiting for data")):
+        _, y = columns(lines, "step", name)
+        if np.isfinite(y).any():
+            found[f"{title}, median"] = f"{np.nanmedian(y):.0%}"
+    if (seconds := number(run.record.get("evaluation_seconds"))) is not None:
+        found["evaluation"] = duration(seconds)
+    written = number(run.record.get("checkpoint_bytes"))
+    seconds = number(run.record.get("checkpoint_seconds"))
+    if written is not None and seconds is not None:
+        found["checkpoints"] = f"{written / 2**30:.2f} GiB in {duration(seconds)}"
     return found
 
 

@@ -181,7 +181,7 @@ def curves(
     gaps = sum(len(curve.y) - len(curve.finite) for curve in drawn)
     left_out = [f"{gaps:,} values were not finite"] if gaps else []
     left_out += [f"{cut:,} raw values lie above"] if cut else []
-    alt = f"{y_label.capitalize()} against {x_label}. {'; '.join(said)}."
+    alt = f"{y_label[:1].upper()}{y_label[1:]} against {x_label}. {'; '.join(said)}."
     return Picture(name, alt, draw, left_out="; ".join(left_out))
 
 
