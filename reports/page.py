@@ -41,6 +41,7 @@ SHARE = re.compile(r"accuracy|recall|consistency|agreement|exact_match|win_rate|
 CALIBRATION_BINS = 15  # as in expected_calibration_error
 MOST_CLASSES = 200  # of a confusion matrix
 WORST_ROWS = 20
+MOST_MAPS = 24  # of attention
 SIGNS = {"good": "✓ ", "bad": "✗ ", "note": ""}
 LONGEST_TEXT = 4000  # characters of a field of a row
 
@@ -161,6 +162,7 @@ def page_of_run(run: RunFolder) -> Page:
         *section("Training", [*training_figures([run], [""]), *layer_figure(training)]),
         *section("Answers on the test rows", answers_of(run)),
         *section("Speed and memory", speed([run], [""])),
+        *section("Attention", attention_figures(run)),
         *section("What it got most wrong", worst_rows(run)),
         *section("Tasks", tasks(run)),
         *section("Settings and environment", provenance(run)),
@@ -668,15 +670,50 @@ def language_answers(rows: list[dict[str, str]]) -> list[Block]:
     return [Figure("Loss of the test rows", caption, picture)]
 
 
+def attention_figures(run: RunFolder) -> list[Block]:
+    """The maps of test/analysis/attention.jsonl."""
+    found: list[Block] = []
+    texts, count = json_rows(run, "attention.jsonl"), 0
+    for number_of_text, row in enumerate(texts, start=1):
+        try:
+            tokens = [clean(token) for token in row["tokens"]]
+            maps = [(m["layer"], m["head"], np.array(m["weights"], float)) for m in row["maps"]]
+            assert all(w.shape == (len(tokens), len(tokens)) for *_, w in maps)
+        except (KeyError, TypeError, ValueError, AssertionError):
+            run.notes.append(f"text {number_of_text} of attention.jsonl is not drawn: no maps")
+            continue
+        for layer, head, weights in maps:
+            count += 1
+            if count > MOST_MAPS:
+                continue
+            title = f"Text {number_of_text}, layer {layer}, "
+            title += "mean of the heads" if head is None else f"head {head}"
+            name = f"test/attention_{number_of_text}_{layer}" + ("" if head is None else f"_{head}")
+            caption = "each row is what one token reads; colour: its share"
+            picture = plots.attention(name, tokens, np.nan_to_num(weights))
+            found.append(Figure(clean(title), caption, picture))
+    if count > MOST_MAPS:
+        found.insert(0, Text(f"The first {MOST_MAPS} of {count} maps; attention.jsonl has all."))
+    return found
+
+
 def worst_rows(run: RunFolder) -> list[Block]:
     """The texts of test/analysis/worst_rows.jsonl."""
-    path = run.path / "test/analysis/worst_rows.jsonl"
+    found = json_rows(run, "worst_rows.jsonl")
+    more = f", the first {WORST_ROWS} of {len(found)}" if len(found) > WORST_ROWS else ""
+    first = [Text(f"Test rows by their loss, highest first{more}.")] if found else []
+    return first + [worst_row(row) for row in found[:WORST_ROWS]]
+
+
+def json_rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    """The objects of a file in test/analysis, a line each; what cannot be read is noted."""
+    path = run.path / "test/analysis" / name
     if not path.exists():
         return []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
-        run.notes.append(f"worst_rows.jsonl cannot be read: {error}")
+        run.notes.append(f"{name} cannot be read: {error}")
         return []
     found, torn = [], 0
     for line in filter(str.strip, lines):
@@ -689,10 +726,8 @@ def worst_rows(run: RunFolder) -> list[Block]:
         else:
             torn += 1
     if torn:
-        run.notes.append(f"{torn} lines of worst_rows.jsonl cannot be read and are left out")
-    more = f", the first {WORST_ROWS} of {len(found)}" if len(found) > WORST_ROWS else ""
-    first = [Text(f"Test rows by their loss, highest first{more}.")] if found else []
-    return first + [worst_row(row) for row in found[:WORST_ROWS]]
+        run.notes.append(f"{torn} lines of {name} cannot be read and are left out")
+    return found
 
 
 def worst_row(row: dict[str, Any]) -> Row:
