@@ -178,7 +178,8 @@ class Config(Settings):
 # What a script without any settings does where there is no hub.
 EMBEDDED = {
     **{"model": "bert-tiny", "data": "reviews", "vocab_size": 8192, "max_length": 64},
-    **{"batch": 32, "micro_batch": 16, "budget": None, "epochs": 1.0, "lr": 2e-3},
+    **{"batch": 32, "micro_batch": 16, "budget": None, "epochs": 1.0, "lr": 4e-3},
+    **{"mask_frac": 0.4, "schedule": "linear", "warmup_frac": 0.05},
 }
 
 
