@@ -44,10 +44,11 @@ from core import IGNORE_INDEX
 from models.pretrained import find_layers
 
 # Heads of 64 each. c5 is the published size; the others have its shape, and depths that halve, with
-# two changes that let them learn within minutes. Weights begin at .02 · √(768 / width), which gives
-# states of c5's scale. And a bias of attention for each distance stands in place of sinusoids, from
-# which a narrow model is slow to find its neighbours: the tiny one learns little but frequencies in
-# its first million masked tokens.
+# three changes that let them learn within minutes. Weights begin at .02 · √(768 / width): states of
+# c5's scale. A bias of attention for each distance replaces the sinusoids, from which a narrow model
+# is slow to find its neighbours (the tiny one learned little but frequencies from its first million
+# masked tokens). And their classifiers read the mean of all tokens, for no prediction ever trained
+# the last state of the first.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert-tiny": {
         "num_hidden_layers": 4,
@@ -56,6 +57,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "intermediate_size": 512,
         "initializer_range": 0.049,
         "positions": "relative",
+        "pooling": "mean",
     },
     "bert-mini": {
         "num_hidden_layers": 8,
@@ -64,6 +66,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1024,
         "initializer_range": 0.035,
         "positions": "relative",
+        "pooling": "mean",
     },
     "bert-small": {
         "num_hidden_layers": 12,
@@ -72,6 +75,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1536,
         "initializer_range": 0.028,
         "positions": "relative",
+        "pooling": "mean",
     },
     "bert-c5": {
         "num_hidden_layers": 16,
@@ -108,6 +112,7 @@ class BudgetBertConfig(PreTrainedConfig):
     hidden_dropout_prob: float = 0.1  # fine-tuning
     attention_probs_dropout_prob: float = 0.1  # fine-tuning
     classifier_hidden_size: int = 1024
+    pooling: str = "first"  # what the classifier reads: the first token, or the mean of all
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
@@ -257,6 +262,8 @@ class BudgetBertPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if config.positions not in ("sinusoidal", "relative"):
             raise ValueError(f"positions {config.positions}: expected sinusoidal or relative")
+        if config.pooling not in ("first", "mean"):
+            raise ValueError(f"pooling {config.pooling}: expected first or mean")
         if config._attn_implementation == "eager":
             raise ValueError(f"{config.model_type} has no eager attention: use sdpa")
 
@@ -341,7 +348,8 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
 
 
 class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
-    """The first token's state → Linear → tanh → dropout → Linear. One label: regression."""
+    """The first token's state, or the mean of all tokens' → Linear → tanh → dropout → Linear.
+    One label: regression."""
 
     def __init__(self, config: BudgetBertConfig):
         super().__init__(config)
@@ -360,7 +368,12 @@ class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
     ) -> SequenceClassifierOutput:
         """input_ids (batch, seq) → logits (batch, num_labels); labels (batch,)."""
         hidden = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
-        pooled = self.dropout(torch.tanh(self.pooler(hidden[:, 0])))
+        state = hidden[:, 0]
+        if self.config.pooling == "mean":
+            seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            seen = seen[..., None].to(hidden.dtype)
+            state = (hidden * seen).sum(1) / seen.sum(1)
+        pooled = self.dropout(torch.tanh(self.pooler(state)))
         logits = self.classifier(pooled)
         loss = None
         if labels is not None and self.config.num_labels == 1:

@@ -322,8 +322,22 @@ def test_one_label_is_a_regression(tmp_path):
     assert found.loss.item() == pytest.approx(((found.logits[:, 0] - target) ** 2).mean().item())
 
 
-def test_padding_changes_nothing_for_the_classifier(tmp_path):
-    build().save_pretrained(tmp_path)
+def test_the_classifier_reads_the_first_token_or_the_mean_of_all():
+    input_ids = sample_batch()["input_ids"]
+    for pooling in ("first", "mean"):
+        config = build(pooling=pooling).config
+        model = bert.BudgetBertForSequenceClassification(config).eval()
+        hidden = model.encoder(input_ids).last_hidden_state
+        state = hidden[:, 0] if pooling == "first" else hidden.mean(dim=1)
+        expected = model.classifier(torch.tanh(model.pooler(state)))
+        torch.testing.assert_close(model(input_ids).logits, expected)
+    with pytest.raises(ValueError, match="pooling last: expected first or mean"):
+        build(pooling="last")
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_padding_changes_nothing_for_the_classifier(tmp_path, pooling):
+    build(pooling=pooling).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2).eval()
     input_ids = sample_batch()["input_ids"]
     padded = F.pad(input_ids, (0, 6), value=33)
