@@ -69,6 +69,7 @@ class Machine:
     ipex: str | None = None
     torch: str = "2.13.0"
     has_xccl: bool = False
+    cpu_bf16: bool = False  # instructions for it; without them bf16 crawls
 
 
 def look_at_machine() -> Machine:
@@ -88,6 +89,7 @@ def look_at_machine() -> Machine:
         ipex=ipex,
         torch=torch.__version__,
         has_xccl=getattr(dist, "is_xccl_available", lambda: False)(),
+        cpu_bf16=any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16"))),
     )
 
 

@@ -45,10 +45,10 @@ from models.pretrained import find_layers
 
 # Heads of 64 each. c5 is the published size; the others have its shape, and depths that halve, with
 # three changes that let them learn within minutes. Weights begin at .02 · √(768 / width): states of
-# c5's scale. A bias of attention for each distance replaces the sinusoids, from which a narrow model
-# is slow to find its neighbours (the tiny one learned little but frequencies from its first million
-# masked tokens). And their classifiers read the mean of all tokens, for no prediction ever trained
-# the last state of the first.
+# c5's scale. A bias of attention for each distance replaces the sinusoids, from which narrow models
+# are slow to find their neighbours (the tiny one learned little but frequencies from its first
+# million masked tokens). And their classifiers read the mean of all tokens, for no prediction ever
+# trained the last state of the first.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert-tiny": {
         "num_hidden_layers": 4,

@@ -105,6 +105,15 @@ def test_mask_frac_is_that_of_the_training_rows_alone(words, tmp_path):
     assert pretraining.build_clock(config, model, 1).costs.of("train", 4) > plain
 
 
+def test_the_embedded_default_uses_bf16_where_the_cpu_has_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(pretraining.pretrained, "hub_answers", lambda: False)
+    for has, precision in ((True, "bf16"), (False, "auto")):
+        world = core.World(torch.device("cpu"), core.Machine(cpu_bf16=has))
+        config = pretraining.or_embedded(pretraining.Config(), False, world)
+        assert (config.model, config.data, config.precision) == ("bert-tiny", "reviews", precision)
+        assert pretraining.or_embedded(config, True, world) is config
+
+
 # ------------------------------------------------------------- composition, worlds, resuming
 
 
