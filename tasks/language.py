@@ -368,6 +368,16 @@ class LanguageModelling(tuning.Tuning):
         values = core.evaluate_rows(self.state, data, outputs, self.rows_each(data.length))
         return document_sums(data.stream, data.losses_of_tokens(values))
 
+    def unigram_entropy(self) -> float:
+        """Nats a test token for an answer by token frequency alone: the cross-entropy with the
+        shares that tokens have in training, one added to each count."""
+        size = len(self.tokenizer)
+        seen, asked = (
+            np.bincount(data.stream.tokens[1:], minlength=size)
+            for data in (self.train, self.test_data)
+        )
+        return float(-(asked * np.log((seen + 1) / (seen.sum() + size))).sum() / asked.sum())
+
     def evaluate(self) -> dict[str, float]:
         """Loss (nats) and perplexity a token of the validation documents."""
         loss, targets = self.sums(self.val).sum(axis=0)[:2]
@@ -382,6 +392,7 @@ class LanguageModelling(tuning.Tuning):
             raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
         found = language_metrics(sums, [document.group for document in documents])
         found |= {
+            "unigram_entropy": self.unigram_entropy(),
             **{"window": config.max_length, "stride": config.stride},
             **{"detokenized": config.detokenize, "token": "BPE token of the model's vocabulary"},
         }
