@@ -2,7 +2,7 @@
 
 python bench.py phase1 --repeats 3 --epochs 3 --threads 1
 
-A small random GPT-2, 600 film reviews of at most 256 tokens; seconds of the whole of phase 1, the
+A small random GPT-2, 400 film reviews of at most 256 tokens; seconds of the whole of phase 1, the
 computing of the features included. One pass over the rows can save nothing: the first run gains
 with the passes, the next one from the features on disk.
 """
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SETTINGS = ["--task=reviews", "init=random", "size=mini", "--limit=750", "--max_length=256"]
+SETTINGS = ["--task=reviews", "init=random", "size=tiny", "--limit=500", "--max_length=256"]
 SETTINGS += ["--batch=16", "--micro_batch=16", "--lr=1e-3", "--page=false", "--crop=false"]
 
 
