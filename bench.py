@@ -3,6 +3,8 @@
     python -m pip install -r requirements-bench.txt
     python bench.py mlm                       # pretraining against transformers' Trainer
     python bench.py mlm --repeats 5 --steps 30 --output bench.json
+    python bench.py causal --repeats 3 --steps 5
+    python bench.py phase1 --repeats 3 --epochs 3
     python bench.py monitoring --repeats 20 --steps 20
     python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb     # not speed: is it as good?
 
@@ -38,7 +40,7 @@ def main() -> None:
         "--data", default="hub", help="file or folder of a row that reads data, or hub"
     )
     parser.add_argument("--tasks", default="rte,mrpc,cola,stsb", help="of glue")
-    parser.add_argument("--epochs", default="3", help="of glue (default 3)")
+    parser.add_argument("--epochs", default="3", help="of glue and phase1 (default 3)")
     parser.add_argument("--repeats", type=int, default=5, help="pairs (default 5)")
     parser.add_argument("--steps", type=int, default=20, help="counted steps a run (default 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")

@@ -7,6 +7,7 @@
     python finetune_gpt2.py --task wikitext103 --student_of gpt2 --distill_weight 0.5
     python finetune_gpt2.py --task mails.csv --model results/gpt2/…     # columns text, label
     python finetune_gpt2.py --task reviews_text init=random size=tiny
+    python finetune_gpt2.py tfidf --task reviews         # a baseline without a network, to compare
     python finetune_gpt2.py attention --run results/gpt2/… --texts "A dull film." --layers 0,11
 
 --task: imdb, ag_news, reviews (classification); wikitext2, wikitext103, reviews_text (language
@@ -28,7 +29,7 @@ import core
 import runs
 from models import pretrained
 from settings import Settings
-from tasks import attention
+from tasks import attention, baselines
 
 
 @dataclass
@@ -145,15 +146,17 @@ def fine_tune(config: Config, world: core.World) -> runs.Run:
 
 
 # What the script does without any settings where there is no hub: a language model on the reviews,
-# then a classifier that starts from it beside one that starts from random weights.
+# then a classifier that starts from it beside one that starts from random weights. As
+# configs/gpt2/reviews_*.yaml, which say why.
 EMBEDDED = {
     "language_model": {
-        **{"task": "reviews_text", "init": "random", "size": "tiny", "lr": 2e-3, "epochs": 1.0},
-        **{"limit": 1500, "max_length": 128, "batch": 16, "lr_factors": [1.0, 1.0, 1.0]},
+        **{"task": "reviews_text", "init": "random", "size": "tiny", "lr": 1.5e-3, "epochs": 1.0},
+        **{"limit": 2000, "max_length": 128, "stride": 128, "batch": 4, "micro_batch": 4},
+        **{"lr_factors": [1.0, 1.0, 1.0]},
     },
     "from_language_model": {
-        **{"task": "reviews", "lr": 1e-3, "head_lr": 3e-3, "epochs": 2.0, "limit": 4000},
-        **{"max_length": 128, "batch": 32, "lr_factors": [1.0, 1.0, 1.0]},
+        **{"task": "reviews", "lr": 5e-4, "head_epochs": 0, "limit": 6000},
+        **{"train_frac": 0.25, "max_length": 128, "batch": 8, "lr_factors": [1.0, 1.0, 1.0]},
     },
 }
 # the same but for where it starts, or the comparison would say nothing
@@ -186,4 +189,8 @@ def show_embedded(config: Config, world: core.World) -> None:
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, {"attention": (attention.show_attention, attention.Config)})
+    commands = {
+        "attention": (attention.show_attention, attention.Config),
+        "tfidf": (baselines.tfidf, baselines.Config),
+    }
+    runs.launch(main, Config, commands)

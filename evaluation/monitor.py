@@ -47,8 +47,8 @@ def device_share(gpu: Any) -> float | None:
 class Monitor:
     """The `machine` part of a training line, written at most once in `every_seconds`.
 
-    cpu_share: of all cores of the machine, whoever uses them; process_cores: how many this process
-    kept busy; data_share: of the training time, spent waiting for batches; device_share,
+    cpu_share: of all cores of the machine, whoever uses them; process_share: of them, by this
+    process; data_share: of the training time, spent waiting for batches; device_share,
     device_memory_bytes: on a GPU; memory_bytes: of this process; beside these, what was added
     since the last sample (evaluation_seconds, checkpoint_seconds, checkpoint_bytes).
     """
@@ -59,12 +59,10 @@ class Monitor:
         every_seconds: float = 1.0,
         cpu_percent: Callable[[], float] = psutil.cpu_percent,
         cpu_seconds: Callable[[], float] = time.process_time,
+        cores: int = psutil.cpu_count() or 1,
     ):
-        self.every_seconds, self.cpu_percent, self.cpu_seconds = (
-            every_seconds,
-            cpu_percent,
-            cpu_seconds,
-        )
+        self.every_seconds, self.cores = every_seconds, cores
+        self.cpu_percent, self.cpu_seconds = cpu_percent, cpu_seconds
         self.gpu, self.process = gpu_of(device), psutil.Process(os.getpid())
         self.added: Counter[str] = Counter()  # since the last sample
         self.started: tuple[float, float, float, float] | None = None
@@ -87,7 +85,7 @@ class Monitor:
         )
         found = {
             "cpu_share": percent / 100,
-            "process_cores": worked / wall,
+            "process_share": worked / wall / self.cores,
             "data_share": min(1.0, waiting / training) if training else 0.0,
             "memory_bytes": self.process.memory_info().rss,
         }

@@ -129,27 +129,9 @@ def load_model(
         config.id2label = dict(enumerate(classes))  # and so config.num_labels
         config.label2id = {label: number for number, label in enumerate(classes)}
     torch.manual_seed(seed)
-    if init == "random":
-        model = kind.from_config(config, attn_implementation=attention).float()
-        new = ["score.weight"]
-    else:
-        model, report = kind.from_pretrained(
-            pretrained.find_model(name),
-            config=config,
-            attn_implementation=attention,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # the head of other classes
-            output_loading_info=True,
-        )
-        new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-        inside = f"{model.base_model_prefix}."
-        lost = [key for key in new if key.startswith(inside) and "pooler" not in key]
-        if lost or (classes is None and new):
-            lost = lost or new
-            raise ValueError(
-                f"{name} lacks {len(lost)} weights of the model, such as {lost[0]}: is it a model "
-                "of another kind than its config.json says?"
-            )
+    model, new = pretrained.load_with_head(kind, name, config, init, attention)
+    if classes is None and init != "random" and new:
+        raise ValueError(f"{name} lacks {len(new)} weights of the model, such as {new[0]}")
     if model.config.pad_token_id is None:  # not before: its embedding would get no gradient
         model.config.pad_token_id = pad
     if classes is None:

@@ -130,6 +130,36 @@ def load_encoder(
     return model_class.from_pretrained(find_model(name), dtype=torch.float32, **options)
 
 
+def load_with_head(
+    kind: Any, name: str, config: Any, init: str = "pretrained", attention: str = "sdpa"
+) -> tuple[nn.Module, list[str]]:
+    """A model of one of transformers' Auto classes in fp32, and the names of its new weights.
+
+    config is changed. init: pretrained, or random: then all are new. ValueError where the saved
+    weights lack a part of the base model; a head may be missing or of another shape.
+    """
+    if init == "random":
+        model = kind.from_config(config, attn_implementation=attention).float()
+        return model, [key for key, _ in model.named_parameters()]
+    model, report = kind.from_pretrained(
+        find_model(name),
+        config=config,
+        attn_implementation=attention,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # the head of other classes
+        output_loading_info=True,
+    )
+    new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    inside = f"{model.base_model_prefix}."
+    lost = [key for key in new if key.startswith(inside) and "pooler" not in key]
+    if lost:
+        raise ValueError(
+            f"{name} lacks {len(lost)} weights of the encoder or decoder, such as {lost[0]}: is it "
+            "a model of another kind than its config.json says?"
+        )
+    return model, new
+
+
 def max_positions(config: Any) -> int | None:
     """Tokens that the model has positions for; RoBERTa's first two are taken. None: no limit."""
     positions = getattr(config, "max_position_embeddings", None)

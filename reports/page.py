@@ -23,7 +23,7 @@ from evaluation.stats import proportion_interval
 from reports import plots
 from reports.folder import RunFolder, clean, duration, interval_of, load_runs, number
 from reports.plots import Curve, Picture
-from reports.watch import total_steps
+from reports.watch import MACHINE, total_steps
 from settings import flatten
 
 # Figures to open with, the first four that a run has.
@@ -457,9 +457,7 @@ def machine_figures(run: RunFolder) -> list[Figure | None]:
     lines = machine_lines(run)
     shares = [
         Curve(title, *columns(lines, "step", name), i)
-        for i, (name, title) in enumerate(
-            (("cpu_share", "CPU"), ("device_share", "GPU"), ("data_share", "waiting for data"))
-        )
+        for i, (name, title) in enumerate(MACHINE.items())
     ]
     peak = columns(run.lines[0], "step", "peak_memory_bytes")
     memory = [Curve("at most", *peak, 3)] if lines else []
@@ -469,7 +467,7 @@ def machine_figures(run: RunFolder) -> list[Figure | None]:
     memory = [replace(curve, y=curve.y / 2**30) for curve in memory]
     shares, memory = ([c for c in found if len(c.finite)] for found in (shares, memory))
     busy = plots.curves("train/machine", shares, "share", shares=True, from_zero=True)
-    caption = "CPU: of all cores, whoever used them; waiting: of the training time"
+    caption = "CPU: of all cores, whoever used them, and by this process; waiting: of the time"
     return [
         figure("How busy", caption, busy),
         figure("Memory", "in use", plots.curves("train/memory", memory, "GiB", from_zero=True)),

@@ -20,6 +20,10 @@ from reports.folder import (
 
 ENDED = ("finished", "stopped", "failed")
 SILENT_SECONDS = 60  # without a new line for so long, the reader is told
+MACHINE = {
+    **{"cpu_share": "CPU", "process_share": "this process"},
+    **{"device_share": "GPU", "data_share": "waiting for data"},
+}
 RECENT = 20  # lines that "smoothed" and the rates look at
 
 
@@ -183,10 +187,7 @@ def machine_of(training: list[dict]) -> dict[str, float]:
 
 
 def machine_words(found: dict[str, float]) -> str:
-    shares = (("cpu_share", "CPU"), ("device_share", "GPU"), ("data_share", "waiting for data"))
-    words = [f"{title} {found[name]:.0%}" for name, title in shares if name in found]
-    if "process_cores" in found:
-        words.insert(1, f"{found['process_cores']:.1f} cores by this process")
+    words = [f"{title} {found[name]:.0%}" for name, title in MACHINE.items() if name in found]
     for name, title in (("memory_bytes", "now"), ("device_memory_bytes", "on the device")):
         if name in found:
             words.append(f"{found[name] / 2**30:.2f} GiB {title}")

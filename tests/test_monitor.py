@@ -102,7 +102,7 @@ class FakeGpu:
 
 def monitor_of(gpu=None, percents=(0.0, 50.0, 100.0), used=(0.0, 3.0, 3.5)):
     percents, used = iter(percents), iter(used)
-    found = monitor.Monitor(torch.device("cpu"), 1.0, lambda: next(percents), lambda: next(used))
+    found = monitor.Monitor(torch.device("cpu"), 1.0, lambda: next(percents), lambda: next(used), 2)
     found.gpu = gpu
     return found
 
@@ -116,11 +116,11 @@ def test_shares_are_of_the_time_since_the_last_sample():
     line = watched.sample(12.0, 1.6, 0.4)
     assert line.pop("memory_bytes") > 10**7
     assert line == {
-        **{"cpu_share": 0.5, "process_cores": 1.5, "data_share": 0.25},
+        **{"cpu_share": 0.5, "process_share": 0.75, "data_share": 0.25},
         **{"checkpoint_bytes": 10, "checkpoint_seconds": 0.25},
     }
     line = watched.sample(13.0, 2.6, 0.4)
-    assert (line["cpu_share"], line["process_cores"], line["data_share"]) == (1.0, 0.5, 0.0)
+    assert (line["cpu_share"], line["process_share"], line["data_share"]) == (1.0, 0.25, 0.0)
     assert "checkpoint_bytes" not in line  # each is said once
 
 
@@ -155,7 +155,7 @@ def test_a_run_logs_its_machine_or_does_not(train, monkeypatch):
     assert first is None
     for found in rest:
         assert 0 <= found["cpu_share"] <= 1 and 0 <= found["data_share"] <= 1
-        assert found["process_cores"] > 0 and found["memory_bytes"] > 10**8
+        assert found["process_share"] > 0 and found["memory_bytes"] > 10**8
     # the evaluation and the checkpoints of step 2 are said with step 3
     assert "checkpoint_bytes" not in rest[0] and rest[1]["evaluation_seconds"] > 0
     weights = (folder / "train/weights/step_00000002").iterdir()

@@ -203,7 +203,7 @@ def test_pictures_lie_in_the_run_folder(finished):
 def test_what_the_machine_did_is_drawn(tmp_path):
     lines = training_lines(80)
     for line in lines[1::4]:
-        line["machine"] = {"cpu_share": 0.9, "process_cores": 1.8, "data_share": 0.05}
+        line["machine"] = {"cpu_share": 0.9, "process_share": 0.6, "data_share": 0.05}
         line["machine"] |= {"memory_bytes": 2**29, "device_memory_bytes": 2**28}
     for line in lines:
         line["tokens"] = 100 * line["step"]

@@ -1,0 +1,89 @@
+"""Features on disk: used again, never for other weights or rows, made again when damaged."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import core
+from methods import feature_cache
+
+WORLD = core.World(torch.device("cpu"), core.Machine())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ABLATE_CACHE", str(tmp_path))
+    return tmp_path / "features"
+
+
+def values_of(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(10, 4)).astype(np.float32)
+
+
+def features(key: dict, seed: int = 0) -> tuple[np.ndarray, bool]:
+    return feature_cache.cached_features(key, lambda: values_of(seed), WORLD)
+
+
+def test_they_are_built_once_for_each_key(cache):
+    built, found = features({"weights": "a"})
+    assert not found and np.array_equal(built, values_of(0))
+    again, found = features({"weights": "a"}, seed=1)
+    assert found and np.array_equal(again, values_of(0)) and isinstance(again, np.memmap)
+    other, found = features({"weights": "b"}, seed=1)
+    assert not found and np.array_equal(other, values_of(1))
+    assert again[np.array([3, 1])].flags.writeable  # what a batch takes is a copy of its own
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "no manifest"])
+def test_a_damaged_one_is_made_again(cache, harm):
+    features({"k": 1})
+    (file,) = cache.rglob("values.npy")
+    content = bytearray(file.read_bytes())
+    if harm == "flip":
+        content[-3] ^= 1
+        file.write_bytes(content)
+    elif harm == "cut":
+        file.write_bytes(content[:-8])
+    else:
+        (file.parent / "manifest.json").unlink()
+    assert not features({"k": 1})[1] and features({"k": 1})[1]
+
+
+def test_the_least_recently_used_are_forgotten(cache, monkeypatch):
+    import os
+
+    for number in range(3):
+        features({"k": number})
+    folders = {
+        json.loads((f / "manifest.json").read_text())["key"]["k"]: f for f in cache.glob("*")
+    }
+    for number, age in ((0, 30), (1, 20), (2, 10)):
+        os.utime(folders[number], (1e9 - age, 1e9 - age))
+    features({"k": 0})  # used again: now the newest
+    size = sum(f.stat().st_size for f in folders[0].glob("*"))
+    monkeypatch.setattr(feature_cache, "MOST_BYTES", 3 * size + 10)
+    features({"k": 3})
+    assert [folders[number].exists() for number in range(3)] == [True, False, True]
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(cache, monkeypatch, capsys):
+    def full(*arguments, **facts):
+        raise core.DiskFull("disk full")
+
+    monkeypatch.setattr(core, "write_folder", full)
+    values, found = features({"k": 1})
+    assert not found and np.array_equal(values, values_of(0))
+    assert "not kept for other runs (disk full)" in capsys.readouterr().out
+
+
+def test_the_fingerprint_is_of_every_weight():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    first = feature_cache.fingerprint(model)
+    assert feature_cache.fingerprint(model) == first
+    with torch.no_grad():
+        model[1].bias[2] += 1e-6
+    assert feature_cache.fingerprint(model) != first
