@@ -821,7 +821,8 @@ class State:
     weights that others can open, restore(folder) reads them back (rank 0 calls both).
     extras: further parts of the run with state_dict / load_state_dict, by name.
     charge(work) is called after each update, before clock.after_update(). under_way: position
-    of the global batch and index of the micro-batch that loss_sum is called for.
+    of the global batch and index of the micro-batch that loss_sum is called for. kept: the part of
+    the model that checkpoints hold, where the rest never changes and is loaded anew.
     """
 
     config: Settings
@@ -849,6 +850,7 @@ class State:
     charge: Callable[[Work], None] = lambda work: None
     evaluation_due: Callable[[], bool] | None = None  # None: --eval_every, and the end
     under_way: tuple[int, int] = (0, 0)
+    kept: nn.Module | None = None  # None: all of the model
 
     NUMBERS = (
         *("step", "examples", "tokens", "best", "best_step", "last_val_loss"),
@@ -856,6 +858,7 @@ class State:
     )
 
     def __post_init__(self) -> None:
+        self.kept = self.model if self.kept is None else self.kept
         trained = {id(p): n for n, p in self.model.named_parameters() if p.requires_grad}
         grouped = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
         if sorted(grouped) != sorted(trained):

@@ -348,7 +348,7 @@ class Run:
                 try:
                     # on the CPU: each rank's optimizer moves the values to its own device
                     saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-                    load_model(state.model, folder / "model.safetensors")
+                    load_model(state.kept, folder / "model.safetensors")
                     return saved
                 except pickle.UnpicklingError:
                     problem = "state.pt holds more than tensors and plain values"
@@ -517,7 +517,7 @@ class Run:
         def fill(beside: Path) -> None:
             if self._metrics is not None:  # or a machine that vanishes takes its lines along
                 os.fsync(self._metrics.fileno())
-            save_model(state.model, beside / "model.safetensors")
+            save_model(state.kept, beside / "model.safetensors")
             torch.save(state.state_dict(), beside / "state.pt")
 
         def write() -> None:
