@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import alpaca_sft
 import core
 import runs
 from models import pretrained
+from reports import page
 from settings import parse_settings
 from tasks import instruction_commands as commands
 from tasks import instruction_tuning
@@ -111,6 +113,17 @@ def test_the_same_questions_are_asked_before_and_after(finished):
         found = [json.loads(line) for line in lines]
         asked.append([(line["instruction"], line["input"], line["reference"]) for line in found])
     assert asked[0] == asked[1] and len(asked[0]) == 4 + 3  # three validation rows
+    shown = page.write_page([out], out / "page.html").read_text()
+    assert "Samples before and after training" in shown
+    assert "What is the capital of France?" in shown
+
+
+def test_samples_that_cannot_be_read_are_a_note(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[2], copy, ignore=shutil.ignore_patterns("weights"))
+    (copy / "test/analysis/samples.jsonl").write_text('{"instruction": ["a"]}\n{torn')
+    shown = page.write_page([copy], copy / "page.html").read_text()
+    assert "test/analysis/samples.jsonl cannot be read" in shown
 
 
 def test_a_checkpoint_of_lora_holds_the_adapter_alone(finished):
