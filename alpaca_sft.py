@@ -71,6 +71,8 @@ class Config(Settings):
     """dropout everywhere in the model; null: its own"""
     packing: bool | None = None
     """the rows of a micro-batch end to end, without padding; null: yes, but with --compile no"""
+    shard: bool = False
+    """each process holds a part of the model, for one that does not fit on one device (FSDP2)"""
     checkpointing: bool = False
     """compute activations again in the backward pass: a third more time, much less memory"""
     baseline: bool = True

@@ -42,7 +42,6 @@ from core import (
     State,
     Stopped,
     World,
-    broadcast_parameters,
     damage,
     disk_error,
     peak_memory,
@@ -304,7 +303,7 @@ class Run:
         saved = self.world.from_rank_0(saved)
         if saved is not None and self.world.rank != 0:
             state.load_state_dict(saved)
-        broadcast_parameters(state.model, self.world)
+        state.share()
         if state.step:
             self.world.say(f"continuing at step {state.step}")
         self._seconds_before, self._started = state.seconds, time.perf_counter()
@@ -505,6 +504,7 @@ class Run:
 
     def _write_weights(self, state: State, name: str) -> None:
         folder = self.folder / "train/weights" / name
+        state.collect()
         self._on_rank_0(lambda: write_folder(folder, state.export, step=state.step))
 
     def save(self, state: State) -> None:
@@ -530,6 +530,7 @@ class Run:
                 if not (self.config.keep_every and step % self.config.keep_every == 0):
                     shutil.rmtree(old)
 
+        state.collect()
         self._on_rank_0(write)
         self._started, self._seconds_before = time.perf_counter(), state.seconds
 
@@ -619,12 +620,12 @@ class Run:
             self.verdict(f"tested with the final weights: best cannot be used ({problem})")
             wanted = "final"
         self._on_rank_0(lambda: state.restore(weights / wanted))
-        broadcast_parameters(state.model, self.world)
+        state.share()
         return wanted
 
     def dry_run(self, state: State, loss_sum: LossSum, steps: int = 3) -> None:
         """Time a few steps and say what the whole run would take; writes nothing."""
-        broadcast_parameters(state.model, self.world)
+        state.share()
         total = getattr(state.clock, "total_steps", None)  # None: the budget is no number of steps
         tokens = int(np.sum(state.loader.data.tokens))
         times = []

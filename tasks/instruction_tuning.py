@@ -1,6 +1,8 @@
 """Instruction tuning around the loop of alpaca_sft.py: model, rows, figures, samples, weights."""
 
+import copy
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -16,7 +18,7 @@ from evaluation.metrics import Metrics
 from methods.dropout import use_word_dropout
 from methods.schedules import schedule_for
 from models import causal, generation, lora, packed, pretrained
-from tasks import instructions, tuning
+from tasks import instructions, sharding, tuning
 from tasks.fine_tuning import weights_folder
 from tasks.language import language_metrics
 from tasks.preference import set_dropout
@@ -66,6 +68,8 @@ def with_recipe(config: Any) -> Any:
             f"{config.model} is a LoRA adapter; to go on from it, merge it first: "
             f"alpaca_sft.py merge --model {config.model} --output FOLDER"
         )
+    if config.shard and config.compile:
+        raise ValueError("--shard and --compile do not go together")
     if config.packing and config.compile:
         raise ValueError("--compile needs a few fixed lengths: use --packing false")
     shape = causal.load_config(config.size or base, config.init)
@@ -88,6 +92,8 @@ class InstructionTuning(tuning.Tuning):
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
         self.tokenizer = causal.load_tokenizer(self.source, config.init)
         self.teacher, self.warned = None, 0
+        world.sharded = config.shard and world.size > 1
+        self.whole: nn.Module | None = None  # of a sharded model, on rank 0
         self.load_data()
 
     # -- rows
@@ -136,6 +142,8 @@ class InstructionTuning(tuning.Tuning):
     def build_state(self, model: nn.Module) -> core.State:
         """Optimizer, loader and schedule, on the device."""
         config, world = self.config, self.world
+        if world.sharded and world.rank == 0:
+            self.whole = copy.deepcopy(model)
         model.to(world.device)
         if world.device.type == "cpu" and (config.dropout != 0 or config.lora_dropout):
             use_word_dropout(model)
@@ -145,11 +153,17 @@ class InstructionTuning(tuning.Tuning):
             model.activation_checkpointing_enable({"use_reentrant": False})
         if config.compile:
             core.compile_model(model.base_model)
-        adapted = lora.adapters(model)
-        kept = nn.ModuleList(m.lora for m in adapted.values()) if adapted else None
+        if world.sharded:
+            sharding.shard(model, world)
+        # what checkpoints are written from
+        adapted = lora.adapters(self.whole or model)
+        kept = nn.ModuleList(m.lora for m in adapted.values()) if adapted else self.whole
+        kind = core.State
+        if world.sharded:
+            kind = functools.partial(sharding.ShardedState, whole=self.whole)
         groups = core.parameter_groups({"model": model}, {"model": config.lr}, config.weight_decay)
         loader = core.TrainLoader(self.train, config, world)
-        self.state = core.State(
+        self.state = kind(
             config=config,
             world=world,
             model=model,
@@ -178,18 +192,22 @@ class InstructionTuning(tuning.Tuning):
         labels = batch["labels"]
         if self.config.mask_prompt:
             labels = labels.masked_fill(~batch["is_response"], IGNORE_INDEX)
-        loss = causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
-        return loss, (labels != IGNORE_INDEX).sum()
+
+        def loss(model: nn.Module) -> Tensor:
+            return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
+
+        return sharding.inside(model, loss), (labels != IGNORE_INDEX).sum()
 
     # -- figures
 
     def sums(self, data: instructions.InstructionData) -> np.ndarray:
         """`instructions.row_sums` of all rows, on all ranks."""
 
+        def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            return causal.token_losses(model, packed.last_hidden(model, batch), batch["labels"])
+
         def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-            hidden = packed.last_hidden(model, batch)
-            losses = causal.token_losses(model, hidden, batch["labels"])
-            return instructions.row_sums(losses, batch)
+            return instructions.row_sums(sharding.inside(model, losses, batch), batch)
 
         values = core.evaluate_rows(self.state, data, outputs, self.rows_each(data.max_length))
         return values.astype(np.float64)
@@ -303,16 +321,18 @@ class InstructionTuning(tuning.Tuning):
 
     def export(self, folder: Path) -> None:
         """The adapter in PEFT's format, or a folder for AutoModelForCausalLM."""
-        if lora.adapters(self.state.model):
-            lora.save_adapter(self.state.model, folder)
+        model = self.whole or self.state.model
+        if lora.adapters(model):
+            lora.save_adapter(model, folder)
         else:
-            self.state.model.save_pretrained(folder)
+            model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         facts = {"template": self.config.template, "max_length": self.config.max_length}
         core.write_text(folder / "instructions.json", json.dumps(facts))
 
     def restore(self, folder: Path) -> None:
-        if lora.adapters(self.state.model):
-            lora.load_adapter(self.state.model, folder)
+        model = self.whole or self.state.model
+        if lora.adapters(model):
+            lora.load_adapter(model, folder)
         else:
-            super().restore(folder)
+            pretrained.restore_weights(model, folder)

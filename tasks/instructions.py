@@ -319,7 +319,13 @@ class InstructionData:
         """input_ids, labels, is_response (rows, seq), or (1, tokens) with row_lengths (rows,).
 
         labels[:, i] is the token after input_ids[:, i]; is_response: it belongs to a response.
+        No rows: one token without a label, to compute along with other ranks.
         """
+        if len(rows) == 0:
+            blank = torch.full((1, 1), self.pad)
+            found = {"input_ids": blank, "labels": torch.full((1, 1), IGNORE_INDEX)}
+            found["is_response"] = torch.zeros((1, 1), dtype=torch.bool)
+            return found | ({"row_lengths": torch.ones(1, dtype=int)} if self.packing else {})
         sequences = [self.ids[self.index[row]][: self.max_length + 1] for row in rows]
         plain = [np.where(ids < 0, ~ids, ids).astype(np.int64) for ids in sequences]
         if self.packing:

@@ -198,6 +198,52 @@ def test_two_processes_equal_one(models, rows, tmp_path):
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
 
 
+def sharded(out: Path, *words: str) -> Path:
+    run_script("alpaca_sft.py", *words, "--shard=true", f"--out={out}", processes=2)
+    return out
+
+
+def assert_same_run(ours: Path, theirs: Path, weights: str) -> None:
+    lines = [lines_of(folder) for folder in (ours, theirs)]
+    for name in ("train_loss", "grad_norm"):
+        found, wanted = ([line[name] for line in part] for part in lines)
+        assert found == pytest.approx(wanted, rel=1e-3)
+    found, wanted = (load_file(p / "train/weights/final" / weights) for p in (ours, theirs))
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        if tensor.ndim > 1:  # the gradient of a key's bias is 0 but for rounding, which Adam scales
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
+    assert metrics_of(ours)["loss"] == pytest.approx(metrics_of(theirs)["loss"], rel=1e-3)
+
+
+def test_a_sharded_run_equals_one_process_and_resumes(models, rows, tmp_path):
+    """FSDP2, two processes. 51 rows in eights: the last step has one micro-batch for two ranks.
+    Stopped and continued it ends bit for bit the same."""
+    words = [*words_of(models, rows, "gpt2", "--sample_tokens=2"), *QUIET]
+    train(*words, f"--out={tmp_path / 'one'}")
+    whole = sharded(tmp_path / "whole", *words)
+    assert_same_run(whole, tmp_path / "one", "model.safetensors")
+    cut = sharded(tmp_path / "cut", *words, "--stop_after=4")
+    sharded(cut, *words)
+    for file in ("test/metrics/predictions.csv", "train/weights/final/model.safetensors"):
+        assert (whole / file).read_bytes() == (cut / file).read_bytes()
+    step = "train/weights/step_00000004/state.pt"  # as one process writes it
+    ours, theirs = (torch.load(p / step, weights_only=True) for p in (cut, tmp_path / "one"))
+    shapes = [
+        [{k: v.shape for k, v in part.items()} for part in saved["optimizer"]["state"].values()]
+        for saved in (ours, theirs)
+    ]
+    assert shapes[0] == shapes[1] and len(shapes[0]) > 10
+
+
+def test_a_sharded_run_with_adapters_equals_one_process(models, rows, tmp_path):
+    words = [*words_of(models, rows, "llama", "--sample_tokens=2"), *QUIET, *LORA]
+    words += ["--checkpointing"]
+    train(*words, f"--out={tmp_path / 'one'}")
+    whole = sharded(tmp_path / "whole", *words)
+    assert_same_run(whole, tmp_path / "one", "adapter_model.safetensors")
+
+
 def test_packed_padded_and_checkpointed_runs_are_one_experiment(models, rows, tmp_path):
     words = words_of(models, rows, "gpt2", "--sample_tokens=0", "--baseline=false")
     kinds = {"packed": [], "padded": ["--packing=false"], "checkpointed": ["--checkpointing"]}
