@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 import core
-from evaluation import judge
+from evaluation import judge, metrics
 from evaluation.stats import cluster_bootstrap
 from models import generation
 from tasks import arena, glue, instructions, preference, reviews
@@ -195,8 +195,8 @@ def write(
     if config.run:
         path = Path(config.run) / "test/metrics/metrics.json"
         if path.is_file():
-            metrics = json.loads(path.read_text())
-            kept = {key: value for key, value in metrics.items() if not key.startswith("judge")}
+            before = json.loads(path.read_text())
+            kept = {key: value for key, value in before.items() if not key.startswith("judge")}
             core.write_text(path, json.dumps(kept | found, indent=1))
     unscored = f", {found['judge_unscored']} unscored" if found["judge_unscored"] else ""
     if "judge" not in found:
@@ -223,7 +223,9 @@ class PreferenceJudge:
     def __init__(self, run: Path, device: str):
         self.run = run
         check_preference_run(run)
-        self.predictor = preference.Predictor(preference.PredictConfig(run=str(run), device=device))
+        self.predictor = preference.Predictor(
+            preference.PredictConfig(run=str(run), device=device, calibrated=True)
+        )
 
     def __repr__(self) -> str:
         return f"preference({self.run.name!r})"
@@ -254,6 +256,7 @@ def check_preference_run(run: Path) -> None:
         p = np.array([[float(line[f"p_{name}"]) for name in names] for line in lines])
         labels = np.array([names.index(line["label"]) for line in lines])
         facts = json.loads((run / "train/weights/best/preference.json").read_text())
+        temperature = json.loads((run / "test/metrics/metrics.json").read_text())["temperature"]
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{run} is no finished preference run ({error})") from None
     if settings.get("data") in ("reviews", "reviews_control"):
@@ -263,6 +266,8 @@ def check_preference_run(run: Path) -> None:
         )
     if not facts["with_prompt"]:
         raise ValueError(f"{run} cannot judge: it does not read the prompt (use run_2 or run_5)")
+    # by the temperature that the run fitted on validation, as the judge's answers are
+    p = metrics.apply_temperature(np.log(np.maximum(p, 1e-300)), temperature)
     shares = np.bincount(labels, minlength=3) / len(labels)
     rows = np.arange(len(labels))
     # against the best constant answer, which these rows themselves give: no easy opponent

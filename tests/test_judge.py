@@ -338,7 +338,7 @@ def preference_run(folder: Path, strength: float, data: str = "rows.csv", prompt
         columns[f"p_{new}"] = columns.pop(f"p_{old}")
         for key in ("label", "prediction"):
             columns[key] = [new if value == old else value for value in columns[key]]
-    run = write_run(folder, columns, settings={"data": data})
+    run = write_run(folder, columns, settings={"data": data}, metrics={"temperature": 1.0})
     (run / "train/weights/best").mkdir(parents=True)
     facts = {"with_prompt": prompt}
     (run / "train/weights/best/preference.json").write_text(json.dumps(facts))
