@@ -88,7 +88,7 @@ def peer(arguments: argparse.Namespace) -> dict:
     order = np.concatenate([np.concatenate(sampler.global_batch(step)[1]) for step in range(steps)])
     rows, tokens = [], []
     for number in order:
-        signed = task.train.ids[task.train.index[number]][:MAX_LENGTH]
+        signed = task.train.ids[task.train.index[number]][: MAX_LENGTH + 1]  # the last: a label
         rows.append({"input_ids": np.where(signed < 0, ~signed, signed).tolist()})
         tokens.append(int(task.train.tokens[number]))
     extra: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def train_peer(arguments: argparse.Namespace, config: Any, rows: list, extra: di
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     settings = {
-        **{"per_device_train_batch_size": BATCH, "learning_rate": LR, "max_length": MAX_LENGTH},
+        **{"per_device_train_batch_size": BATCH, "learning_rate": LR, "max_length": MAX_LENGTH + 1},
         **{"lr_scheduler_type": "constant", "weight_decay": 0.1, "max_grad_norm": 1.0},
         **{"bf16": False, "activation_checkpointing": False, "seed": 0, "logging_steps": 1},
         **{"max_steps": arguments.steps + WARM_UP, "output_dir": str(arguments.folder / "peer")},
