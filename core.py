@@ -32,6 +32,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -607,6 +608,7 @@ class TrainLoader:
         self.data, self.config, self.world = data, config, world
         self.micro_batch = config.micro_batch or math.ceil(config.batch / 4)
         self.position = 0
+        self.waited_seconds = 0.0  # for batches, in this process
         self._batches: Iterator[Work] | None = None
         busy = math.ceil(min(config.batch, len(data.lengths)) / self.micro_batch)
         if busy < world.size:
@@ -630,6 +632,7 @@ class TrainLoader:
         self.position, self._batches = position, None
 
     def next(self) -> Work:
+        started = time.perf_counter()
         if self._batches is None:
             sampler = StepSampler(self.data, self.config, self.world, self.micro_batch)
             sampler.start = self.position
@@ -647,6 +650,7 @@ class TrainLoader:
             )
         work = next(self._batches)
         self.position = work.position + 1
+        self.waited_seconds += time.perf_counter() - started
         return work
 
     def halve(self) -> None:

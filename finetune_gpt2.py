@@ -7,6 +7,7 @@
     python finetune_gpt2.py --task wikitext103 --student_of gpt2 --distill_weight 0.5
     python finetune_gpt2.py --task mails.csv --model results/gpt2/…     # columns text, label
     python finetune_gpt2.py --task reviews_text init=random size=tiny
+    python finetune_gpt2.py attention --run results/gpt2/… --texts "A dull film." --layers 0,11
 
 --task: imdb, ag_news, reviews (classification); wikitext2, wikitext103, reviews_text (language
 modelling); or a file or folder of your own: with labels it is classified, without it is modelled.
@@ -27,6 +28,7 @@ import core
 import runs
 from models import pretrained
 from settings import Settings
+from tasks import attention
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Config(Settings):
     """share of the steps of a phase over which the learning rate rises from 0"""
     min_lr: float = 1e-7
     """learning rate at the end of a phase (other groups in proportion)"""
+    attention_texts: int = 2
+    """test texts whose attention maps are kept for the page; 0: none"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +100,7 @@ class Config(Settings):
             self._require(name, lambda value: value > 0, "more than 0")
         for name in ("stride", "train_stride"):
             self._require(name, lambda value: value >= 1, "1 or more, or null")
+        self._require("attention_texts", lambda value: value >= 0, "0 or more")
         self._require("head_epochs", lambda value: value >= 0, "0 or more, or null")
         if len(self.lr_factors) != 3 or min(self.lr_factors) < 0:
             raise ValueError(f"--lr_factors {self.lr_factors}: expected three numbers, 0 or more")
@@ -181,4 +186,4 @@ def show_embedded(config: Config, world: core.World) -> None:
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config)
+    runs.launch(main, Config, {"attention": (attention.show_attention, attention.Config)})

@@ -49,7 +49,7 @@ from core import (
     write_folder,
     write_text,
 )
-from evaluation.monitor import check_trackers, open_trackers
+from evaluation.monitor import Monitor, check_trackers, open_trackers
 from settings import FREE_SETTINGS, Aliases, Settings, flatten, parse_settings
 
 SCHEMA_VERSION = 1
@@ -79,6 +79,7 @@ class Run:
         self._metrics: io.TextIOBase | None = None
         self._lock: io.TextIOBase | None = None
         self._trackers: list[Any] = []
+        self.monitor = Monitor(world.device) if config.monitor and world.rank == 0 else None
         self._bar: Any = None
         self._recent: list[float] = []
         self._steps_here = 0
@@ -435,7 +436,12 @@ class Run:
         line = {"step": state.step, **stats, "examples": state.examples, "tokens": state.tokens}
         line |= {name: round(value, 1) for name, value in per_second.items()}
         memory = peak_memory(self.world.device)
-        self.log(line | {"seconds": state.seconds, "peak_memory_bytes": memory})
+        line |= {"seconds": state.seconds, "peak_memory_bytes": memory}
+        if self.monitor is not None:
+            waited = state.loader.waited_seconds
+            if found := self.monitor.sample(time.perf_counter(), state.seconds, waited):
+                line["machine"] = found
+        self.log(line)
         if self.world.rank != 0:
             return
         text = f"loss {stats['train_loss']:.4f}  lr {stats['lr']:.2e}"
@@ -469,7 +475,9 @@ class Run:
             self.world.say(f"step {state.step}: loss spike, {loss:.3f} (median of 50: {usual:.3f})")
 
     def _evaluate(self, state: State) -> None:
+        started = time.perf_counter()
         metrics = self.world.from_rank_0(self.evaluate())  # all ranks decide from the same numbers
+        self._spent(evaluation_seconds=time.perf_counter() - started)
         self.log({"step": state.step, **metrics})
         text = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
         self.world.say(f"step {state.step}  {text}")
@@ -505,7 +513,22 @@ class Run:
     def _write_weights(self, state: State, name: str) -> None:
         folder = self.folder / "train/weights" / name
         state.collect()
-        self._on_rank_0(lambda: write_folder(folder, state.export, step=state.step))
+        self._on_rank_0(lambda: self._write_checkpoint(folder, state.export, state.step))
+
+    def _write_checkpoint(self, folder: Path, fill: Callable[[Path], None], step: int) -> None:
+        """write_folder, its time and size noted; rank 0 only."""
+        started = time.perf_counter()
+        write_folder(folder, fill, step=step)
+        seconds = time.perf_counter() - started
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        self._spent(checkpoint_seconds=seconds, checkpoint_bytes=written)
+
+    def _spent(self, **amounts: float) -> None:
+        """For the next training line, and as sums over all sessions for run.json."""
+        if self.monitor is not None:
+            self.monitor.add(**amounts)
+            for name, amount in amounts.items():
+                self.facts[name] = round(self.facts.get(name, 0) + amount, 3)
 
     def save(self, state: State) -> None:
         """A whole checkpoint of this step; the newest two stay, and every keep_every-th."""
@@ -523,7 +546,7 @@ class Run:
         def write() -> None:
             if damage(folder) is None:
                 return
-            write_folder(folder, fill, step=state.step)
+            self._write_checkpoint(folder, fill, state.step)
             self.write_record(state)
             for old in sorted(weights.glob("step_????????"))[:-2]:
                 step = int(old.name.removeprefix("step_"))

@@ -85,6 +85,8 @@ class Settings:
     """weights for the test: best on validation, or those at the end"""
     log: str | None = None
     """also log to tensorboard, wandb or tensorboard,wandb (install what you name)"""
+    monitor: bool = True
+    """log what the run takes of the machine: CPU, GPU, memory, waiting for data, checkpoints"""
     page: bool = True
     """write report.html into the run folder at the end"""
     dry_run: bool = False
@@ -113,7 +115,7 @@ class Settings:
 # Settings that may differ when a run is continued: they do not change what is computed.
 FREE_SETTINGS = {
     *("out", "fresh", "device", "backend", "workers", "save_every", "keep_every"),
-    *("log", "page", "dry_run", "stop_after"),
+    *("log", "monitor", "page", "dry_run", "stop_after"),
 }
 C = TypeVar("C")
 

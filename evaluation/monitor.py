@@ -1,13 +1,109 @@
-"""Copies of the log for those who want them: TensorBoard and Weights & Biases, on demand.
+"""What a run takes of its machine, and copies of the log: TensorBoard and Weights & Biases.
+
+    monitor = Monitor(torch.device("cpu"))
+    monitor.add(evaluation_seconds=3.2)
+    line = monitor.sample(now, trained_seconds, waited_seconds)     # {} within a second of the last
 
 metrics.jsonl is the record; a tracker that fails is dropped with a warning, the run goes on.
 """
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+
+import psutil
+import torch
+
+
+def gpu_of(device: torch.device) -> Any:
+    """torch.cuda, torch.xpu or torch.mps; None on a CPU."""
+    return None if device.type == "cpu" else getattr(torch, device.type, None)
+
+
+def device_memory(gpu: Any) -> int | None:
+    """Bytes of the device that tensors of this process hold now; None where torch cannot say."""
+    for name in ("memory_allocated", "current_allocated_memory"):  # the latter is Apple's
+        if hasattr(gpu, name):
+            return getattr(gpu, name)()
+    return None
+
+
+def device_share(gpu: Any) -> float | None:
+    """Share of the last moments in which the device was busy, 0 to 1; None where nothing tells.
+
+    NVIDIA's comes from its driver, through the pip package nvidia-ml-py; XPU and Apple have none.
+    """
+    try:
+        return gpu.utilization() / 100
+    except Exception:  # no such function, package, driver or permission: it is only a figure
+        return None
+
+
+class Monitor:
+    """The `machine` part of a training line, written at most once in `every_seconds`.
+
+    cpu_share: of all cores of the machine, whoever uses them; process_cores: how many this process
+    kept busy; data_share: of the training time, spent waiting for batches; device_share,
+    device_memory_bytes: on a GPU; memory_bytes: of this process; beside these, what was added
+    since the last sample (evaluation_seconds, checkpoint_seconds, checkpoint_bytes).
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        every_seconds: float = 1.0,
+        cpu_percent: Callable[[], float] = psutil.cpu_percent,
+        cpu_seconds: Callable[[], float] = time.process_time,
+    ):
+        self.every_seconds, self.cpu_percent, self.cpu_seconds = (
+            every_seconds,
+            cpu_percent,
+            cpu_seconds,
+        )
+        self.gpu, self.process = gpu_of(device), psutil.Process(os.getpid())
+        self.added: Counter[str] = Counter()  # since the last sample
+        self.started: tuple[float, float, float, float] | None = None
+        self.unknown: set[str] = set()  # what this machine cannot tell is asked for once
+
+    def add(self, **amounts: float) -> None:
+        """Something that happened between two training lines."""
+        self.added.update(amounts)
+
+    def sample(self, now: float, trained: float, waited: float) -> dict[str, float]:
+        """now: a clock's seconds; trained, waited: seconds of training, and for batches, so far."""
+        if self.started is not None and now - self.started[0] < self.every_seconds:
+            return {}
+        percent, used = self.cpu_percent(), self.cpu_seconds()
+        before, self.started = self.started, (now, trained, waited, used)
+        if before is None:  # shares need two moments
+            return {}
+        wall, training, waiting, worked = (
+            max(a - b, 0.0) for a, b in zip(self.started, before, strict=True)
+        )
+        found = {
+            "cpu_share": percent / 100,
+            "process_cores": worked / wall,
+            "data_share": min(1.0, waiting / training) if training else 0.0,
+            "memory_bytes": self.process.memory_info().rss,
+        }
+        if self.gpu is not None:
+            for name, ask in (
+                ("device_share", device_share),
+                ("device_memory_bytes", device_memory),
+            ):
+                value = None if name in self.unknown else ask(self.gpu)
+                if value is None:
+                    self.unknown.add(name)
+                else:
+                    found[name] = value
+        found |= self.added
+        self.added.clear()
+        return {name: round(value, 4) for name, value in found.items()}
 
 
 class Tracker(Protocol):

@@ -5,14 +5,16 @@
     found.loss_sum.backward()                                   # over found.num_targets tokens
 
 Geiping & Goldstein 2023, Cramming: Training a Language Model on a Single GPU in One Day: pre-norm
-layers without biases, a gated feed-forward part, sinusoidal positions with one learned scale, and
-predictions at masked positions only. Importing this module registers the architecture with
-transformers, so that AutoModelForMaskedLM, AutoModelForSequenceClassification and AutoModel open
-what was saved; `hf-bert` is transformers' own BERT behind the same two functions.
+layers without biases, a gated feed-forward part, sinusoidal positions with one learned scale (the
+small ones: relative), and predictions at masked positions only. Importing this module registers
+the architecture with transformers, so that its AutoModel, AutoModelForMaskedLM and
+AutoModelForSequenceClassification open what was saved; `hf-bert` is transformers' own BERT behind
+the same two functions.
 """
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,25 +43,35 @@ from transformers.utils import ModelOutput
 from core import IGNORE_INDEX
 from models.pretrained import find_layers
 
-# Heads of 64 each. c5 is the published size; the others have its shape, and depths that halve.
-ARCHITECTURES: dict[str, dict[str, int]] = {
+# Heads of 64 each. c5 is the published size; the others have its shape, and depths that halve, with
+# two changes that let them learn within minutes. Weights begin at .02 · √(768 / width), which gives
+# states of c5's scale. And a bias of attention for each distance stands in place of sinusoids, from
+# which a narrow model is slow to find its neighbours: the tiny one learns little but frequencies in
+# its first million masked tokens.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert-tiny": {
         "num_hidden_layers": 4,
         "hidden_size": 128,
         "num_attention_heads": 2,
         "intermediate_size": 512,
+        "initializer_range": 0.049,
+        "positions": "relative",
     },
     "bert-mini": {
         "num_hidden_layers": 8,
         "hidden_size": 256,
         "num_attention_heads": 4,
         "intermediate_size": 1024,
+        "initializer_range": 0.035,
+        "positions": "relative",
     },
     "bert-small": {
         "num_hidden_layers": 12,
         "hidden_size": 384,
         "num_attention_heads": 6,
         "intermediate_size": 1536,
+        "initializer_range": 0.028,
+        "positions": "relative",
     },
     "bert-c5": {
         "num_hidden_layers": 16,
@@ -91,6 +103,7 @@ class BudgetBertConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072  # halved by the gate
     max_position_embeddings: int = 128
+    positions: str = "sinusoidal"  # or relative
     mlm_dropout_prob: float = 0.0  # pretraining goes without; a single pass does not overfit
     hidden_dropout_prob: float = 0.1  # fine-tuning
     attention_probs_dropout_prob: float = 0.1  # fine-tuning
@@ -135,7 +148,9 @@ class Embeddings(nn.Module):
         self.words = nn.Embedding(
             config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
         )
-        self.position_scale = nn.Parameter(torch.full((1,), config.hidden_size**-0.5))
+        self.position_scale = None
+        if config.positions == "sinusoidal":
+            self.position_scale = nn.Parameter(torch.full((1,), config.hidden_size**-0.5))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -145,12 +160,17 @@ class Embeddings(nn.Module):
         if length > self.max_length:
             raise ValueError(f"sequences of {length} tokens: the model takes {self.max_length}")
         words = self.words(input_ids)
+        if self.position_scale is None:
+            return self.dropout(self.norm(words))
         # computed each time: a stored table is not a weight, and from_pretrained would empty it
         positions = sinusoids(length, words.shape[-1], words.device)
         return self.dropout(self.norm(words + self.position_scale * positions))
 
 
 class Attention(nn.Module):
+    """Attention of all tokens to all, with a learned bias for each head and distance if the
+    positions are relative (Raffel et al. 2020, section 2.1; no buckets, for the rows are short)."""
+
     is_causal = False
 
     def __init__(self, config: BudgetBertConfig, dropout: float):
@@ -159,6 +179,17 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.distance_bias = None
+        if config.positions == "relative":
+            distances = 2 * config.max_position_embeddings - 1
+            self.distance_bias = nn.Parameter(torch.zeros(self.heads, distances))
+
+    def biases(self, seq: int, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores (1 or batch, heads, seq, seq): -inf for what is not seen."""
+        places = torch.arange(seq, device=self.distance_bias.device)
+        distance = places - places[:, None] + (self.distance_bias.shape[1] - 1) // 2
+        biases = self.distance_bias[:, distance][None].to(dtype)
+        return biases if visible is None else biases.masked_fill(~visible, -math.inf)
 
     def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
         """hidden (batch, seq, hidden); visible as visible_tokens gives it."""
@@ -168,6 +199,8 @@ class Attention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, sdpa_attention_forward
         )
+        if self.distance_bias is not None:
+            visible = self.biases(seq, visible, query.dtype)
         dropout = self.dropout if self.training else 0.0
         mixed, _ = attend(self, query, key, value, visible, dropout=dropout, is_causal=False)
         return self.out(mixed.reshape(batch, seq, size))
@@ -222,13 +255,17 @@ class BudgetBertPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: BudgetBertConfig):
         super().__init__(config)
+        if config.positions not in ("sinusoidal", "relative"):
+            raise ValueError(f"positions {config.positions}: expected sinusoidal or relative")
         if config._attn_implementation == "eager":
             raise ValueError(f"{config.model_type} has no eager attention: use sdpa")
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # N(0, initializer_range), norms 1 and 0, padding 0
-        if isinstance(module, Embeddings):
+        if isinstance(module, Embeddings) and module.position_scale is not None:
             init.constant_(module.position_scale, self.config.hidden_size**-0.5)
+        if isinstance(module, Attention) and module.distance_bias is not None:
+            init.zeros_(module.distance_bias)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.base_model.embeddings.words

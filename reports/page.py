@@ -41,6 +41,7 @@ SHARE = re.compile(r"accuracy|recall|consistency|agreement|exact_match|win_rate|
 CALIBRATION_BINS = 15  # as in expected_calibration_error
 MOST_CLASSES = 200  # of a confusion matrix
 WORST_ROWS = 20
+MOST_MAPS = 24  # of attention
 SIGNS = {"good": "✓ ", "bad": "✗ ", "note": ""}
 LONGEST_TEXT = 4000  # characters of a field of a row
 
@@ -162,6 +163,7 @@ def page_of_run(run: RunFolder) -> Page:
         *section("Answers on the test rows", answers_of(run)),
         *section("Speed and memory", speed([run], [""])),
         *section("Samples before and after training", samples(run)),
+        *section("Attention", attention_figures(run)),
         *section("What it got most wrong", worst_rows(run)),
         *section("Tasks", tasks(run)),
         *section("Settings and environment", provenance(run)),
@@ -431,11 +433,65 @@ def speed(runs: list[RunFolder], labels: list[str]) -> list[Block]:
         ("Tokens", "per second, at each step", "tokens_per_second", "tokens a second", 1),
         ("Memory", "the most that was in use", "peak_memory_bytes", "GiB", 2**30),
     ):
+        if name == "peak_memory_bytes" and len(runs) == 1 and machine_lines(runs[0]):
+            continue  # is in the monitor's picture
         found = step_curves(runs, labels, name, "smoothed" if scale == 1 else "line")
         found = [replace(curve, y=curve.y / scale) for curve in found]
         picture = plots.curves(f"train/{name}", found, unit, from_zero=True)
         drawn.append(figure(title, caption, picture))
-    return [summary, *(found for found in drawn if found)]
+    if len(runs) == 1:
+        drawn += machine_figures(runs[0])
+    blocks = [summary, *(found for found in drawn if found)]
+    if len(runs) == 1 and len(rows := epoch_rows(runs[0])) > 1:
+        blocks.append(Table(["epoch", "training", "tokens"], rows, folded="Seconds per epoch"))
+    return blocks
+
+
+def machine_lines(run: RunFolder) -> list[dict]:
+    """What the monitor logged, each with its step."""
+    lines = [line for line in run.lines[0] if isinstance(line.get("machine"), dict)]
+    return [{**line["machine"], "step": line["step"]} for line in lines]
+
+
+def machine_figures(run: RunFolder) -> list[Figure | None]:
+    """How busy the machine was, and its memory, as the monitor saw them."""
+    lines = machine_lines(run)
+    shares = [
+        Curve(title, *columns(lines, "step", name), i)
+        for i, (name, title) in enumerate(
+            (("cpu_share", "CPU"), ("device_share", "GPU"), ("data_share", "waiting for data"))
+        )
+    ]
+    peak = columns(run.lines[0], "step", "peak_memory_bytes")
+    memory = [Curve("at most", *peak, 3)] if lines else []
+    for i, name in enumerate(("memory_bytes", "device_memory_bytes")):
+        title = "on the device" if i else "of the process"
+        memory.append(Curve(title, *columns(lines, "step", name), i))
+    memory = [replace(curve, y=curve.y / 2**30) for curve in memory]
+    shares, memory = ([c for c in found if len(c.finite)] for found in (shares, memory))
+    busy = plots.curves("train/machine", shares, "share", shares=True, from_zero=True)
+    caption = "CPU: of all cores, whoever used them; waiting: of the training time"
+    return [
+        figure("How busy", caption, busy),
+        figure("Memory", "in use", plots.curves("train/memory", memory, "GiB", from_zero=True)),
+    ]
+
+
+def epoch_rows(run: RunFolder) -> list[list[str]]:
+    """Training time and tokens of each whole epoch; evaluation and saving are not in it."""
+    ends: dict[int, tuple[float, float]] = {}
+    for line in run.lines[0]:
+        epoch, seconds = number(line.get("epoch")), number(line.get("seconds"))
+        if epoch is not None and seconds is not None:
+            # a step that crosses the end of an epoch is counted with the one that it ends
+            ends.setdefault(math.floor(epoch + 1e-9), (seconds, number(line.get("tokens")) or 0))
+    rows, before = [], (0.0, 0.0)
+    for epoch, (seconds, tokens) in sorted(ends.items()):
+        if epoch >= 1:
+            took = seconds - before[0]
+            rows.append([str(epoch), f"{took:,.1f} s", f"{tokens - before[1]:,.0f}"])
+            before = (seconds, tokens)
+    return rows
 
 
 def cost(run: RunFolder) -> dict[str, str]:
@@ -455,6 +511,17 @@ def cost(run: RunFolder) -> dict[str, str]:
     _, y = columns(training, "step", "peak_memory_bytes")
     if np.isfinite(y).any():
         found["peak memory"] = f"{np.nanmax(y) / 2**30:.2f} GiB"
+    lines = machine_lines(run)
+    for name, title in (("cpu_share", "CPU"), ("data_share", "waiting for data")):
+        _, y = columns(lines, "step", name)
+        if np.isfinite(y).any():
+            found[f"{title}, median"] = f"{np.nanmedian(y):.0%}"
+    if (seconds := number(run.record.get("evaluation_seconds"))) is not None:
+        found["evaluation"] = duration(seconds)
+    written = number(run.record.get("checkpoint_bytes"))
+    seconds = number(run.record.get("checkpoint_seconds"))
+    if written is not None and seconds is not None:
+        found["checkpoints"] = f"{written / 2**30:.2f} GiB in {duration(seconds)}"
     return found
 
 
@@ -604,15 +671,50 @@ def language_answers(rows: list[dict[str, str]]) -> list[Block]:
     return [Figure("Loss of the test rows", caption, picture)]
 
 
+def attention_figures(run: RunFolder) -> list[Block]:
+    """The maps of test/analysis/attention.jsonl."""
+    found: list[Block] = []
+    texts, count = json_rows(run, "attention.jsonl"), 0
+    for number_of_text, row in enumerate(texts, start=1):
+        try:
+            tokens = [clean(token) for token in row["tokens"]]
+            maps = [(m["layer"], m["head"], np.array(m["weights"], float)) for m in row["maps"]]
+            assert all(w.shape == (len(tokens), len(tokens)) for *_, w in maps)
+        except (KeyError, TypeError, ValueError, AssertionError):
+            run.notes.append(f"text {number_of_text} of attention.jsonl is not drawn: no maps")
+            continue
+        for layer, head, weights in maps:
+            count += 1
+            if count > MOST_MAPS:
+                continue
+            title = f"Text {number_of_text}, layer {layer}, "
+            title += "mean of the heads" if head is None else f"head {head}"
+            name = f"test/attention_{number_of_text}_{layer}" + ("" if head is None else f"_{head}")
+            caption = "each row is what one token reads; colour: its share"
+            picture = plots.attention(name, tokens, np.nan_to_num(weights))
+            found.append(Figure(clean(title), caption, picture))
+    if count > MOST_MAPS:
+        found.insert(0, Text(f"The first {MOST_MAPS} of {count} maps; attention.jsonl has all."))
+    return found
+
+
 def worst_rows(run: RunFolder) -> list[Block]:
     """The texts of test/analysis/worst_rows.jsonl."""
-    path = run.path / "test/analysis/worst_rows.jsonl"
+    found = json_rows(run, "worst_rows.jsonl")
+    more = f", the first {WORST_ROWS} of {len(found)}" if len(found) > WORST_ROWS else ""
+    first = [Text(f"Test rows by their loss, highest first{more}.")] if found else []
+    return first + [worst_row(row) for row in found[:WORST_ROWS]]
+
+
+def json_rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    """The objects of a file in test/analysis, a line each; what cannot be read is noted."""
+    path = run.path / "test/analysis" / name
     if not path.exists():
         return []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
-        run.notes.append(f"worst_rows.jsonl cannot be read: {error}")
+        run.notes.append(f"{name} cannot be read: {error}")
         return []
     found, torn = [], 0
     for line in filter(str.strip, lines):
@@ -625,10 +727,8 @@ def worst_rows(run: RunFolder) -> list[Block]:
         else:
             torn += 1
     if torn:
-        run.notes.append(f"{torn} lines of worst_rows.jsonl cannot be read and are left out")
-    more = f", the first {WORST_ROWS} of {len(found)}" if len(found) > WORST_ROWS else ""
-    first = [Text(f"Test rows by their loss, highest first{more}.")] if found else []
-    return first + [worst_row(row) for row in found[:WORST_ROWS]]
+        run.notes.append(f"{torn} lines of {name} cannot be read and are left out")
+    return found
 
 
 def worst_row(row: dict[str, Any]) -> Row:

@@ -181,7 +181,7 @@ def curves(
     gaps = sum(len(curve.y) - len(curve.finite) for curve in drawn)
     left_out = [f"{gaps:,} values were not finite"] if gaps else []
     left_out += [f"{cut:,} raw values lie above"] if cut else []
-    alt = f"{y_label.capitalize()} against {x_label}. {'; '.join(said)}."
+    alt = f"{y_label[:1].upper()}{y_label[1:]} against {x_label}. {'; '.join(said)}."
     return Picture(name, alt, draw, left_out="; ".join(left_out))
 
 
@@ -298,6 +298,36 @@ def layers(name: str, steps: Sequence[float], norms: Sequence[dict[str, float]])
     said = ", ".join(f"{n} {m:.3g}" for n, m in zip(names, medians, strict=True))
     alt = f"Gradient norm of each layer at each step, as colour. Medians: {said}."
     return Picture(name, alt, draw, height=min(2.2 + 0.17 * len(rows), 5))
+
+
+def attention(name: str, tokens: Sequence[str], weights: np.ndarray) -> Picture:
+    """Weights (token that reads, token that is read), each row a share of 1, as colour."""
+    labels = [_name(token, 12) for token in tokens]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        image = axes.imshow(
+            weights,
+            cmap="cividis",
+            interpolation="none",
+            aspect="auto",
+            norm=matplotlib.colors.PowerNorm(0.5, 0, max(float(weights.max()), 1e-3)),
+        )
+        _color_bar(figure, axes, image, shares=True)
+        small = 7 if len(labels) > 20 else 9
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=small)
+        axes.set_yticks(range(len(labels)), labels, fontsize=small)
+        axes.tick_params(length=0)
+        axes.set_xlabel("is read")
+        axes.set_ylabel("reads")
+
+    top = weights.argmax(axis=1)
+    said = "; ".join(
+        f"{tokens[i].strip()} reads {tokens[j].strip()} {weights[i, j]:.0%}"
+        for i, j in list(enumerate(top))[:12]
+    )
+    alt = f"Attention between {len(tokens)} tokens, as colour. Most read: {said}."
+    return Picture(name, alt, draw, height=5)
 
 
 def confusion(name: str, classes: Sequence[str], counts: np.ndarray) -> Picture:

@@ -165,12 +165,32 @@ def progress(run: RunFolder, log: MetricsLog) -> list[tuple[str, str]]:
     rows.append(("speed", "  ".join(speeds)))
     if (memory := number(last.get("peak_memory_bytes"))) is not None:
         rows.append(("memory", f"{memory / 2**30:.2f} GiB at most"))
+    rows.append(("machine", machine_words(machine_of(log.training))))
     seconds = number(last.get("seconds"))
     if seconds is not None:
         left = seconds_left(recent, total)
         rest = f", about {duration(left)} left" if left and run.status == "running" else ""
         rows.append(("trained", duration(seconds) + rest))
     return [row for row in rows if row[1]]
+
+
+def machine_of(training: list[dict]) -> dict[str, float]:
+    """The latest of what the monitor logged, once a second at most."""
+    for line in reversed(training):
+        if isinstance(found := line.get("machine"), dict):
+            return {name: value for name, value in found.items() if number(value) is not None}
+    return {}
+
+
+def machine_words(found: dict[str, float]) -> str:
+    shares = (("cpu_share", "CPU"), ("device_share", "GPU"), ("data_share", "waiting for data"))
+    words = [f"{title} {found[name]:.0%}" for name, title in shares if name in found]
+    if "process_cores" in found:
+        words.insert(1, f"{found['process_cores']:.1f} cores by this process")
+    for name, title in (("memory_bytes", "now"), ("device_memory_bytes", "on the device")):
+        if name in found:
+            words.append(f"{found[name] / 2**30:.2f} GiB {title}")
+    return "  ".join(words)
 
 
 def validation(evaluations: list[dict]) -> list[tuple[str, str]]:

@@ -6,8 +6,10 @@
     batch = train.collate(rows, epoch)      # input_ids, labels, positions, ids
 
 Documents are tokenised once, each followed by the separator, concatenated and cut into sequences
-of `seq_length` tokens, without padding. The sequences lie in memory-mapped shards that all
-processes share. A sequence's id is its number in the shards.
+of `seq_length` tokens, without padding. Each sequence begins with the classifier token, never
+masked, so that what fine-tuning reads there has been trained (the published C4 subset, packed
+elsewhere, has none). The sequences lie in memory-mapped shards that all processes share. A
+sequence's id is its number in the shards.
 
 Whole documents are packed in groups of about 64 sequences, and a split takes whole groups. So no
 document is in two parts, and a sequence has the same content and id whatever the split: one set of
@@ -43,7 +45,7 @@ BLOCK_CHARACTERS = 4 << 20  # documents of one shard: the unit of work and of wh
 GROUP_SEQUENCES = 64
 SAMPLE_CHARACTERS = 200_000_000  # that the tokenizer is trained on, at most
 LONGEST_DOCUMENT = 1 << 20  # characters; a longer stretch of a text file is cut
-LAYOUT = 1  # of the shards: to be raised when the same documents would be packed otherwise
+LAYOUT = 2  # of the shards: to be raised when the same documents would be packed otherwise
 
 # ----------------------------------------------------------------------------- sources
 
@@ -493,6 +495,9 @@ class _Packer:
         self.folder, self.seq_length = folder, seq_length
         self.separator = tokenizer.sep_token_id
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+        first = tokenizer.cls_token_id  # some tokenizers have none
+        self.first = np.array([] if first is None else [first], self.dtype)
+        self.text_length = seq_length - len(self.first)
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -545,10 +550,10 @@ class _Packer:
         for ids in self._encode([text for _, text in documents]):
             stream.append(ids)
             held += len(ids)
-            if held >= GROUP_SEQUENCES * self.seq_length:
+            if held >= GROUP_SEQUENCES * self.text_length:
                 yield self._cut(stream)
                 stream, held = [], 0
-        if held >= self.seq_length:
+        if held >= self.text_length:
             yield self._cut(stream)
 
     def _encode(self, texts: list[str]) -> Iterator[np.ndarray]:
@@ -564,7 +569,9 @@ class _Packer:
 
     def _cut(self, stream: list[np.ndarray]) -> np.ndarray:
         flat = np.concatenate(stream)
-        return flat[: len(flat) // self.seq_length * self.seq_length].reshape(-1, self.seq_length)
+        rows = flat[: len(flat) // self.text_length * self.text_length]
+        rows = rows.reshape(-1, self.text_length)
+        return np.concatenate([np.tile(self.first, (len(rows), 1)), rows], axis=1)
 
 
 class Corpus:

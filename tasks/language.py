@@ -396,4 +396,5 @@ class LanguageModelling(tuning.Tuning):
         return found, rows
 
     def test(self) -> tuple[Metrics, list[dict]]:
+        self.write_attention()
         return self.measure()

@@ -130,6 +130,8 @@ class Config(Settings):
     """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment"""
     max_length: int = 128
     """tokens a row; rows are packed, so all have as many"""
+    mask_frac: float = 0.15
+    """share of a training row's tokens that are masked; of a validation row's it is always .15"""
     lr: float = 1e-3
     """peak learning rate"""
     schedule: Literal["one-cycle", "triangle2", "linear", "cosine", "constant"] = "one-cycle"
@@ -159,6 +161,7 @@ class Config(Settings):
         super().__post_init__()
         self._require("budget", lambda value: value > 0, "more than 0, or null")
         self._require("validate_every", lambda value: value > 0, "more than 0, or null")
+        self._require("mask_frac", lambda value: 0 < value < 1, "a share above 0, below 1")
         if self.stacking.enabled and self.layer_drop.enabled:
             raise ValueError(
                 "stacking and layer drop both choose the layers that run: enable one of them"
@@ -175,7 +178,8 @@ class Config(Settings):
 # What a script without any settings does where there is no hub.
 EMBEDDED = {
     **{"model": "bert-tiny", "data": "reviews", "vocab_size": 8192, "max_length": 64},
-    **{"batch": 32, "micro_batch": 16, "budget": None, "epochs": 1.0, "lr": 2e-3},
+    **{"batch": 32, "micro_batch": 16, "budget": None, "epochs": 1.0, "lr": 4e-3},
+    **{"mask_frac": 0.4, "schedule": "linear", "warmup_frac": 0.05},
 }
 
 
@@ -215,6 +219,7 @@ def build_clock(config: Config, model: nn.Module, total_steps: int) -> clocks.Bu
             shape.intermediate_size,
             shape.vocab_size,
             config.max_length,
+            config.mask_frac,
             gated=config.model in bert.ARCHITECTURES,
         )
     return clocks.BudgetClock(config.budget, config.budget_unit, costs, free)
@@ -395,7 +400,8 @@ class Pretraining:
                 f"{len(self.split.validation):,} to validate on: a larger corpus, or another "
                 "validation.fraction or validation.truncate_to"
             )
-        self.train = corpora.MlmData(self.corpus, train_ids, config.seed)
+        masking = corpora.Masking(config.mask_frac)
+        self.train = corpora.MlmData(self.corpus, train_ids, config.seed, masking)
         self.val = corpora.MlmData(self.corpus, self.split.validation)
         self.entropy = corpora.unigram_entropy(self.corpus, self.split.validation)
         world.say(
@@ -426,7 +432,7 @@ class Pretraining:
             # rows and masks of their own: the order of the training data stays the baseline's
             seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
             own = dataclasses.replace(config, batch=config.sophia.rows, seed=seed)
-            data = corpora.MlmData(self.corpus, self.train.ids, seed)
+            data = corpora.MlmData(self.corpus, self.train.ids, seed, self.train.masking)
             self.curvature = Curvature(core.TrainLoader(data, own, world), config.sophia.every)
             extras["curvature"] = self.curvature
         loader = core.TrainLoader(self.train, config, world)

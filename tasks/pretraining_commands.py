@@ -86,7 +86,7 @@ def extract_il_losses(config: ExtractConfig) -> None:
     if done:
         known = IrreducibleLosses.load(folder, split.fingerprint).ids
     missing = np.setdiff1d(split.train, known)
-    data = corpora.MlmData(corpus, missing)
+    data = corpora.MlmData(corpus, missing, masking=corpora.Masking(settings.mask_frac))
     precision = precision_of(settings, world)
     every = 0.5 if sys.stderr.isatty() else 30  # seconds: a log is not to fill up
     with tqdm(

@@ -450,6 +450,7 @@ class Classification(tuning.Tuning):
             p = self.probabilities(self.val)
         if verdict := metrics.collapse_verdict(p, self.val.labels, class_names=self.classes):
             self.run.verdict(verdict)
+        self.write_attention()
         return self.measure()
 
 

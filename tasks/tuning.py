@@ -17,7 +17,7 @@ import core
 import runs
 from methods.dropout import use_word_dropout
 from methods.schedules import schedule_for
-from models import causal, pretrained
+from models import attention, causal, pretrained
 from tasks import glue
 from tasks.arena import split_fingerprint
 from tasks.fine_tuning import weights_folder
@@ -224,6 +224,28 @@ class Tuning(abc.ABC):
             group["peak_lr"] = in_phase_1 if self.phase == 1 else peak
         self.entered = self.phase
         return True
+
+    # -- attention maps
+
+    def some_texts(self, count: int) -> list[str]:
+        """The first texts of the test part."""
+        rows = getattr(self.test_data, "rows", None) or self.test_data.stream.documents
+        return [row.text for row in rows[:count]]
+
+    def write_attention(self) -> None:
+        """Attention maps of a few test texts, for the page. Not having them stops nothing."""
+        if self.world.rank != 0 or not self.config.attention_texts:
+            return
+        model = self.state.model
+        layers = attention.some_layers(model.config.num_hidden_layers)
+        try:
+            found = [
+                (text, *attention.attention_maps(model, self.tokenizer, text, layers))
+                for text in self.some_texts(self.config.attention_texts)
+            ]
+        except (ValueError, AttributeError) as error:
+            return self.world.say(f"note: no attention maps ({error})")
+        attention.write_maps(self.run.folder / "test/analysis/attention.jsonl", found)
 
     # -- before training, and weights
 

@@ -68,11 +68,18 @@ def test_the_first_loss_is_that_of_guessing():
     assert found.loss.item() == pytest.approx(math.log(32768), abs=0.1)
 
 
-def test_weights_begin_as_published():
-    model = bert.build_masked_lm("bert-tiny", 5000, seed=0)
+@pytest.mark.parametrize("positions", ["sinusoidal", "relative"])
+def test_weights_begin_as_published(positions):
+    model = bert.build_masked_lm("bert-tiny", 5000, seed=0, positions=positions)
+    scale = 0.02 * math.sqrt(768 / 128)
+    assert any(n.endswith("position_scale") for n in model.state_dict()) == (
+        positions == "sinusoidal"
+    )
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            assert parameter.std().item() == pytest.approx(0.02, rel=0.03), name
+        if name.endswith("distance_bias"):
+            assert positions == "relative" and (parameter == 0).all()
+        elif parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(scale, rel=0.03), name
         elif name.endswith("position_scale"):
             assert parameter.item() == pytest.approx(1 / math.sqrt(128))
         else:
@@ -100,15 +107,19 @@ def by_hand(model, input_ids: torch.Tensor) -> torch.Tensor:
             angle = place / 10000 ** (column / size)
             positions[place, column] = math.sin(angle)
             positions[place, column + 1] = math.cos(angle)
-    x = norm(
-        words[input_ids] + encoder.embeddings.position_scale * positions, encoder.embeddings.norm
-    )
+    relative = model.config.positions == "relative"
+    scale = 0 if relative else encoder.embeddings.position_scale
+    x = norm(words[input_ids] + scale * positions, encoder.embeddings.norm)
     for layer in encoder.layers:
         q, k, v = (norm(x, layer.norm1) @ layer.attention.qkv.weight.T).split(size, -1)
         heads = []
         for start in (0, 16):
             part = slice(start, start + 16)
             scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(16)
+            for place in range(seq if relative else 0):
+                for other in range(seq):
+                    bias = layer.attention.distance_bias[start // 16, other - place + 23]
+                    scores[:, place, other] += bias
             heads.append(scores.softmax(-1) @ v[..., part])
         x = x + torch.cat(heads, -1) @ layer.attention.out.weight.T
         up = norm(x, layer.norm2) @ layer.feed_forward.up.weight.T
@@ -118,8 +129,11 @@ def by_hand(model, input_ids: torch.Tensor) -> torch.Tensor:
     return norm(x, encoder.final_norm) @ model.head.weight.T @ words.T
 
 
-def test_the_model_is_what_is_written():
-    model = build()
+@pytest.mark.parametrize("positions", ["sinusoidal", "relative"])
+def test_the_model_is_what_is_written(positions):
+    model = build(positions=positions)
+    for layer in model.encoder.layers if positions == "relative" else []:
+        torch.nn.init.normal_(layer.attention.distance_bias)
     input_ids = sample_batch()["input_ids"]
     torch.testing.assert_close(
         model(input_ids).logits, by_hand(model, input_ids), rtol=1e-4, atol=1e-4
@@ -292,7 +306,9 @@ def test_a_classifier_of_a_saved_model_has_a_new_head_only(tmp_path):
     for name, parameter in model.encoder.named_parameters():
         assert torch.equal(classifier.encoder.get_parameter(name), parameter)
     assert classifier.pooler.weight.shape == (1024, 32)
-    assert classifier.pooler.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert classifier.pooler.weight.std().item() == pytest.approx(
+        model.config.initializer_range, rel=0.05
+    )
     found = classifier(batch["input_ids"], labels=torch.tensor([0, 2, 1]))
     assert found.logits.shape == (3, 3)
     assert found.loss.item() == pytest.approx(math.log(3), abs=0.3)

@@ -82,9 +82,9 @@ def all_rows(corpus: Corpus) -> np.ndarray:
 
 
 def documents_of(rows: np.ndarray, corpus: Corpus) -> list[list[int]]:
-    """The tokens between separators, in the order in which they stand."""
+    """The tokens between separators, in order."""
     separator = corpus.tokenizer.sep_token_id
-    flat = rows.reshape(-1)
+    flat = rows[:, 1:].reshape(-1)  # without <cls>
     return [part.tolist() for part in np.split(flat, np.flatnonzero(flat == separator) + 1)]
 
 
@@ -241,21 +241,23 @@ def test_every_document_is_there_once_with_its_separator(corpus):
     for end, count in zip(ends, corpus.groups, strict=True):
         rows = corpus.rows(np.arange(end - count, end))
         assert rows.dtype == np.uint16 and rows.shape == (count, LENGTH)
+        assert (rows[:, 0] == 4).all()  # <cls>
         *whole, last = documents_of(rows, corpus)
         found.update(map(tuple, whole))
         if last:  # cut off with the tail that fills no sequence
             assert any(tuple(last) == document[: len(last)] for document in expected)
     missing = expected - found
     assert not found - expected and missing.total() <= 3 * len(corpus.groups)
-    lost = sum(map(len, expected.elements())) - len(corpus) * LENGTH
+    lost = sum(map(len, expected.elements())) - len(corpus) * (LENGTH - 1)
     assert 0 <= lost < LENGTH * len(corpus.groups)
-    assert set(all_rows(corpus)[special[all_rows(corpus)]].tolist()) == {5}  # no padding
+    text = all_rows(corpus)[:, 1:]
+    assert set(text[special[text]].tolist()) == {5}  # no padding
 
 
 def test_a_special_token_that_somebody_wrote_is_text(tmp_path, tokenizer_folder):
     texts = ["a <mask> and </s> <pad> story " * 20, " \n ", "a good story " * 20]
     corpus = pack(write_json_lines(tmp_path / "a.jsonl", texts), tokenizer_folder)
-    tokens = all_rows(corpus).reshape(-1)
+    tokens = all_rows(corpus)[:, 1:].reshape(-1)
     assert set(tokens[corpus.is_special[tokens]].tolist()) <= {5}
     assert (tokens == 5).sum() <= 2  # the blank document has none
 
@@ -557,7 +559,10 @@ def test_masks_have_the_published_shares(corpus):
     extra = 0.1 / corpus.vocab_size  # a random token may be <mask>, or the original
     assert abs(hidden / masked - 0.8 - extra) < 4 * sigma
     assert abs(kept / masked - 0.1 - extra) < 4 * sigma
-    # no place is preferred: separators are as frequent everywhere
+    # no place is preferred but the first, which is never masked: separators are everywhere
+    first, *places = places
+    assert first == 0
+    places = np.array(places)
     assert abs(places / places.mean() - 1).max() < 5 / math.sqrt(places.mean())
 
 
@@ -631,7 +636,7 @@ def test_another_process_maps_the_files_itself(corpus):
 def test_unigram_entropy_of_known_shares(corpus):
     ids = np.arange(len(corpus))
     tokens = all_rows(corpus).reshape(-1)
-    counts = collections.Counter(tokens[tokens != 5].tolist())
+    counts = collections.Counter(tokens[~corpus.is_special[tokens]].tolist())
     shares = [count / counts.total() for count in counts.values()]
     expected = -sum(share * math.log(share) for share in shares)
     assert unigram_entropy(corpus, ids) == pytest.approx(expected)

@@ -184,6 +184,8 @@ def test_language_modelling(name, models, wikitext, tmp_path):
     assert (after["stride"], after["window"], after["detokenized"]) == (16, 32, False)
     rows = (tmp_path / "test/metrics/predictions.csv").read_text().splitlines()
     assert rows[0] == "id,group,loss_sum,num_targets,num_chars" and len(rows) == 13
+    maps = (tmp_path / "test/analysis/attention.jsonl").read_text().splitlines()
+    assert len(maps) == 2 and len(json.loads(maps[0])["maps"]) >= 2
     cells = np.array([row.split(",")[2:] for row in rows[1:]], float).sum(axis=0)
     assert math.exp(cells[0] / cells[1]) == pytest.approx(after["perplexity"])
     assert cells[1] == after["num_targets"] and cells[2] == after["num_chars"]

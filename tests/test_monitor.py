@@ -81,6 +81,94 @@ def test_each_step_logs_its_layers_and_memory(train):
         assert line["peak_memory_bytes"] > 10**8
 
 
+# ------------------------------------------------------------------------------- machine
+
+
+class FakeGpu:
+    """torch.cuda as far as the monitor looks; without the driver's package it raises."""
+
+    def __init__(self, percent=None):
+        self.percent, self.asked = percent, 0
+
+    def utilization(self):
+        self.asked += 1
+        if self.percent is None:
+            raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+        return self.percent
+
+    def memory_allocated(self):
+        return 5 << 30
+
+
+def monitor_of(gpu=None, percents=(0.0, 50.0, 100.0), used=(0.0, 3.0, 3.5)):
+    percents, used = iter(percents), iter(used)
+    found = monitor.Monitor(torch.device("cpu"), 1.0, lambda: next(percents), lambda: next(used))
+    found.gpu = gpu
+    return found
+
+
+def test_shares_are_of_the_time_since_the_last_sample():
+    watched = monitor_of()
+    assert watched.sample(10.0, 0.0, 0.0) == {}  # where it begins
+    watched.add(checkpoint_bytes=7, checkpoint_seconds=0.25)
+    assert watched.sample(10.9, 0.9, 0.0) == {}  # too early
+    watched.add(checkpoint_bytes=3)
+    line = watched.sample(12.0, 1.6, 0.4)
+    assert line.pop("memory_bytes") > 10**7
+    assert line == {
+        **{"cpu_share": 0.5, "process_cores": 1.5, "data_share": 0.25},
+        **{"checkpoint_bytes": 10, "checkpoint_seconds": 0.25},
+    }
+    line = watched.sample(13.0, 2.6, 0.4)
+    assert (line["cpu_share"], line["process_cores"], line["data_share"]) == (1.0, 0.5, 0.0)
+    assert "checkpoint_bytes" not in line  # each is said once
+
+
+def test_a_gpu_that_tells_nothing_is_asked_once():
+    gpu = FakeGpu()
+    watched = monitor_of(gpu)
+    for second in range(3):
+        line = watched.sample(second, second, 0.0)
+    assert line["device_memory_bytes"] == 5 << 30 and "device_share" not in line
+    assert gpu.asked == 1
+    watched = monitor_of(FakeGpu(87))
+    watched.sample(0.0, 0.0, 0.0)
+    assert watched.sample(1.0, 1.0, 0.0)["device_share"] == 0.87
+
+
+def test_devices_without_a_figure_have_none():
+    class Apple:
+        def current_allocated_memory(self):
+            return 3
+
+    assert monitor.device_memory(Apple()) == 3
+    assert monitor.device_share(Apple()) is None
+    assert monitor.gpu_of(torch.device("cpu")) is None
+    assert monitor.gpu_of(torch.device("xpu")) is torch.xpu
+
+
+def test_a_run_logs_its_machine_or_does_not(train, monkeypatch):
+    _, *others = monitor.Monitor.__init__.__defaults__
+    monkeypatch.setattr(monitor.Monitor.__init__, "__defaults__", (0.0, *others))
+    folder = train("--epochs", "1", "--eval_every", "2")
+    first, *rest = (line.get("machine") for line in lines_of(folder) if "train_loss" in line)
+    assert first is None
+    for found in rest:
+        assert 0 <= found["cpu_share"] <= 1 and 0 <= found["data_share"] <= 1
+        assert found["process_cores"] > 0 and found["memory_bytes"] > 10**8
+    # the evaluation and the checkpoints of step 2 are said with step 3
+    assert "checkpoint_bytes" not in rest[0] and rest[1]["evaluation_seconds"] > 0
+    weights = (folder / "train/weights/step_00000002").iterdir()
+    assert rest[1]["checkpoint_bytes"] > sum(file.stat().st_size for file in weights)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["checkpoint_bytes"] > rest[1]["checkpoint_bytes"]  # all of them, the last, too
+    assert 0 < record["checkpoint_seconds"] and 0 < record["evaluation_seconds"]
+
+    without = train("--epochs", "1", "--monitor=false", out="without")
+    assert not any("machine" in line for line in lines_of(without))
+    assert "checkpoint_bytes" not in json.loads((without / "run.json").read_text())
+
+
 # ------------------------------------------------------------------------------ trackers
 
 

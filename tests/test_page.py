@@ -200,6 +200,29 @@ def test_pictures_lie_in_the_run_folder(finished):
     )
 
 
+def test_what_the_machine_did_is_drawn(tmp_path):
+    lines = training_lines(80)
+    for line in lines[1::4]:
+        line["machine"] = {"cpu_share": 0.9, "process_cores": 1.8, "data_share": 0.05}
+        line["machine"] |= {"memory_bytes": 2**29, "device_memory_bytes": 2**28}
+    for line in lines:
+        line["tokens"] = 100 * line["step"]
+    folder = write_run(
+        tmp_path / "r", lines, METRICS, checkpoint_bytes=2**30, checkpoint_seconds=4.0
+    )
+    page = page_of(folder)
+    check_self_contained(page)
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "CPU, median: 90%" in text and "waiting for data, median: 5%" in text
+    assert "checkpoints: 1.00 GiB in 4 s" in text
+    assert page.source.count("<b>Memory") == 1 and page.source.count("<b>How busy") == 1
+    label = next(v for _, name, v in page.attributes if name == "aria-label" and v[:3] == "GiB")
+    assert "of the process: from 0.5 to 0.5" in label and "on the device: from 0.25" in label
+    # 80 steps of 0.7 s are two epochs
+    rows = re.findall(r'<th scope="row">(\d)</th><td>([^<]*)</td><td>([^<]*)', page.source)
+    assert ("1", "28.0 s", "4,000") in rows and ("2", "28.0 s", "4,000") in rows
+
+
 def test_a_page_elsewhere_leaves_the_run_folder_as_it_was(finished, tmp_path):
     before = sorted(finished.rglob("*"))
     write_page([finished], tmp_path / "elsewhere.html")

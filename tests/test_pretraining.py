@@ -91,6 +91,20 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "train/weights/final/model.safetensors")
 
 
+def test_mask_frac_is_that_of_the_training_rows_alone(words, tmp_path):
+    config = parse([*words, "mask_frac=0.5", f"out={tmp_path}"])
+    with core.distributed(config) as world, runs.Run(config, world) as run:
+        task = pretraining.Pretraining(config, world, run)
+        shares = [
+            (data.collate(np.arange(100), epoch)["labels"] != core.IGNORE_INDEX).float().mean()
+            for data, epoch in ((task.train, 0), (task.val, None))
+        ]
+        model = task.build_state().model
+    assert shares == pytest.approx([8 / 16, 2 / 16])
+    plain = pretraining.build_clock(parse(words), model, 1).costs.of("train", 4)
+    assert pretraining.build_clock(config, model, 1).costs.of("train", 4) > plain
+
+
 # ------------------------------------------------------------- composition, worlds, resuming
 
 

@@ -27,7 +27,7 @@ from settings import parse_settings
 from tasks import preference
 
 SCRIPT = "run_2_appendprompt.py"
-TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes"}
+TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes", "machine"}
 
 
 # ------------------------------------------------------------------------------ helpers

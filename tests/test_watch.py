@@ -108,6 +108,19 @@ def test_silence_is_said_and_what_to_do(run):
     assert silence(load_run(run.path), log) == ""
 
 
+def test_the_latest_of_the_machine_is_shown(run):
+    run.steps(1, 2)
+    assert "machine" not in said(run)
+    line = {"step": 3, "train_loss": 1.0, "machine": {"cpu_share": 0.93, "process_cores": 1.84}}
+    line["machine"] |= {"data_share": 0.02, "memory_bytes": 2**30, "odd": "x"}
+    with open(run.log, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    run.steps(4, 5)
+    assert said(run)["machine"] == (
+        "CPU 93%  1.8 cores by this process  waiting for data 2%  1.00 GiB now"
+    )
+
+
 def test_a_run_that_falls_silent_is_said_once(run, capsys, monkeypatch):
     monkeypatch.setattr("reports.watch.SILENT_SECONDS", 0.2)
     run.steps(1, 2)
