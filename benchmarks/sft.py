@@ -11,7 +11,6 @@ on every linear map of the blocks, q, k and v in one, as peft has it.
 
 import argparse
 import contextlib
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -100,8 +99,11 @@ def peer(arguments: argparse.Namespace) -> dict:
             r=16, lora_alpha=16, target_modules=targets, fan_in_fan_out=True, task_type="CAUSAL_LM"
         )
     found = train_peer(arguments, config, rows, extra)
-    counted = sum(tokens[WARM_UP * BATCH :])
-    return {"tokens_per_second": counted / found["seconds"], "loss": found["loss"]}
+    per_step = np.array(tokens).reshape(steps, BATCH).sum(axis=1)
+    # Trainer divides the sum by the labels before they are shifted, one a row too many
+    losses = np.array(found["losses"]) * (per_step + BATCH) / per_step
+    rate = per_step[WARM_UP:].sum() / found["seconds"]
+    return {"tokens_per_second": float(rate), "loss": float(losses[-5:].mean())}
 
 
 def train_peer(arguments: argparse.Namespace, config: Any, rows: list, extra: dict) -> dict:
@@ -137,4 +139,4 @@ def train_peer(arguments: argparse.Namespace, config: Any, rows: list, extra: di
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seconds": ended[-1] - ended[WARM_UP - 1], "loss": statistics.mean(losses[-5:])}
+    return {"seconds": ended[-1] - ended[WARM_UP - 1], "losses": losses}
