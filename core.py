@@ -195,6 +195,7 @@ class World:
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    sharded: bool = False  # each rank holds a part of the model: all must compute together
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, in place, of a tensor of any shape on `device`."""
@@ -332,12 +333,12 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
 def all_reduce_gradients(
     parameters: Sequence[nn.Parameter], world: World, bucket_bytes: int = 32 << 20
 ) -> None:
-    """Sum gradients over ranks, in buckets of about `bucket_bytes`.
+    """Sum gradients over ranks, in buckets of about `bucket_bytes`; FSDP has done it for its own.
 
     A rank without a gradient (it had no micro-batch) adds zero. Call only with parameters
     that have a gradient on at least one rank: all ranks must name the same ones.
     """
-    if world.size == 1:
+    if world.size == 1 or world.sharded:
         return
     buckets: list[list[nn.Parameter]] = [[]]
     used = 0
@@ -529,7 +530,7 @@ class StepSampler(DistributedSampler):
         super().__init__(data.lengths, world.size, world.rank, shuffle=True, seed=config.seed)
         self.lengths, self.tokens = np.asarray(data.lengths), np.asarray(data.tokens)
         self.batch, self.micro_batch = config.batch, micro_batch
-        self.group_by_length = config.group_by_length
+        self.group_by_length, self.sharded = config.group_by_length, world.sharded
         self.start = 0
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -568,12 +569,16 @@ class StepSampler(DistributedSampler):
             epoch, parts = self.global_batch(position)
             self.set_epoch(epoch)
             costs = [len(part) * int(self.lengths[part].max()) for part in parts]
-            mine = deal(costs, self.num_replicas)[self.rank]
+            hands = deal(costs, self.num_replicas)
             rows = np.concatenate(parts)
+            mine = [(index, parts[index]) for index in hands[self.rank]]
+            if self.sharded:  # without rows, where others have more to do
+                blanks = max(map(len, hands)) - len(mine)
+                mine += [(len(parts) + number, rows[:0]) for number in range(blanks)]
             yield Work(
                 position,
                 epoch,
-                [(index, parts[index]) for index in mine],
+                mine,
                 len(rows),
                 int(self.tokens[rows].sum()),
                 [len(part) for part in parts],
@@ -676,14 +681,21 @@ def ignore_signals(worker: int) -> None:
 
 
 def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
-    """This rank's (rows, tensors): every row once over all ranks, batches the same at any size."""
+    """This rank's (rows, tensors): every row once over all ranks, batches the same at any size.
+
+    In a sharded world the ranks get as many batches each, the last ones of some without rows.
+    """
     if len(data.lengths) == 0:
         return
     lengths = np.asarray(data.lengths)
     parts = cut_micro_batches(np.arange(len(lengths)), lengths, rows_each)
     costs = [len(part) * int(lengths[part].max()) for part in parts]
-    for index in deal(costs, world.size)[world.rank]:
-        yield parts[index], data.collate(parts[index], None)
+    hands = deal(costs, world.size)
+    mine = [parts[index] for index in hands[world.rank]]
+    if world.sharded:
+        mine += [parts[0][:0]] * (max(map(len, hands)) - len(mine))
+    for rows in mine:
+        yield rows, data.collate(rows, None)
 
 
 class Stopped(Exception):
@@ -707,7 +719,7 @@ def evaluate_rows(
             break
         with state.autocast():
             values = outputs(model, to_device(batch, world.device))
-        mine.append((rows, values.float().cpu().numpy()))
+        mine.append((rows, values.float().cpu().numpy()[: len(rows)]))
     model.train(training)
     if world.any(state.stop_requested()):
         raise Stopped
@@ -827,7 +839,8 @@ class State:
     weights that others can open, restore(folder) reads them back (rank 0 calls both).
     extras: further parts of the run with state_dict / load_state_dict, by name.
     charge(work) is called after each update, before clock.after_update(). under_way: position
-    of the global batch and index of the micro-batch that loss_sum is called for.
+    of the global batch and index of the micro-batch that loss_sum is called for. kept: the part of
+    the model that checkpoints hold, where the rest never changes and is loaded anew.
     """
 
     config: Settings
@@ -855,6 +868,7 @@ class State:
     charge: Callable[[Work], None] = lambda work: None
     evaluation_due: Callable[[], bool] | None = None  # None: --eval_every, and the end
     under_way: tuple[int, int] = (0, 0)
+    kept: nn.Module | None = None  # None: all of the model
 
     NUMBERS = (
         *("step", "examples", "tokens", "best", "best_step", "last_val_loss"),
@@ -862,6 +876,7 @@ class State:
     )
 
     def __post_init__(self) -> None:
+        self.kept = self.model if self.kept is None else self.kept
         trained = {id(p): n for n, p in self.model.named_parameters() if p.requires_grad}
         grouped = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
         if sorted(grouped) != sorted(trained):
@@ -883,6 +898,13 @@ class State:
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)
+
+    def collect(self) -> None:
+        """All ranks call it before rank 0 writes, which needs a sharded model whole."""
+
+    def share(self) -> None:
+        """After rank 0 has read: its weights on all ranks, which all call this."""
+        broadcast_parameters(self.model, self.world)
 
     def state_dict(self) -> dict:
         """Everything but the weights, as tensors and plain Python values."""
@@ -1060,12 +1082,22 @@ def gradient_norms(
     gradients: list[Tensor], layers: list[str], scale: float
 ) -> tuple[float, dict[str, float]]:
     """L2 norm of all gradients and of each layer's, times scale; one wait for the device."""
-    norms = torch.stack(torch._foreach_norm(gradients))
+    parts = [g.to_local() if is_sharded(g) else g for g in gradients]
+    norms = torch.stack(torch._foreach_norm(parts))
+    if any(map(is_sharded, gradients)):
+        squared = norms.square()
+        dist.all_reduce(squared)
+        norms = squared.sqrt()
     names = list(dict.fromkeys(layers))
     places = torch.tensor([names.index(layer) for layer in layers], device=norms.device)
     squares = norms.new_zeros(len(names)).index_add_(0, places, norms.square())
     total, *each = torch.cat([torch.linalg.vector_norm(norms)[None], squares.sqrt()]).tolist()
     return total * scale, {name: value * scale for name, value in zip(names, each, strict=True)}
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of it alone (torch's DTensor)."""
+    return hasattr(tensor, "to_local")
 
 
 def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Tensor]:
@@ -1090,7 +1122,7 @@ def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Te
             # dividing by a constant keeps fp16 gradients in range; the sums put it right
             state.scaler.scale(loss / config.batch).backward()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if world.sharded or not is_out_of_memory(error):  # the others wait for this rank
                 raise
             out_of_memory = True
         if out_of_memory:  # outside the handler, which holds the failed step's tensors

@@ -42,7 +42,6 @@ from core import (
     State,
     Stopped,
     World,
-    broadcast_parameters,
     damage,
     disk_error,
     peak_memory,
@@ -305,7 +304,7 @@ class Run:
         saved = self.world.from_rank_0(saved)
         if saved is not None and self.world.rank != 0:
             state.load_state_dict(saved)
-        broadcast_parameters(state.model, self.world)
+        state.share()
         if state.step:
             self.world.say(f"continuing at step {state.step}")
         self._seconds_before, self._started = state.seconds, time.perf_counter()
@@ -349,7 +348,7 @@ class Run:
                 try:
                     # on the CPU: each rank's optimizer moves the values to its own device
                     saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-                    load_model(state.model, folder / "model.safetensors")
+                    load_model(state.kept, folder / "model.safetensors")
                     return saved
                 except pickle.UnpicklingError:
                     problem = "state.pt holds more than tensors and plain values"
@@ -513,6 +512,7 @@ class Run:
 
     def _write_weights(self, state: State, name: str) -> None:
         folder = self.folder / "train/weights" / name
+        state.collect()
         self._on_rank_0(lambda: self._write_checkpoint(folder, state.export, state.step))
 
     def _write_checkpoint(self, folder: Path, fill: Callable[[Path], None], step: int) -> None:
@@ -540,7 +540,7 @@ class Run:
         def fill(beside: Path) -> None:
             if self._metrics is not None:  # or a machine that vanishes takes its lines along
                 os.fsync(self._metrics.fileno())
-            save_model(state.model, beside / "model.safetensors")
+            save_model(state.kept, beside / "model.safetensors")
             torch.save(state.state_dict(), beside / "state.pt")
 
         def write() -> None:
@@ -553,6 +553,7 @@ class Run:
                 if not (self.config.keep_every and step % self.config.keep_every == 0):
                     shutil.rmtree(old)
 
+        state.collect()
         self._on_rank_0(write)
         self._started, self._seconds_before = time.perf_counter(), state.seconds
 
@@ -642,12 +643,12 @@ class Run:
             self.verdict(f"tested with the final weights: best cannot be used ({problem})")
             wanted = "final"
         self._on_rank_0(lambda: state.restore(weights / wanted))
-        broadcast_parameters(state.model, self.world)
+        state.share()
         return wanted
 
     def dry_run(self, state: State, loss_sum: LossSum, steps: int = 3) -> None:
         """Time a few steps and say what the whole run would take; writes nothing."""
-        broadcast_parameters(state.model, self.world)
+        state.share()
         total = getattr(state.clock, "total_steps", None)  # None: the budget is no number of steps
         tokens = int(np.sum(state.loader.data.tokens))
         times = []

@@ -318,12 +318,14 @@ def lm_loss_sum(
     teacher: (1 − weight) · cross-entropy + weight · methods.distillation's loss.
     """
     chosen, targets, head = labels != IGNORE_INDEX, labels, model.get_output_embeddings()
+    states, adapter = hidden[chosen], getattr(head, "lora", None)
+    low, up = (None, None) if adapter is None else adapter.factors(states)
     extra: tuple = (None, None, None)
     if teacher is not None:
         output = teacher.get_output_embeddings()
         extra = (teacher_hidden[chosen], output.weight, output.bias)
     return _ChunkedLoss.apply(
-        hidden[chosen], head.weight, head.bias, targets[chosen], *extra, temperature, weight
+        *(states, head.weight, head.bias, low, up, targets[chosen]), *extra, temperature, weight
     )
 
 
@@ -334,7 +336,7 @@ def token_losses(model: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     states, targets = hidden[chosen], labels[chosen]
     found = [torch.zeros(0, device=hidden.device)]
     for part in _chunks(len(states), head.weight):
-        logits = F.linear(states[part], head.weight, head.bias).float()
+        logits = head(states[part]).float()
         found.append(F.cross_entropy(logits, targets[part], reduction="none"))
     losses = torch.zeros(labels.shape, device=hidden.device)
     losses[chosen] = torch.cat(found)
@@ -350,21 +352,37 @@ class _ChunkedLoss(torch.autograd.Function):
     """Loss and gradients a few hundred rows at a time: all logits at once would be gigabytes.
 
     The gradient of the cross-entropy is p − onehot, that of the distillation loss
-    T · (p_T − teacher's p_T), with p_T the softmax at temperature T.
+    T · (p_T − teacher's p_T), with p_T the softmax at temperature T. low (n, r), up (vocab, r): a
+    LoRA adapter of the head adds low @ up.T to the logits; None: there is none.
     """
 
     @staticmethod
     def forward(
-        ctx, hidden, matrix, bias, labels, teacher_hidden, teacher_matrix, teacher_bias, t, weight
+        ctx,
+        hidden,
+        matrix,
+        bias,
+        low,
+        up,
+        labels,
+        teacher_hidden,
+        teacher_matrix,
+        teacher_bias,
+        t,
+        weight,
     ):
-        wanted = ctx.needs_input_grad[:3]
+        wanted = ctx.needs_input_grad[:5]
         d_hidden = torch.zeros_like(hidden) if wanted[0] else None
         d_matrix = torch.zeros_like(matrix) if wanted[1] else None
         d_bias = torch.zeros_like(bias) if wanted[2] else None
+        d_low = torch.zeros_like(low) if wanted[3] else None
+        d_up = torch.zeros_like(up) if wanted[4] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for part in _chunks(len(hidden), matrix):
             states, targets = hidden[part], labels[part, None]
             logits = F.linear(states, matrix, bias)
+            if low is not None:
+                logits = torch.addmm(logits, low[part], up.T)
             dtype, logits = logits.dtype, logits.float()
             softer = None
             if teacher_hidden is not None:
@@ -388,7 +406,11 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_matrix.addmm_(gradient.T, states.to(dtype))
             elif d_matrix is not None:
                 d_matrix += gradient.T @ states.to(dtype)
-        ctx.gradients = (d_hidden, d_matrix, d_bias)
+            if d_low is not None:
+                d_low[part] = gradient @ up.to(dtype)
+            if d_up is not None:
+                d_up += gradient.T @ low[part].to(dtype)
+        ctx.gradients = (d_hidden, d_matrix, d_bias, d_low, d_up)
         return total
 
     @staticmethod

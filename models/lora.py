@@ -98,11 +98,21 @@ class Adapter(nn.Module):
         """s · B A, (out, in)."""
         return self.scale * (self.wide_B() @ self.A)
 
-    def forward(self, x: Tensor, output: Tensor) -> Tensor:
-        """x (…, in), output (…, out) of the base → output + s · B A x."""
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """low (…, parts · r) and up (out, parts · r), whose low @ up.T is s · B A x.
+
+        For the head's chunked loss, which never has all rows of the output at a time.
+        """
+        return self._low(x), self.scale * self.wide_B()
+
+    def _low(self, x: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.A.dtype)  # from a base in half precision
-        low = F.linear(self.dropout(x), self.A).to(output.dtype)  # (…, parts · r)
+        return F.linear(self.dropout(x), self.A)  # (…, parts · r)
+
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        """x (…, in), output (…, out) of the base → output + s · B A x."""
+        low = self._low(x).to(output.dtype)
         up = self.wide_B().to(output.dtype)
         rows = output.reshape(-1, output.shape[-1])
         # one new tensor as large as the output (the head's is tokens × vocabulary), not three

@@ -190,6 +190,14 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return saved
 
 
+def restore_weights(model: nn.Module, folder: Path) -> None:
+    """The weights of a folder that save_pretrained wrote into a model of the same shape."""
+    lacking, unknown = model.load_state_dict(read_weights(folder), strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    if unknown or set(lacking) - tied:
+        raise ValueError(f"{folder}: {[*unknown, *lacking][:3]} do not fit the model")
+
+
 def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tuple[str, str]:
     """(precision, attention) for this model on this device, which is said.
 

@@ -162,6 +162,7 @@ def page_of_run(run: RunFolder) -> Page:
         *section("Training", [*training_figures([run], [""]), *layer_figure(training)]),
         *section("Answers on the test rows", answers_of(run)),
         *section("Speed and memory", speed([run], [""])),
+        *section("Samples before and after training", samples(run)),
         *section("Attention", attention_figures(run)),
         *section("What it got most wrong", worst_rows(run)),
         *section("Tasks", tasks(run)),
@@ -744,6 +745,31 @@ def worst_row(row: dict[str, Any]) -> Row:
         cut(clean(" · ".join(parts)), 300),
         {cut(clean(k), 60): shortened(v) for k, v in texts.items()},
     )
+
+
+def samples(run: RunFolder) -> list[Block]:
+    """What the model answered to the same instructions: <part>/analysis/samples.jsonl."""
+    asked: dict[tuple[str, str], dict[str, str]] = {}
+    for part, name in (("baseline", "before"), ("test", "after")):
+        path = run.path / part / "analysis/samples.jsonl"
+        if not path.exists():
+            continue
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for row in rows:
+                texts = asked.setdefault((row["instruction"], row["input"]), {})
+                texts[name] = shortened(row["response"]) or "(nothing)"
+                if row.get("reference"):
+                    texts["reference"] = shortened(row["reference"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            run.notes.append(f"{path.relative_to(run.path)} cannot be read: {error}")
+    return [
+        Row(
+            cut(clean(str(instruction)), 300),
+            {**({"input": shortened(given)} if given else {}), **texts},
+        )
+        for (instruction, given), texts in asked.items()
+    ]
 
 
 def shortened(text: Any) -> str:

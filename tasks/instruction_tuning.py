@@ -1,0 +1,344 @@
+"""Instruction tuning around the loop of alpaca_sft.py: model, rows, figures, samples, weights."""
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+import core
+import runs
+from core import IGNORE_INDEX
+from evaluation.metrics import Metrics
+from methods.dropout import use_word_dropout
+from methods.schedules import schedule_for
+from models import causal, generation, lora, packed, pretrained
+from tasks import instructions, sharding, tuning
+from tasks.fine_tuning import weights_folder
+from tasks.language import language_metrics
+from tasks.preference import set_dropout
+
+# Asked before and after every run, beside a few of the validation rows.
+FIXED = (
+    ("Give three tips for staying healthy.", ""),
+    ("What is the capital of France?", ""),
+    ("Rewrite the sentence in the passive voice.", "The chef cooks the meal every day."),
+    ("Classify the animal as a mammal, a bird or a fish.", "Penguin"),
+)
+SAMPLES = 4  # validation rows beside them
+TRAIN_SAMPLE = 200  # training rows, at most, that an evaluation scores as well
+EVALUATIONS = 10  # an epoch
+KINDS = ("all", "response")  # of labels, in the order of instructions.row_sums
+
+
+def find_weights(name: str, which: str) -> tuple[str, Path | None]:
+    """(base model, folder of an adapter or None) of a run folder, a local folder or a hub id."""
+    folder = weights_folder(name, which)
+    facts = Path(folder) / lora.CONFIG
+    if not facts.is_file():
+        return folder, None
+    base = json.loads(facts.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{facts} does not name the base model: give it as --base")
+    return base, Path(folder)
+
+
+def with_recipe(config: Any) -> Any:
+    """The settings of a run, nothing left open; ValueError for those that do not go together."""
+    if config.size is not None and config.init != "random":
+        raise ValueError("--size is the shape of a random model: it needs --init random")
+    if config.lora_r is not None and config.init == "random":
+        raise ValueError("--lora_r keeps the base as it is, so it needs one: --init pretrained")
+    if config.lora_r is not None and config.freeze != "none":
+        raise ValueError("--freeze: with --lora_r all of the base is frozen; see --lora_layers")
+    if config.lora_r is None:
+        given = ("lora_alpha", "lora_dropout", "lora_scaling", "lora_qkv", "lora_layers")
+        default = type(config)()
+        for name in (*given, "lora_head"):
+            if getattr(config, name) != getattr(default, name):
+                raise ValueError(f"--{name} needs --lora_r")
+    base, adapter = find_weights(config.model, config.weights)
+    if adapter is not None:
+        raise ValueError(
+            f"{config.model} is a LoRA adapter; to go on from it, merge it first: "
+            f"alpaca_sft.py merge --model {config.model} --output FOLDER"
+        )
+    if config.shard and config.compile:
+        raise ValueError("--shard and --compile do not go together")
+    if config.packing and config.compile:
+        raise ValueError("--compile needs a few fixed lengths: use --packing false")
+    shape = causal.load_config(config.size or base, config.init)
+    length = min(1024, pretrained.max_positions(shape) or 1024)
+    recipe = {"max_length": length, "packing": not config.compile}
+    if config.lora_r is not None:
+        recipe["lora_alpha"] = float(config.lora_r)
+    return dataclasses.replace(
+        config, **{name: value for name, value in recipe.items() if getattr(config, name) is None}
+    )
+
+
+class InstructionTuning(tuning.Tuning):
+    """The experiment around the script's loop."""
+
+    def __init__(self, config: Any, world: core.World, run: runs.Run):
+        self.config, self.world, self.run = config, world, run
+        self.source = config.size or find_weights(config.model, config.weights)[0]
+        self.model_config = causal.load_config(self.source, config.init)
+        self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
+        self.tokenizer = causal.load_tokenizer(self.source, config.init)
+        self.teacher, self.warned = None, 0
+        world.sharded = config.shard and world.size > 1
+        self.whole: nn.Module | None = None  # of a sharded model, on rank 0
+        self.load_data()
+
+    # -- rows
+
+    def load_data(self) -> None:
+        config, world = self.config, self.world
+        rows, notes = instructions.load_rows(config.data, config.val_frac, config.test_frac)
+        rows = self.choose_rows(rows, instructions.data_fingerprint(rows))
+        for line in notes:
+            world.say(line)
+        ids = instructions.cached_sequences(rows, self.tokenizer, config.template, world)
+
+        def part(split: str, count: int | None = None) -> instructions.InstructionData:
+            return instructions.InstructionData(
+                *(ids, rows, split, self.tokenizer.pad_token_id, config.max_length),
+                *(config.packing, 8 if config.compile else None, count),
+            )
+
+        few = None if config.eval_batches is None else config.eval_batches * config.batch
+        self.train, self.val, self.test_data = part("train"), part("val", few), part("test")
+        self.train_sample = part("train", min(TRAIN_SAMPLE, len(self.val.rows)))
+        if cut := self.train.cut + self.val.cut + self.test_data.cut:
+            world.say(f"{cut:,} rows are longer than --max_length {config.max_length}: cut there")
+
+    # -- model
+
+    def load_model(self) -> nn.Module:
+        """The model to train, with its adapters or its frozen part."""
+        config = self.config
+        model = causal.load_model(
+            *(self.source, self.model_config, None, config.init, self.attention),
+            *(core.mix_seed(config.seed, 4), self.tokenizer.pad_token_id),
+        )
+        if Path(self.source).is_dir():
+            model.name_or_path = str(Path(self.source).resolve())
+        if config.dropout is not None:
+            set_dropout(model, config.dropout)
+        if config.lora() is not None:
+            lora.add_lora(model, config.lora(), core.mix_seed(config.seed, 4))
+        elif config.freeze != "none":
+            pretrained.freeze(model, config.freeze)
+            for parameter in causal.parts_of(model)["head"]:  # what comes after the blocks
+                parameter.requires_grad_(True)
+        return model
+
+    def build_state(self, model: nn.Module) -> core.State:
+        """Optimizer, loader and schedule, on the device."""
+        config, world = self.config, self.world
+        if world.sharded and world.rank == 0:
+            self.whole = copy.deepcopy(model)
+        model.to(world.device)
+        if world.device.type == "cpu" and (config.dropout != 0 or config.lora_dropout):
+            use_word_dropout(model)
+        if config.packing:
+            packed.use_packing(model, config.max_length)
+        if config.checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if config.compile:
+            core.compile_model(model.base_model)
+        if world.sharded:
+            sharding.shard(model, world)
+        # what checkpoints are written from
+        adapted = lora.adapters(self.whole or model)
+        kept = nn.ModuleList(m.lora for m in adapted.values()) if adapted else self.whole
+        kind = core.State
+        if world.sharded:
+            kind = functools.partial(sharding.ShardedState, whole=self.whole)
+        groups = core.parameter_groups({"model": model}, {"model": config.lr}, config.weight_decay)
+        loader = core.TrainLoader(self.train, config, world)
+        self.state = kind(
+            config=config,
+            world=world,
+            model=model,
+            optimizer=core.build_optimizer(groups, config, world),
+            loader=loader,
+            clock=core.StepClock(loader.total_steps),
+            schedule=schedule_for(config, loader.total_steps),
+            export=self.export,
+            restore=self.restore,
+            precision=self.precision,
+            kept=kept,
+        )
+        if config.eval_every is None:
+            every = math.ceil(loader.steps_per_epoch / EVALUATIONS)
+            state = self.state
+            state.evaluation_due = lambda: state.clock.done or state.step % every == 0
+        if adapted:
+            trained = sum(parameter.numel() for parameter in self.state.parameters)
+            world.say(f"LoRA: {trained:,} parameters in {len(adapted)} adapters")
+        return self.state
+
+    # -- what a step does
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (nats) summed over the labels that are trained on; their number."""
+        labels = batch["labels"]
+        if self.config.mask_prompt:
+            labels = labels.masked_fill(~batch["is_response"], IGNORE_INDEX)
+
+        def loss(model: nn.Module) -> Tensor:
+            return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
+
+        return sharding.inside(model, loss), (labels != IGNORE_INDEX).sum()
+
+    # -- figures
+
+    def sums(self, data: instructions.InstructionData) -> np.ndarray:
+        """`instructions.row_sums` of all rows, on all ranks."""
+
+        def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            return causal.token_losses(model, packed.last_hidden(model, batch), batch["labels"])
+
+        def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            return instructions.row_sums(sharding.inside(model, losses, batch), batch)
+
+        values = core.evaluate_rows(self.state, data, outputs, self.rows_each(data.max_length))
+        return values.astype(np.float64)
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and perplexity of validation and of some training rows, over all tokens and over
+        those of the responses; val_loss is over the tokens that are trained on."""
+        found: dict[str, float] = {}
+        for part, data in (("val", self.val), ("train_sample", self.train_sample)):
+            totals = self.sums(data).sum(axis=0).reshape(2, 2)
+            for kind, (loss_sum, targets) in zip(KINDS, totals, strict=True):
+                loss = float(loss_sum / max(targets, 1))
+                found[f"{part}_{kind}_loss"] = loss
+                found[f"{part}_{kind}_perplexity"] = math.exp(min(loss, 700))
+        trained = KINDS[self.config.mask_prompt]
+        chosen = {name: found[f"val_{trained}_{name}"] for name in ("loss", "perplexity")}
+        self.warn_when_rising(chosen["loss"])
+        return {f"val_{name}": value for name, value in chosen.items()} | found
+
+    def warn_when_rising(self, loss: float) -> None:
+        """Once for each best evaluation, when two after it were worse."""
+        state = self.state
+        turned = state.bad_evaluations >= 1 and loss > 1.002 * state.best
+        if turned and state.best_step != self.warned:
+            self.warned = state.best_step
+            self.world.say(
+                f"warning: validation loss rises since step {state.best_step}, "
+                f"{state.best:.4f} to {loss:.4f}: the best weights are kept; fewer --epochs, a "
+                "lower --lr or more rows would help"
+            )
+
+    def measure(self) -> tuple[Metrics, list[dict]]:
+        """Metrics and predictions of the test rows."""
+        data, template = self.test_data, self.config.template
+        values = self.sums(data)
+        if not np.isfinite(values).all():
+            raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
+        parts = [instructions.segments(row, template) for row in data.rows]
+        sizes = np.array(
+            [[sum(len(t) for t, _ in row), sum(len(t.split()) for t, _ in row)] for row in parts]
+        )
+        for place in np.flatnonzero(data.ids.lengths[data.index] - 1 > data.max_length):
+            kept = data.ids[data.index[place]][: data.max_length + 1]
+            text = self.tokenizer.decode(np.where(kept < 0, ~kept, kept))
+            sizes[place] = len(text), len(text.split())
+        groups = [row.group for row in data.rows]
+        found = language_metrics(np.column_stack([values[:, :2], sizes]), groups)
+        answered = values[:, 3] > 0  # of a long prompt nothing may be left for the response
+        chosen = np.column_stack([values[answered, 2:], sizes[answered]])
+        kept_groups = [group for group, keep in zip(groups, answered, strict=True) if keep]
+        if len(chosen):
+            response = language_metrics(chosen, kept_groups)
+            for name in ("loss", "loss_ci95", "perplexity", "perplexity_ci95", "num_targets"):
+                if name in response:
+                    found[f"response_{name}"] = response[name]
+        found |= {"trained_on": KINDS[self.config.mask_prompt], "template": template}
+        rows = [
+            {
+                **{"id": row.id, "group": row.group, "loss_sum": float(v[0])},
+                **{"num_targets": int(v[1]), "num_chars": int(size[0])},
+                **{"response_loss_sum": float(v[2]), "response_num_targets": int(v[3])},
+                "text": {
+                    "prompt": "".join(text for text, _ in part[:-1]),
+                    "response": part[-1][0],
+                },
+            }
+            for row, part, v, size in zip(data.rows, parts, values, sizes, strict=True)
+        ]
+        return found, rows
+
+    def evaluate_baseline(self) -> None:
+        """Test and validation figures and the samples of the untrained model, once; nothing is
+        chosen by them."""
+        if self.config.baseline:
+            super().evaluate_baseline()
+            path = self.run.folder / "baseline/metrics/metrics.json"
+            found = self.world.from_rank_0(path.exists() and json.loads(path.read_text()))
+            if "val_loss" not in found:
+                found |= self.evaluate()
+                if self.world.rank == 0:
+                    core.write_text(path, json.dumps(found, indent=1))
+        self.write_samples("baseline")
+
+    def test(self) -> tuple[Metrics, list[dict]]:
+        found = self.measure()
+        self.write_samples("test")
+        return found
+
+    def write_samples(self, part: str) -> None:
+        """Answers to FIXED and to a few validation rows into <part>/analysis/samples.jsonl."""
+        config, path = self.config, self.run.folder / part / "analysis/samples.jsonl"
+        there = part == "baseline" and path.exists()
+        if not config.sample_tokens or self.world.from_rank_0(there):
+            return
+        asked = [
+            (i, given, instructions.format_prompt(i, given, config.template), None)
+            for i, given in FIXED
+        ]
+        for row in self.val.rows[:SAMPLES]:
+            instruction, given, response = row.turns[-1]
+            prompt = instructions.prompt_of(row, config.template)
+            asked.append((instruction, given, prompt, response))
+        # every rank writes the same text: they would only wait otherwise
+        answers = generation.generate(
+            *(self.state.model, self.tokenizer, [prompt for _, _, prompt, _ in asked]),
+            config.sample_tokens,
+        )
+        if self.world.rank == 0:
+            lines = [
+                {"instruction": i, "input": given, "response": answer, "reference": reference}
+                for (i, given, _, reference), answer in zip(asked, answers, strict=True)
+            ]
+            core.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.world.barrier()
+
+    # -- weights
+
+    def export(self, folder: Path) -> None:
+        """The adapter in PEFT's format, or a folder for AutoModelForCausalLM."""
+        model = self.whole or self.state.model
+        if lora.adapters(model):
+            lora.save_adapter(model, folder)
+        else:
+            model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        facts = {"template": self.config.template, "max_length": self.config.max_length}
+        core.write_text(folder / "instructions.json", json.dumps(facts))
+
+    def restore(self, folder: Path) -> None:
+        model = self.whole or self.state.model
+        if lora.adapters(model):
+            lora.load_adapter(model, folder)
+        else:
+            pretrained.restore_weights(model, folder)

