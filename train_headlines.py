@@ -62,8 +62,6 @@ class Config(Settings):
     """attention heads"""
     n_embd: int = 512
     """width"""
-    n_inner: int | None = None
-    """width inside the MLP; null: 4 times --n_embd, with swiglu 8/3 times"""
     positions: Literal["rotary", "learned"] = "rotary"
     """rotary (turned queries and keys) or learned (added to the embeddings)"""
     rope_theta: float = 1000.0
@@ -80,14 +78,10 @@ class Config(Settings):
     """sigmoid gate on attention's output (then no export to Llama)"""
     layer_scale: float | None = None
     """learned factor of each branch, begun with this; null: none"""
-    tie_word_embeddings: bool = True
-    """the head's matrix is that of the embeddings"""
     scale_residual_init: bool = True
     """begin the last map of each branch smaller by √(2·layers)"""
     dropout: float = 0.1
     """of embeddings and of each branch's output"""
-    attention_dropout: float = 0.0
-    """of attention weights; slower"""
     r_drop: float = 0.0
     """R-Drop's α: two passes that shall agree, at twice the cost; 0: one pass"""
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"
@@ -108,21 +102,19 @@ class Config(Settings):
     """wsd: share of the steps, the last ones, over which it falls"""
     average_frac: float = 0.0
     """evaluate a moving average of the weights over this share of the steps; 0: the last weights"""
-    eval_stride: int | None = None
-    """tokens between validation windows; null: half of --max_length. Each token is scored once"""
     test_with: Literal["best", "final"] = "final"
     """weights for the last figures; the validation titles then choose nothing"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("val_frac", lambda value: 0 < value < 1, "a share above 0, below 1")
-        for name in ("dropout", "attention_dropout", "average_frac"):
+        for name in ("dropout", "average_frac"):
             self._require(name, lambda value: 0 <= value < 1, "a share from 0, below 1")
         self._require("decay_frac", lambda value: 0 <= value <= 1, "a share from 0 to 1")
         self._require("r_drop", lambda value: value >= 0, "0 or more")
         for name in ("matrix_lr", "rope_theta"):
             self._require(name, lambda value: value > 0, "more than 0")
-        for name in ("n_layer", "n_head", "n_embd", "n_inner", "eval_stride"):
+        for name in ("n_layer", "n_head", "n_embd"):
             self._require(name, lambda value: value >= 1, "1 or more")
         headlines.check_settings(self)
 

@@ -68,8 +68,6 @@ def check_settings(config: Any) -> None:
         )
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ValueError(f"--betas {config.betas}: expected two numbers from 0, below 1")
-    if config.eval_stride is not None and config.eval_stride > config.max_length:
-        raise ValueError(f"--eval_stride {config.eval_stride}: --max_length at most")
     if config.compile and config.within_titles:
         raise ValueError("--compile: titles have too many shapes; leave it out")
 
@@ -306,6 +304,11 @@ def build_stream(rows: core.Ragged, eos: int) -> Stream:
     return Stream(np.concatenate(parts), np.concatenate([[0], np.cumsum(rows.lengths + 1)]), [])
 
 
+def validation_windows(stream: Stream, length: int, eos: int) -> WindowData:
+    """Windows that overlap by half, so that a token has length / 2 before it, and is scored once."""
+    return WindowData(stream, length, max(1, length // 2), eos)
+
+
 def stretches(tokens: np.ndarray, eos: int, data: WindowData, within_titles: bool) -> np.ndarray:
     """Lengths of what attention sees as one in windows: whole windows, or the titles in them."""
     if not within_titles:
@@ -468,9 +471,9 @@ class Headlines:
 
     def build_model(self) -> gpt.SmallGPTForCausalLM:
         config = self.config
-        names = ("n_layer", "n_head", "n_embd", "n_inner", "positions", "rope_theta", "norm")
-        names += ("mlp", "bias", "qk_norm", "attention_gate", "layer_scale", "within_titles")
-        names += ("tie_word_embeddings", "scale_residual_init", "dropout", "attention_dropout")
+        names = ("n_layer", "n_head", "n_embd", "positions", "rope_theta", "norm", "mlp", "bias")
+        names += ("qk_norm", "attention_gate", "layer_scale", "within_titles")
+        names += ("scale_residual_init", "dropout")
         longest = max(int(rows.max()) for rows in (self.val_rows.lengths, self.train.lengths))
         return gpt.build_gpt(
             core.mix_seed(config.seed, 4),
@@ -552,8 +555,7 @@ class Headlines:
             losses = core.evaluate_rows(self.state, data, title_losses, 4 * rows_each)
             losses = losses.astype(np.float64)
         else:
-            stride = self.config.eval_stride or max(1, self.config.max_length // 2)
-            data = WindowData(self.val_stream, self.config.max_length, stride, self.eos)
+            data = validation_windows(self.val_stream, self.config.max_length, self.eos)
 
             def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
                 found = token_losses(model, batch)

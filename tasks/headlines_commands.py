@@ -22,7 +22,6 @@ from models import gpt, pretrained
 from tasks import headlines
 from tasks.arena import strip_control
 from tasks.fine_tuning import weights_folder
-from tasks.language import WindowData
 
 MOST_TOKENS = 20  # in the table and picture of frequencies
 
@@ -169,9 +168,8 @@ def validation_batches(opened: Opened, rows: core.Ragged) -> Iterator[dict[str, 
     config, eos = opened.config, opened.tokenizer.eos_token_id
     data: Any = headlines.TitleData(rows, eos)
     if not config.within_titles:
-        stride = config.eval_stride or max(1, config.max_length // 2)
         stream = headlines.build_stream(rows, eos)
-        data = WindowData(stream, config.max_length, stride, eos)
+        data = headlines.validation_windows(stream, config.max_length, eos)
     size = max(1, 4096 // int(np.mean(data.lengths)))
     for start in range(0, len(data.lengths), size):
         numbers = np.arange(start, min(start + size, len(data.lengths)))
