@@ -305,7 +305,7 @@ def build_stream(rows: core.Ragged, eos: int) -> Stream:
 
 
 def validation_windows(stream: Stream, length: int, eos: int) -> WindowData:
-    """Windows that overlap by half, so that a token has length / 2 before it, and is scored once."""
+    """Windows that overlap by half: a token is scored once, with length / 2 tokens before it."""
     return WindowData(stream, length, max(1, length // 2), eos)
 
 
