@@ -474,11 +474,13 @@ class Headlines:
         names = ("n_layer", "n_head", "n_embd", "positions", "rope_theta", "norm", "mlp", "bias")
         names += ("qk_norm", "attention_gate", "layer_scale", "within_titles")
         names += ("scale_residual_init", "dropout")
-        longest = max(int(rows.max()) for rows in (self.val_rows.lengths, self.train.lengths))
+        longest = int(self.train.lengths.max())
+        if config.within_titles:  # a validation title is read as a whole, with its <eos>
+            longest = max(longest, int(self.val_rows.lengths.max()) + 1)
         return gpt.build_gpt(
             core.mix_seed(config.seed, 4),
             vocab_size=len(self.tokenizer),
-            n_positions=max(config.max_length, longest + 1),
+            n_positions=max(config.max_length, longest),
             eos_token_id=self.eos,
             bos_token_id=self.eos,
             **{name: getattr(config, name) for name in names},

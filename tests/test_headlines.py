@@ -228,6 +228,13 @@ def test_both_figures_equal_those_by_hand(within, long_file):
         assert low < found[name] < high
 
 
+def test_there_are_as_many_positions_as_are_read(titles_file):
+    for words, longest in (([], None), (WINDOWS, 24), (["--sequences=windows"], None)):
+        task = task_of(titles_file, "--positions=learned", "--max_length=24", *words)
+        wanted = longest or max(24, *task.train.lengths, *(task.val_rows.lengths + 1))
+        assert task.state.model.config.n_positions == wanted
+
+
 def test_a_text_without_a_whole_window_has_no_official_figure(titles_file):
     task = task_of(titles_file)
     assert task.evaluate()["val_share_scored"] == 0
