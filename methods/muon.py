@@ -20,22 +20,24 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at 0; settles between about 0.
 TINY = 1e-7
 
 
-def orthogonalize(matrix: Tensor, iterations: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """matrix (rows, columns) = U·S·Vᵀ → about U·Vᵀ, computed in `dtype` (None: the matrix's).
+def orthogonalize(
+    matrices: Tensor, iterations: int = 5, dtype: torch.dtype | None = None
+) -> Tensor:
+    """(…, rows, columns) = U·S·Vᵀ → about U·Vᵀ, computed in `dtype` (None: the matrices' own).
 
     Newton-Schulz: X ← a·X + (b·A + c·A²)·X with A = X·Xᵀ, from X = matrix / its Frobenius norm.
     Singular values s go to a·s + b·s³ + c·s⁵ each time, singular vectors stay.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.to(dtype or matrix.dtype)
-    tall = x.shape[0] > x.shape[1]
+    x = matrices.reshape(-1, *matrices.shape[-2:]).to(dtype or matrices.dtype)
+    tall = x.shape[-2] > x.shape[-1]
     if tall:  # the smaller of the two products with itself
-        x = x.T
-    x = x / x.norm().clamp(min=TINY)
+        x = x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=TINY)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(matrices.shape)
 
 
 def muon_update(
@@ -56,9 +58,15 @@ def muon_update(
     torch._foreach_add_(momenta, gradients)
     directions = torch._foreach_add(gradients, momenta, alpha=momentum)
     torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-    for parameter, direction in zip(parameters, directions, strict=True):
-        move = orthogonalize(direction, dtype=dtype)
-        parameter.add_(move, alpha=-lr * 0.2 * math.sqrt(max(parameter.shape)))
+    by_shape: dict[torch.Size, list[int]] = {}
+    for number, parameter in enumerate(parameters):
+        by_shape.setdefault(parameter.shape, []).append(number)
+    for shape, numbers in by_shape.items():
+        # together: 128 × 128 alone takes four times as long in calls as in products
+        moves = orthogonalize(torch.stack([directions[n] for n in numbers]), dtype=dtype)
+        alpha = -lr * 0.2 * math.sqrt(max(shape))
+        moves = list(moves.to(parameters[0].dtype))
+        torch._foreach_add_([parameters[n] for n in numbers], moves, alpha=alpha)
 
 
 def muon_flops(shapes: Iterable[tuple[int, int]], iterations: int = 5) -> int:

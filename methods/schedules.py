@@ -45,6 +45,20 @@ def warmup_then_decay(
     return min_ratio + (1 - min_ratio) * left
 
 
+def warmup_stable_decay(
+    fraction: float, warmup_frac: float, decay_frac: float, min_ratio: float = 0.0
+) -> float:
+    """Rise over `warmup_frac`, stay at 1, fall in a straight line over the last `decay_frac`.
+
+    Hu et al. 2024, MiniCPM (arXiv 2404.06395), section 4.2; the line to 0: Hägele et al. 2024
+    (arXiv 2405.18392). It is 0 at the first step and `min_ratio` at fraction 1. Where the two
+    overlap the lower one counts.
+    """
+    rise = fraction / warmup_frac if fraction < warmup_frac else 1.0
+    left = min(1.0, (1 - fraction) / decay_frac) if decay_frac > 0 else 1.0
+    return min(rise, min_ratio + (1 - min_ratio) * max(0.0, left))
+
+
 def budget_one_cycle(fraction: float) -> float:
     """Straight up to the peak at half of the budget, straight down to 0 at its end.
 

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 import core
 from core import IGNORE_INDEX
 from methods.dropout import use_word_dropout
+from methods.r_drop import r_drop
 from models import gpt
 
 EOS = 3
@@ -401,14 +402,6 @@ def head(targets: int = 37, copies: int = 0, seed: int = 0):
     hidden = torch.randn(shape, generator=draw).requires_grad_()
     weight = torch.randn(61, 16, generator=draw).requires_grad_()
     return hidden, weight, torch.randint(0, 61, (targets,), generator=draw)
-
-
-def r_drop(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Liang et al. 2021, equation 4 with α = 1, of two copies (2, rows, vocab)."""
-    first, second = logits.log_softmax(-1)
-    divergence = ((first.exp() - second.exp()) * (first - second)).sum(-1)
-    picked = first + second
-    return -picked.gather(1, labels[:, None]).squeeze(1) + divergence / 2
 
 
 @pytest.mark.parametrize("rows_each", [1, 10, 37, 256])

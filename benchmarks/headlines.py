@@ -1,0 +1,128 @@
+"""A small GPT on short titles: train_headlines.py beside training as nanoGPT has it.
+
+python bench.py headlines --repeats 5 --steps 40 --threads 2
+python bench.py headlines --data titles.txt
+
+The peer is the plain recipe: windows of 128 tokens of all titles in a row, full attention, learned
+positions, torch's dropout, logits of all tokens at once, no compile. Ours: titles one by one, as
+the default trains them. Parameters within 1 %, the same tokenizer, AdamW, dropout and tokens an
+update; fp32, as both do on a CPU. Losses are not those of the same text (a title alone has no title
+before it), so that they agree within .3 only.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import WARM_UP, rates_of_run
+
+TOLERANCE = 0.3
+WIDTH, LAYERS, HEADS, BLOCK, VOCABULARY, DROPOUT, LR = 256, 4, 4, 128, 4096, 0.1, 1e-3
+TOKENS = 4096  # an update
+
+
+def settings(folder: Path, data: str, *more: str) -> Any:
+    """A Config of train_headlines.py."""
+    import train_headlines
+    from settings import parse_settings
+
+    words = [f"--data={'reviews' if data == 'hub' else data}", f"--vocab_size={VOCABULARY}"]
+    words += [f"--n_layer={LAYERS}", f"--n_head={HEADS}", f"--n_embd={WIDTH}", f"--lr={LR}"]
+    words += [f"--dropout={DROPOUT}", "--r_drop=0", "--average_frac=0", "--optimizer=adamw"]
+    words += ["--schedule=constant", "--warmup_frac=0", "--precision=fp32", "--page=false"]
+    words += ["--tokenizer=bpe", "--val_frac=0.02", f"--out={folder}", *more]
+    return parse_settings(train_headlines.Config, words, "bench.py")[0]
+
+
+def token_rows(arguments: argparse.Namespace) -> Any:
+    """The task, which has the tokens of both sides."""
+    import core
+    import runs
+    from tasks import headlines
+
+    config = settings(arguments.folder / "run", arguments.data, "--dry_run=true")
+    world = core.single_world("cpu")
+    return headlines.Headlines(config, world, runs.Run(config, world))
+
+
+def ours(arguments: argparse.Namespace) -> dict:
+    """train_headlines.py as it is; the rates are its own log's."""
+    import train_headlines
+
+    with contextlib.redirect_stdout(sys.stderr):
+        task = token_rows(arguments)
+        batch = round(TOKENS / task.train.lengths.mean())
+        epochs = (arguments.steps + WARM_UP) * batch / len(task.train.lengths)
+        more = [f"--batch={batch}", f"--micro_batch={batch // 4}", f"--epochs={epochs}"]
+        config = settings(arguments.folder / "run", arguments.data, *more)
+        train_headlines.main(config, True)
+    return rates_of_run(arguments.folder / "run")
+
+
+def peer(arguments: argparse.Namespace) -> dict:
+    """A plain loop over random windows."""
+    import torch
+    import torch.nn.functional as F
+
+    with contextlib.redirect_stdout(sys.stderr):
+        task = token_rows(arguments)
+    torch.manual_seed(0)
+    stream = torch.from_numpy(task.train_stream.tokens.astype("int64"))
+    model = build_peer(len(task.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
+    rows, ended, losses = TOKENS // BLOCK, [], []
+    for _ in range(arguments.steps + WARM_UP):
+        starts = torch.randint(len(stream) - BLOCK, (rows,)).tolist()
+        windows = torch.stack([stream[s : s + BLOCK + 1] for s in starts])
+        logits = model(windows[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        ended.append(time.perf_counter())
+    seconds = ended[-1] - ended[WARM_UP - 1]
+    rate = arguments.steps * rows * BLOCK / seconds
+    return {"tokens_per_second": rate, "loss": statistics.mean(losses[-5:])}
+
+
+def build_peer(vocabulary: int) -> Any:
+    """A GPT-2 of the same sizes, from torch's own parts."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+            self.dropout = nn.Dropout(DROPOUT)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = self.qkv(self.norm_1(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+            x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+            return x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
+
+    class GPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(vocabulary, WIDTH), nn.Embedding(BLOCK, WIDTH)
+            self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+            self.dropout, self.norm = nn.Dropout(DROPOUT), nn.LayerNorm(WIDTH)
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    nn.init.normal_(module.weight, std=0.02)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.dropout(self.tokens(ids) + self.places.weight[: ids.shape[1]])
+            return F.linear(self.norm(self.blocks(x)), self.tokens.weight)
+
+    return GPT()

@@ -1,0 +1,540 @@
+"""train_headlines.py: titles, tokenizers, both figures by hand, training, resuming, commands."""
+
+import copy
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import PROJECT, WORDS, run_script
+
+import core
+import runs
+import train_headlines
+from methods.r_drop import r_drop
+from methods.schedules import warmup_stable_decay
+from methods.weight_averaging import WeightAverage
+from models import gpt, pretrained
+from settings import parse_settings
+from tasks import headlines, headlines_commands
+
+QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
+SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--vocab_size=300", "--max_length=24"]
+SMALL += ["--batch=16", "--lr=1e-2", "--matrix_lr=1e-2"]
+WINDOWS = ["--sequences=windows", "--within_titles=false"]
+CONFIGS = sorted((PROJECT / "configs/headlines").glob("*.yaml"))
+ODD = [
+    "a",
+    "“Q” & <eos> – 100 % 日本語 🙂",
+    "tab\tand  two spaces",
+    "é ́ \u200b​",
+    "\x00\x7f",
+    "<eos>",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(cache_folder):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def titles_file(tmp_path_factory) -> Path:
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) + f" {i}" for i in range(400)]
+    path = tmp_path_factory.mktemp("data") / "titles.txt"
+    path.write_text("\n".join([*lines[:200], "", "  ", *lines[200:], *ODD]) + "\n")
+    return path
+
+
+def parse(*words: str) -> train_headlines.Config:
+    return parse_settings(train_headlines.Config, [*words, *QUIET], "train_headlines.py")[0]
+
+
+def train(titles: Path, *words: str) -> None:
+    train_headlines.main(parse(f"--data={titles}", *SMALL, *words), given=True)
+
+
+def task_of(titles: Path, *words: str) -> headlines.Headlines:
+    """A task with an untrained model, which nothing has written."""
+    config = parse(f"--data={titles}", *SMALL, "--dry_run", *words)
+    world = core.single_world("cpu")
+    task = headlines.Headlines(config, world, runs.Run(config, world))
+    task.build_state()
+    return task
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "test/metrics/metrics.json").read_text())
+
+
+def lines_of(folder: Path, key: str = "train_loss") -> list[dict]:
+    text = (folder / "train/metrics/metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if key in line]
+
+
+# ------------------------------------------------------------------------------- titles
+
+
+def test_titles_are_shuffled_as_the_hub_set_is(titles_file):
+    datasets = pytest.importorskip("datasets")
+    lines = [line.strip() for line in titles_file.read_text().split("\n") if line.strip()]
+    rows = datasets.Dataset.from_dict({"Title": lines}).shuffle(seed=1337).select(range(100))
+    found = headlines.load_titles(str(titles_file), limit=100, seed=1337)
+    assert [t.text for t in found] == rows["Title"]
+    assert [lines[int(t.id)] for t in found] == rows["Title"]
+    unshuffled = headlines.load_titles(str(titles_file), None, None)
+    assert [t.text for t in unshuffled] == lines and unshuffled[1].id == "1"
+
+
+def test_a_hub_set_is_read_by_its_column_of_titles(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"id": range(9), "Title": [f" t{i} " for i in range(9)]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    found = headlines.load_titles("some/set", 5, 1337)
+    assert [t.text for t in found] == [
+        t.strip() for t in rows.shuffle(seed=1337).select(range(5))["Title"]
+    ]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows.select_columns("id"))
+    with pytest.raises(ValueError, match="no column of titles"):
+        headlines.load_titles("some/set")
+
+
+def test_the_last_titles_are_for_validation():
+    titles = [headlines.Title(str(i), "x") for i in range(100_000)]
+    train_part, val = headlines.split_titles(titles, 0.1)
+    assert (len(train_part), len(val), val[0].id) == (90_000, 10_000, "90000")
+    with pytest.raises(ValueError, match="too few"):
+        headlines.split_titles(titles[:1], 0.1)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one title a line"):
+        headlines.load_titles(str(tmp_path / "none.txt"))
+    (tmp_path / "latin.txt").write_bytes("fine\ncafé".encode("latin-1"))
+    with pytest.raises(ValueError, match="line 2: not UTF-8"):
+        headlines.load_titles(str(tmp_path / "latin.txt"))
+
+
+# --------------------------------------------------------------------------- tokenizers
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("prefix_space", [False, True])
+def test_any_text_comes_back_exactly(kind, prefix_space, tmp_path):
+    from transformers import AutoTokenizer
+
+    texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
+    saved = headlines.train_tokenizer(kind, texts, 320, prefix_space)
+    tokenizer = headlines.build_tokenizer(saved)
+    assert tokenizer.eos_token_id == 0 and 257 < len(tokenizer) <= 320
+    tokenizer.save_pretrained(tmp_path)
+    draw = random.Random(1)
+    noise = ["".join(chr(draw.randrange(1, 0xD7FF)) for _ in range(9)).strip() for _ in range(50)]
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        for text in [*ODD, *noise, *texts]:
+            ids = each(text, add_special_tokens=False)["input_ids"]
+            assert headlines.decode_title(each, ids) == text
+            assert each.eos_token_id not in ids  # the words "<eos>" end no title
+    with pytest.raises(ValueError, match="expected 257 or more"):
+        headlines.train_tokenizer(kind, texts, 256)
+
+
+def test_the_tokenizer_sees_training_titles_alone(titles_file):
+    seen = []
+    original = headlines.train_tokenizer
+
+    def watched(kind, texts, *settings):
+        seen.extend(texts)
+        return original(kind, texts, *settings)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(headlines, "train_tokenizer", watched)
+    patch.setattr(core, "cache_folder", lambda: titles_file.parent / "own_cache")
+    task = task_of(titles_file, "--train_frac=0.5")
+    patch.undo()
+    every = [t.text for t in headlines.load_titles(str(titles_file))]
+    count = len(every) - len(task.titles)
+    assert seen == every[: round(count / 2)] and len(task.titles) == 41
+
+
+# ------------------------------------------------------------------- figures, by hand
+
+
+@pytest.fixture(scope="module")
+def long_file(tmp_path_factory) -> Path:
+    """Enough for one window of 64 × 128 + 1 tokens, and a tail."""
+    draw = random.Random(2)
+    titles = [" ".join(draw.choices(WORDS, k=draw.randint(1, 7))) + f" {i}" for i in range(1300)]
+    path = tmp_path_factory.mktemp("data") / "long.txt"
+    path.write_text("\n".join([*titles, "“é” <eos>"]))
+    return path
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_both_figures_equal_those_by_hand(within, long_file):
+    words = [] if within else [*WINDOWS, "--max_length=128", "--positions=learned"]
+    task = task_of(long_file, "--val_frac=0.6", "--data_seed=null", *words)
+    model = task.state.model.eval()
+    text = "".join(t.text + "<eos>" for t in task.titles)
+    ids = []
+    for title in task.titles:
+        ids += [*task.tokenizer(title.text, add_special_tokens=False)["input_ids"], 0]
+
+    def losses(inputs, targets) -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(torch.tensor(inputs)).logits
+        return F.cross_entropy(logits.transpose(1, 2), torch.tensor(targets), reduction="none")
+
+    official, scored = 0.0, 0
+    for start in range(0, len(ids) - 8192, 8193):
+        window = ids[start : start + 8193]
+        rows = [window[r * 128 : r * 128 + 129] for r in range(64)]
+        official += losses([r[:-1] for r in rows], [r[1:] for r in rows]).sum().item()
+        scored += 8192
+    assert 0 < scored < len(ids)
+
+    everything, stream = 0.0, [0, *ids]
+    if within:
+        start = 0
+        for end, token in enumerate(ids):
+            if token == 0:
+                everything += losses([[0, *ids[start:end]]], [ids[start : end + 1]]).sum().item()
+                start = end + 1
+    else:  # each token once, with at least 64 before it where there are as many
+        for start in range(0, len(ids), 64):
+            first, end = max(0, start - 64), min(start + 64, len(ids))
+            values = losses([stream[first:end]], [stream[first + 1 : end + 1]])
+            everything += values[0, start - first :].sum().item()
+
+    found = headlines.headline_metrics(task.sums(), task.groups, task.exact)
+    assert found["official_nats_per_char"] == pytest.approx(official / len(text), rel=1e-5)
+    assert found["nats_per_char"] == pytest.approx(everything / len(text), rel=1e-5)
+    assert found["share_scored"] == pytest.approx(scored / len(ids))
+    assert found["nats_per_token"] == pytest.approx(everything / len(ids), rel=1e-5)
+    bits = everything / math.log(2) / len(text.encode())
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert found["tokenizer_exact"] is True
+    for name in ("official_nats_per_char", "nats_per_char", "bits_per_byte", "nats_per_token"):
+        low, high = found[f"{name}_ci95"]
+        assert low < found[name] < high
+
+
+def test_there_are_as_many_positions_as_are_read(titles_file):
+    for words, longest in (([], None), (WINDOWS, 24), (["--sequences=windows"], None)):
+        task = task_of(titles_file, "--positions=learned", "--max_length=24", *words)
+        wanted = longest or max(24, *task.train.lengths, *(task.val_rows.lengths + 1))
+        assert task.state.model.config.n_positions == wanted
+
+
+def test_a_text_without_a_whole_window_has_no_official_figure(titles_file):
+    task = task_of(titles_file)
+    assert task.evaluate()["val_share_scored"] == 0
+    assert not [k for k in task.evaluate() if "official" in k]
+    assert len(headlines.OfficialWindows(np.zeros(8192)).starts) == 0
+    assert len(headlines.OfficialWindows(np.zeros(8193)).starts) == 64
+
+
+def test_a_tokenizer_that_loses_letters_is_said(titles_file):
+    task = task_of(titles_file)
+    rows = copy.deepcopy(task.val_rows)
+    assert headlines.is_exact(task.tokenizer, task.titles, rows)
+    rows.ids[3] += 1
+    assert not headlines.is_exact(task.tokenizer, task.titles, rows)
+
+
+# ------------------------------------------------------------------------------ methods
+
+
+def test_r_drop_is_equation_4_of_its_paper():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 7, 13, generator=draw)
+    labels = torch.randint(0, 13, (7,), generator=draw)
+    p, q = logits.softmax(-1)
+    kl = F.kl_div(q.log(), p, reduction="none") + F.kl_div(p.log(), q, reduction="none")
+    cross = sum(F.cross_entropy(part, labels, reduction="none") for part in logits)
+    for alpha in (0.0, 1.0, 5.0):
+        expected = (cross + alpha / 2 * kl.sum(-1)) / 2
+        torch.testing.assert_close(r_drop(logits, labels, alpha), expected)
+    with pytest.raises(ValueError, match="2 passes"):
+        r_drop(logits[:1], labels)
+
+
+@pytest.mark.parametrize("words", [[], [*WINDOWS, "--batch=4"]])
+def test_r_drop_trains_on_two_passes(words, titles_file):
+    task = task_of(titles_file, "--r_drop=2.0", "--dropout=0.3", *words)
+    batch = task.train.collate(np.arange(4), 0)
+    model = task.state.model.train()
+    torch.manual_seed(0)
+    loss, targets = task.loss_sum(model, batch)
+    assert targets == (batch["labels"] != core.IGNORE_INDEX).sum()
+    torch.manual_seed(0)
+    logits = model.lm_head(model.model(batch["input_ids"].repeat(2, 1)).last_hidden_state)
+    keep = batch["labels"].flatten() != core.IGNORE_INDEX
+    both = torch.stack([part.flatten(0, 1)[keep] for part in logits.chunk(2)])
+    expected = r_drop(both, batch["labels"].flatten()[keep], 2.0).sum()
+    torch.testing.assert_close(loss, expected)
+    assert (both[0] - both[1]).abs().max() > 1e-3  # other masks
+
+
+def test_an_average_of_the_weights_is_what_it_says():
+    model = torch.nn.Linear(2, 1)
+    average, history = WeightAverage(model, steps=4), []
+    with average.applied():
+        pass  # before the first update there is nothing to apply
+    for step in range(6):
+        with torch.no_grad():
+            model.weight.fill_(float(step**2))
+        average.update()
+        history.append(float(step**2))
+        if step == 2:  # as a run that was stopped
+            saved = copy.deepcopy(average.state_dict())
+            average = WeightAverage(model, steps=4)
+            average.load_state_dict(saved)
+    weights = 0.75 ** np.arange(5, -1, -1)
+    expected = float((weights * history).sum() / weights.sum())
+    with average.applied():
+        assert model.weight[0, 0].item() == pytest.approx(expected)
+    assert model.weight[0, 0].item() == 25.0
+    with pytest.raises(ValueError, match="1 or more"):
+        WeightAverage(model, steps=0.5)
+
+
+def test_warm_up_stable_decay():
+    def factor(fraction: float) -> float:
+        return warmup_stable_decay(fraction, 0.1, 0.4, 0.25)
+
+    assert [factor(x) for x in (0, 0.05, 0.1, 0.35, 0.6)] == pytest.approx([0, 0.5, 1, 1, 1])
+    assert factor(0.8) == pytest.approx(0.625) and factor(1) == pytest.approx(0.25)
+    assert warmup_stable_decay(1.0, 0.0, 0.0) == 1.0
+
+
+# ----------------------------------------------------------------------------- training
+
+EVERYTHING = ["--average_frac=0.3", "--r_drop=1.0", "--dropout=0.2", "--epochs=1.5"]
+
+
+def test_a_run_has_what_the_contract_says(titles_file, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    train(titles_file, "--epochs=4", "--eval_every=20", f"--out={tmp_path}")
+    found = metrics_of(tmp_path)
+    losses = [line["val_loss"] for line in lines_of(tmp_path, "val_loss")]
+    assert found["nats_per_char"] == pytest.approx(losses[-1]) and losses[-1] < 0.8 * losses[0]
+    assert found["tested_with"] == "final" and found["tokenizer_exact"] is True
+    rows = (tmp_path / "test/metrics/predictions.csv").read_text().splitlines()
+    assert rows[0] == "id,group,loss_sum,num_targets,num_chars" and len(rows) == 42
+    cells = np.array([row.split(",")[2:] for row in rows[1:]], float).sum(axis=0)
+    assert cells[0] / cells[2] == pytest.approx(found["nats_per_char"])
+    assert cells[0] / cells[1] == pytest.approx(found["nats_per_token"])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["training_flops"] == found["training_flops"] > 0
+    assert record["parameters"] == found["parameters"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "train/weights/final")
+    assert type(model) is gpt.SmallGPTForCausalLM
+    assert sum(p.numel() for p in model.parameters()) == found["parameters"]
+
+
+@pytest.mark.parametrize("words", [[], [*WINDOWS, "--optimizer=adamw"]], ids=["titles", "windows"])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(words, titles_file, tmp_path):
+    words = [*EVERYTHING, *words]
+    train(titles_file, *words, f"--out={tmp_path / 'whole'}")
+    train(titles_file, *words, f"--out={tmp_path / 'parts'}", "--stop_after=5")
+    assert json.loads((tmp_path / "parts/run.json").read_text())["status"] == "stopped"
+    train(titles_file, *words, f"--out={tmp_path / 'parts'}")
+    for file in ("test/metrics/predictions.csv", "train/weights/final/model.safetensors"):
+        whole, cut = (tmp_path / name / file for name in ("whole", "parts"))
+        assert whole.read_bytes() == cut.read_bytes(), file
+    assert len(lines_of(tmp_path / "parts")) == len(lines_of(tmp_path / "whole")) > 5
+
+
+def test_averaged_weights_are_evaluated_and_kept(titles_file, tmp_path):
+    words = ["--epochs=2", "--schedule=constant", "--keep_every=1"]
+    train(titles_file, *words, f"--out={tmp_path / 'last'}")
+    train(titles_file, *words, "--average_frac=0.5", f"--out={tmp_path / 'average'}")
+    last, average = (
+        pretrained.read_weights(tmp_path / name / "train/weights/final")
+        for name in ("last", "average")
+    )
+    # training goes on from the weights themselves
+    ours, theirs = (lines_of(tmp_path / name)[-1] for name in ("last", "average"))
+    assert ours["train_loss"] == theirs["train_loss"]
+    assert any(not torch.equal(last[name], average[name]) for name in last)
+    found = metrics_of(tmp_path / "average")["nats_per_char"]
+    assert found != metrics_of(tmp_path / "last")["nats_per_char"]
+    evaluated = lines_of(tmp_path / "average", "val_loss")[-1]["val_loss"]
+    assert evaluated == pytest.approx(found, rel=1e-6)
+
+
+def test_two_processes_equal_one(titles_file, tmp_path):
+    words = [f"--data={titles_file}", *SMALL, *EVERYTHING, *QUIET]
+    train_headlines.main(parse(*words, f"--out={tmp_path / 'one'}"), given=True)
+    run_script("train_headlines.py", *words, f"--out={tmp_path / 'two'}", processes=2)
+    ours, theirs = lines_of(tmp_path / "two"), lines_of(tmp_path / "one")
+    assert len(ours) == len(theirs)
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+    assert metrics_of(tmp_path / "two")["nats_per_char"] == pytest.approx(
+        metrics_of(tmp_path / "one")["nats_per_char"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("words", [[], WINDOWS, ["--sequences=windows"]], ids=str)
+def test_flops_are_those_of_the_rows(words, titles_file):
+    task = task_of(titles_file, "--optimizer=adamw", "--epochs=2", *words)
+    pairs = tokens = 0
+    for row in range(len(task.train.lengths)):
+        ids = task.train.collate(np.array([row]), 0)["input_ids"][0, : task.train.lengths[row]]
+        number = (ids == 0).cumsum(0) if task.config.within_titles else torch.zeros_like(ids)
+        lengths = torch.unique_consecutive(number, return_counts=True)[1].tolist()
+        pairs, tokens = pairs + gpt.causal_pairs(lengths), tokens + len(ids)
+    forward = gpt.forward_flops(task.state.model.config, tokens, pairs, tokens)
+    assert task.training_flops() == 2 * 3 * forward
+    assert task_of(titles_file, *words).training_flops() > 3.5 * task.training_flops()  # 7 epochs
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        (["--within_titles=false"], "--sequences titles: a title alone"),
+        (["--betas=[0.9]"], "two numbers"),
+        (["--compile"], "too many shapes"),
+        (["--val_frac=1"], "below 1"),
+    ],
+)
+def test_settings_that_do_not_go_together(words, problem):
+    with pytest.raises((ValueError, SystemExit), match=problem):
+        parse(*words)
+
+
+def test_without_settings_or_hub_the_reviews_are_trained_on(titles_file, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    small = {"data": str(titles_file), "vocab_size": 300, "n_layer": 1, "n_embd": 32, "epochs": 0.1}
+    monkeypatch.setattr(headlines, "EMBEDDED", headlines.EMBEDDED | small)
+    train_headlines.main(parse(f"--out={tmp_path}"), given=False)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["n_embd"] == 32
+    assert metrics_of(tmp_path)["n"] == 41
+
+
+# ------------------------------------------------------------------------------ configs
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs_two_steps(path, titles_file, tmp_path, monkeypatch):
+    given = yaml.safe_load(path.read_text()) or {}
+    defaults = train_headlines.Config()
+    for name, value in given.items():
+        assert getattr(defaults, name) != value, f"{path.name}: {name} is the default"
+    assert f"train_headlines.py --config configs/headlines/{path.name}" in path.read_text()
+    small = [f"--data={titles_file}", *SMALL[:5], "--batch=8"]
+    train_headlines.main(
+        parse(f"--config={path}", *small, f"--out={tmp_path}", "--stop_after=2"), given=True
+    )
+    assert len(lines_of(tmp_path)) == 2
+
+
+def test_each_config_changes_one_thing():
+    """The names of the settings that differ from the config before are said in its first line."""
+    steps = [path for path in CONFIGS if path.stem[:2].isdigit()]
+    assert [int(path.stem[:2]) for path in steps] == list(range(len(steps))) and len(steps) > 9
+    before = None
+    for path in steps:
+        settings = vars(parse(f"--config={path}"))
+        if before is not None:
+            changed = {name for name in settings if settings[name] != before[name]}
+            named = path.read_text().splitlines()[0].partition("(")[2].partition(")")[0]
+            assert changed == set(named.split(", ")), path.name
+        before = settings
+    assert before == vars(parse()), "the last step is the default"
+
+
+# ----------------------------------------------------------------------------- commands
+
+
+@pytest.fixture(scope="module")
+def finished(long_file, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train(long_file, "--val_frac=0.6", "--epochs=2", f"--out={folder}")
+    return folder
+
+
+def run_command(name: str, *words: str) -> None:
+    action, kind = headlines_commands.COMMANDS[name]
+    action(parse_settings(kind, words, name)[0])
+
+
+def test_inspect_tells_what_the_model_expects(finished, capsys):
+    run_command("inspect", f"--run={finished}", "--row=1", "--samples=3")
+    out = capsys.readouterr().out
+    for name in ("next_tokens.png", "frequencies.png"):
+        assert (finished / "inspect" / name).read_bytes().startswith(b"\x89PNG")
+    found = json.loads((finished / "inspect/inspect.json").read_text())
+    assert (finished / "inspect/inspect.txt").read_text() in out
+    assert "batch 0, row 1, position 10" in out and len(found["samples"]) == 3
+
+    opened = headlines_commands.open_run(str(finished), "final", "cpu")
+    titles = headlines_commands.validation_titles(opened.config)
+    ids = []
+    for title in titles:
+        ids += [*opened.tokenizer(title.text, add_special_tokens=False)["input_ids"], 0]
+    row = ids[128:][:11]
+    with torch.no_grad():
+        shares = opened.model(torch.tensor([row])).logits[0, -1].softmax(-1)
+    best = shares.topk(10).values.tolist()
+    assert [t["probability"] for t in found["place"]["likeliest"]] == pytest.approx(best, rel=1e-4)
+    assert found["place"]["next_probability"] == pytest.approx(shares[ids[139]].item(), rel=1e-4)
+    eos = found["frequencies"]["eos"]
+    assert eos["data"] == pytest.approx(len(titles) / len(ids)) and eos["token"] == "<eos>"
+    assert found["frequencies"]["tokens"] == len(ids) and 0 < eos["model"] < 1
+    for words in (["--batch=9"], ["--position=128"], ["--row=-1"]):
+        with pytest.raises(ValueError, match="the validation titles have 0 to"):
+            run_command("inspect", f"--run={finished}", *words)
+
+
+def test_expected_frequencies_add_up_in_windows_too(titles_file, tmp_path):
+    train(titles_file, *WINDOWS, "--epochs=0.2", f"--out={tmp_path}")
+    opened = headlines_commands.open_run(str(tmp_path), "final", "cpu")
+    task = task_of(titles_file)
+    found = headlines_commands.token_frequencies(opened, task.val_rows)
+    assert found["tokens"] == len(task.val_stream.tokens) - 1
+    assert found["eos"]["data"] == pytest.approx(len(task.titles) / found["tokens"])
+    assert sum(t["model"] for t in found["commonest"]) < 1
+
+
+def test_titles_are_written(finished, capsys):
+    run_command("generate", f"--run={finished}", "--prompt=the film", "--count=4", "--top_k=5")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all(line.startswith("the film") for line in lines)
+    run_command("generate", f"--run={finished}", "--count=2", "--temperature=0")
+    assert len(set(capsys.readouterr().out.splitlines())) == 1
+
+
+def test_the_default_opens_in_transformers(finished, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_command("export", f"--run={finished}", f"--output={tmp_path / 'out'}")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs).__module__.startswith("transformers.")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    opened = headlines_commands.open_run(str(finished), "final", "cpu")
+    ids = torch.tensor([[0, *tokenizer("a good film", add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, opened.model(ids).logits)
+
+
+def test_a_run_of_another_script_is_refused(finished, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run of train_headlines.py"):
+        run_command("generate", f"--run={tmp_path}")
+    (tmp_path / "run.json").write_text(json.dumps({"script": "pretrain_bert.py"}))
+    with pytest.raises(ValueError, match="a run of pretrain_bert.py"):
+        run_command("generate", f"--run={tmp_path}")
+    with pytest.raises(ValueError, match="--output FOLDER"):
+        run_command("export", f"--run={finished}")
