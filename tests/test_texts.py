@@ -223,7 +223,7 @@ def test_features_take_the_place_of_tokens_in_phase_1(rows):
     some = np.array([2, 0])
     plain = data.collate(some, None)
     assert torch.equal(data.collate(some, 0)["input_ids"], plain["input_ids"])  # not cropped
-    data.features = torch.arange(len(data.rows))[:, None].float()
+    data.features = np.arange(len(data.rows), dtype=np.float32)[:, None]
     batch = data.collate(some, 0)
     assert batch["features"].tolist() == [[2.0], [0.0]] and "input_ids" not in batch
     assert torch.equal(batch["labels"], plain["labels"])
