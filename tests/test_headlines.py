@@ -357,7 +357,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(words, titles_file, t
 
 
 def test_averaged_weights_are_evaluated_and_kept(titles_file, tmp_path):
-    words = ["--epochs=2", "--schedule=constant", "--keep_every=1"]
+    words = ["--epochs=1", "--schedule=constant"]
     train(titles_file, *words, f"--out={tmp_path / 'last'}")
     train(titles_file, *words, "--average_frac=0.5", f"--out={tmp_path / 'average'}")
     last, average = (
@@ -462,7 +462,7 @@ def test_each_config_changes_one_thing():
 @pytest.fixture(scope="module")
 def finished(long_file, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    train(long_file, "--val_frac=0.6", "--epochs=2", f"--out={folder}")
+    train(long_file, "--val_frac=0.6", "--epochs=1", f"--out={folder}")
     return folder
 
 
