@@ -275,7 +275,9 @@ def interval_text(metrics: dict[str, Any], name: str) -> str:
 
 
 def written(name: str, value: Any) -> str:
-    """A figure as a reader wants it: 65.8 %, 0.7104, 29.41, 1,234."""
+    """A figure as a reader wants it: 65.8 %, 0.7104, 29.41, 1,234, yes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     value = value if number(value) is not None or isinstance(value, str) else None
     if value is None or isinstance(value, str):
         return "–" if value is None else cut(clean(value), 60)

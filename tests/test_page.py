@@ -335,6 +335,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
 def test_language_model_and_regression_rows(tmp_path):
     generator = np.random.default_rng(0)
     metrics = {"n": 90, "perplexity": 29.41, "perplexity_ci95": [27.0, 32.0], "loss": 3.38}
+    metrics |= {"tokenizer_exact": True}
     language = write_run(tmp_path / "lm", training_lines(20), metrics)
     rows = [
         {"id": i, "group": i, "loss_sum": x, "num_targets": 12, "num_chars": 50}
@@ -344,6 +345,7 @@ def test_language_model_and_regression_rows(tmp_path):
     page = page_of(language)
     check_self_contained(page)
     assert "Loss of the test rows" in page.text and "29.41" in page.text
+    assert re.search(r"tokenizer exact\s+yes", page.text)
     assert "Confusion" not in page.text
 
     metrics = {"n": 90, "pearson": 0.8, "pearson_ci95": [0.7, 0.9]}
