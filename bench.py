@@ -41,6 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--tasks", default="rte,mrpc,cola,stsb", help="of glue")
     parser.add_argument("--epochs", default="3", help="of glue and phase1 (default 3)")
+    parser.add_argument("--precision", default="fp32", help="of glue: fp32 (default) or bf16")
     parser.add_argument("--repeats", type=int, default=5, help="pairs (default 5)")
     parser.add_argument("--steps", type=int, default=20, help="counted steps a run (default 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")

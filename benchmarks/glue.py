@@ -24,7 +24,7 @@ def settings(arguments: argparse.Namespace, task: str) -> list[str]:
         *("--model=minilm", f"--suite={task}", f"--data={arguments.data}"),
         *("--lr=1e-4", f"--epochs={arguments.epochs}", "--batch=32", "--max_length=128"),
         *("--schedule=linear", "--warmup_frac=0", "--test_with=final", "--max_grad_norm=1"),
-        *("--precision=fp32", "--seed=0", "--page=false"),
+        *(f"--precision={arguments.precision}", "--seed=0", "--page=false"),
     ]
 
 
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         words = settings(arguments, task)
         commands = [[sys.executable, str(PROJECT / "eval_bert.py"), *words, f"--out={ours}"]]
         words = ["glue", "--side=peer", f"--data={arguments.data}", f"--epochs={arguments.epochs}"]
+        words += [f"--precision={arguments.precision}"]
         if not (peer / "run.json").exists():
             words += [f"--tasks={task}", f"--folder={peer}"]
             commands.append([sys.executable, str(PROJECT / "bench.py"), *words])
@@ -90,6 +91,7 @@ def peer(arguments: argparse.Namespace) -> dict:
             save_strategy="no",
             report_to=[],
             use_cpu=True,
+            bf16=config.precision == "bf16",
             seed=config.seed,
         ),
         train_dataset=encoded("train"),
