@@ -21,8 +21,10 @@ A sweep file is a settings file with these keys besides; all other keys are comm
       frozen: {freeze: all, head_lr: 1e-3}
       roberta: {config: configs/preference/roberta.yaml}    # script, seeds: of its own, too
     tune: {lr: [1e-5, 1e-4]}            # each arm tries all of these once, with tune_seed (1000),
-                                        # and runs its seeds with the lowest validation loss;
-                                        # an arm may have as many values of its own
+                                        # and runs its seeds with the lowest validation loss (of
+                                        # the end, with test_with: final); an arm may have as many
+                                        # values of its own
+    tune_by: val_accuracy               # the highest of this figure instead
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
@@ -52,7 +54,7 @@ from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
 REPORT = PROJECT / "report.py"
-SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed")
+SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by")
 OWN_SETTINGS = {"seed": "--seeds", "out": "--out", "dry_run": "--dry_run", "fresh": "another --out"}
 # A run that fails this soon and before its first step was given settings that cannot work.
 SETTINGS_ERROR_SECONDS = 60.0
@@ -247,6 +249,7 @@ class Plan:
         grid = check_values("grid", {**check_values("grid", keys.get("grid", {})), **grid})
         self.tune = check_values("tune", keys.get("tune", {}))
         self.tune_seed = keys.get("tune_seed", 1000)
+        self.tune_by = keys.get("tune_by", "val_loss")
         arms = keys.get("arms", {"": {}})
         if args.aa:
             if keys.keys() & {"grid", "arms", "tune"} or grid:
@@ -341,6 +344,7 @@ class Plan:
         return {
             "processes": self.processes,
             "tune_seed": self.tune_seed,
+            "tune_by": self.tune_by,
             "arms": {
                 arm.label: {
                     **{"script": arm.script, "seeds": arm.seeds},
@@ -578,11 +582,18 @@ class Runner:
 # -------------------------------------------------------------------------------- tuning
 
 
-def best_val_loss(folder: Path) -> float:
-    """Lowest validation loss of a run, in the script's unit; infinite when none was finite."""
+def validation_figure(folder: Path, name: str) -> float:
+    """A run's val_loss or another figure, of the weights that it is tested with: at the end with
+    test_with: final, else at the lowest val_loss. NaN when no evaluation was finite."""
     lines = (folder / "train/metrics/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [json.loads(line).get("val_loss") for line in lines]
-    return min((loss for loss in losses if loss is not None), default=math.inf)
+    found = [line for line in map(json.loads, lines) if line.get("val_loss") is not None]
+    if not found:
+        return math.nan
+    tested_with = read_yaml(folder / "config.yaml").get("test_with")
+    line = found[-1] if tested_with == "final" else min(found, key=lambda line: line["val_loss"])
+    if name not in line:
+        raise refuse(f"tune_by {name}: the runs have {', '.join(n for n in line if n != 'step')}")
+    return line[name]
 
 
 def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
@@ -597,23 +608,26 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
     runner.run([run for arm in plan.arms for run in plan.trials(arm).values()], later)
     chosen: dict[str, dict[str, Any]] = {}
     record: dict[str, dict] = {}
+    sign = 1 if plan.tune_by == "val_loss" else -1  # of the other figures the highest is best
     for arm in plan.arms if not runner.stopping else []:
-        losses: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for label, run in plan.trials(arm).items():
             verdicts = read_json(run.folder / "run.json").get("verdicts", [])
             if run.name not in runner.failed:
-                losses[label] = best_val_loss(run.folder)
+                figures[label] = validation_figure(run.folder, plan.tune_by)
             elif any(verdict.startswith("diverged") for verdict in verdicts):
-                losses[label] = math.inf
+                figures[label] = math.nan
                 del runner.failed[run.name]
-        if len(losses) < len(plan.trials(arm)) or min(losses.values()) == math.inf:
+        finite = {label: value for label, value in figures.items() if math.isfinite(value)}
+        if len(figures) < len(plan.trials(arm)) or not finite:
             runner.failed[arm.label] = "its seeds were not run: tuning chose nothing"
             continue
-        best = min(losses, key=losses.__getitem__)
+        best = min(finite, key=lambda label: sign * finite[label])
         chosen[arm.label] = {name: plan.trials(arm)[best].settings[name] for name in arm.tune}
-        record[arm.label] = {"chosen": chosen[arm.label], "val_loss": losses}
-        tried = ", ".join(f"{label} {loss:.4f}" for label, loss in losses.items())
-        print(f"tuned {arm.label}: {best}, the lowest validation loss of {tried}", flush=True)
+        record[arm.label] = {"chosen": chosen[arm.label], plan.tune_by: figures}
+        tried = ", ".join(f"{label} {value:.4f}" for label, value in figures.items())
+        word = "lowest" if sign > 0 else "highest"
+        print(f"tuned {arm.label}: {best}, the {word} {plan.tune_by} of {tried}", flush=True)
     if record:
         (plan.out / "tuned.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
     return chosen

@@ -20,7 +20,7 @@ import json, math, os, signal, sys, time
 from pathlib import Path
 
 known = dict(lr="1e-3", pace="0", fail="false", leak="false", labels="true", freeze="none",
-             parts="null", seed="0", out="", die="false", diverge="3")
+             parts="null", test_with="best", seed="0", out="", die="false", diverge="3")
 if "--help" in sys.argv:
     sys.exit(print("--labels {true,shuffled}"))
 given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
@@ -74,7 +74,8 @@ for step in range(begun, 3):
         sys.exit(0)
     with open(metrics, "a") as file:
         loss = abs(math.log10(lr) + 3) + 0.1 * abs(step - 1) if step else None
-        file.write(json.dumps({"step": step + 1, "val_loss": loss}) + "\\n")
+        line = {"step": step + 1, "val_loss": loss, "val_accuracy": 0.9 - lr}
+        file.write(json.dumps(line) + "\\n")
 shuffled = told["labels"] == "shuffled" and told["leak"] == "false"
 accuracy = 0.37 if shuffled else 0.7
 (out / "test/metrics/metrics.json").write_text(json.dumps({"n": 100, "accuracy": accuracy,
@@ -467,6 +468,26 @@ def test_tuning_gives_each_arm_the_same_trials_and_its_seeds_the_best(folder, ca
     assert "tuned one: lr=0.001" in capsys.readouterr().out
     assert run("--config", config, "--out", "o") == 0
     assert launches() == trials + runs
+
+
+@pytest.mark.parametrize("name, chosen", [("val_accuracy", 1e-5), ("val_loss", 1e-3)])
+def test_tuning_looks_at_the_weights_and_the_figure_that_count(folder, name, chosen, capsys):
+    config = write(
+        "script: fake.py\nseeds: 1\ntune: {lr: [1e-1, 1e-3, 1e-5]}\ntest_with: final\n"
+        f"tune_by: {name}\narms: {{one: {{freeze: none}}}}\n"
+    )
+    assert run("--config", config, "--out", "o") == 0
+    tuned = yaml.safe_load(Path("o/tuned.yaml").read_text())["one"]
+    assert tuned["chosen"] == {"lr": chosen}
+    if name == "val_loss":  # at the end it is .1 above its lowest
+        assert tuned[name] == pytest.approx({"lr=0.1": 2.1, "lr=0.001": 0.1, "lr=1e-05": 2.1})
+    assert f"{'lowest' if name == 'val_loss' else 'highest'} {name}" in capsys.readouterr().out
+
+
+def test_tuning_by_a_figure_that_no_run_has_is_refused(folder):
+    config = write("script: fake.py\nseeds: 1\ntune: {lr: [1e-3]}\ntune_by: val_f1\n")
+    with pytest.raises(SystemExit, match="tune_by val_f1: the runs have val_loss, val_accuracy"):
+        run("--config", config, "--out", "o")
 
 
 def test_an_arm_may_be_tuned_over_values_of_its_own_but_not_over_more(folder):
