@@ -132,7 +132,8 @@ EMBEDDED = {
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
         if pretrained.use_embedded(given, world, "a tiny GPT-2 on instructions about film reviews"):
-            config = dataclasses.replace(config, **EMBEDDED)
+            precision = pretrained.embedded_precision(config.precision, world)
+            config = dataclasses.replace(config, **EMBEDDED, precision=precision)
         train(config, world)
 
 

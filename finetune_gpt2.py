@@ -150,8 +150,8 @@ def fine_tune(config: Config, world: core.World) -> runs.Run:
 # configs/gpt2/reviews_*.yaml, which say why.
 EMBEDDED = {
     "language_model": {
-        **{"task": "reviews_text", "init": "random", "size": "tiny", "lr": 1.5e-3, "epochs": 1.0},
-        **{"limit": 2000, "max_length": 128, "stride": 128, "batch": 4, "micro_batch": 4},
+        **{"task": "reviews_text", "init": "random", "size": "tiny", "lr": 4e-3, "epochs": 1.0},
+        **{"limit": 2000, "max_length": 128, "stride": 128, "batch": 8, "micro_batch": 4},
         **{"lr_factors": [1.0, 1.0, 1.0]},
     },
     "from_language_model": {
@@ -170,6 +170,8 @@ def show_embedded(config: Config, world: core.World) -> None:
         "no settings were given and the hub cannot be reached: the embedded default it is, a tiny "
         f"GPT-2 on film reviews, in {root}"
     )
+    precision = pretrained.embedded_precision(config.precision, world)
+    config = dataclasses.replace(config, precision=precision)
     for name, settings in EMBEDDED.items():
         if name != "language_model":
             settings = {**settings, "model": str(root / "language_model")}

@@ -23,10 +23,17 @@ from torch import Tensor, nn
 from core import IGNORE_INDEX
 from models import pretrained
 
-# Shapes for init=random: what two cores can train. gpt2 and distilgpt2 are the published ones.
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 512},
-    "mini": {"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024},
+# Shapes for init=random: what two cores can train. gpt2 and distilgpt2 are the published ones; the
+# small ones begin with weights of .02 · √(768 / width), which gives states of the same scale.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        **{"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 512},
+        **{"initializer_range": 0.049},
+    },
+    "mini": {
+        **{"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024},
+        **{"initializer_range": 0.035},
+    },
     "distilgpt2": {"n_embd": 768, "n_layer": 6, "n_head": 12, "n_positions": 1024},
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
 }

@@ -180,6 +180,13 @@ def use_embedded(given: bool, world: core.World, what: str) -> bool:
     return True
 
 
+def embedded_precision(asked: str, world: core.World) -> str:
+    """bf16 on a CPU that has instructions for it, for embedded defaults are to take minutes; else
+    what was asked for."""
+    fast = world.device.type == "cpu" and world.machine.cpu_bf16
+    return "bf16" if fast and asked == "auto" else asked
+
+
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder that save_pretrained wrote; those of large models are in shards."""
     from safetensors.torch import load_file

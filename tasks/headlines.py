@@ -56,7 +56,8 @@ def or_embedded(config: Any, given: bool, world: core.World) -> Any:
     """The embedded default when nothing was set and the hub cannot be reached; it says so."""
     if not pretrained.use_embedded(given, world, "a smaller model on --data reviews"):
         return config
-    return dataclasses.replace(config, **EMBEDDED)
+    precision = pretrained.embedded_precision(config.precision, world)
+    return dataclasses.replace(config, **EMBEDDED, precision=precision)
 
 
 def check_settings(config: Any) -> None:

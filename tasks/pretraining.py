@@ -187,11 +187,10 @@ def or_embedded(config: Config, given: bool, world: core.World) -> Config:
     """The embedded default when nothing was set and the hub cannot be reached; it says so."""
     if not pretrained.use_embedded(given, world, "bert-tiny on --data reviews"):
         return config
-    fast = world.device.type == "cpu" and world.machine.cpu_bf16
     return dataclasses.replace(
         config,
         **EMBEDDED,
-        precision="bf16" if fast else config.precision,  # fp32 would take minutes more
+        precision=pretrained.embedded_precision(config.precision, world),
         validation=ValidationSettings(fraction=0.05, truncate_to=2000),
     )
 
