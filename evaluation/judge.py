@@ -11,6 +11,7 @@ costs nothing and an interrupted evaluation continues. The key comes from the en
 travels in a header; it is in no address, file, log or error.
 """
 
+import abc
 import hashlib
 import json
 import os
@@ -96,7 +97,7 @@ def parse_score(text: Any) -> int | None:
 # ----------------------------------------------------------------------------- back ends
 
 
-class Backend:
+class Backend(abc.ABC):
     """A model behind HTTP: where to, with which header, what to send, where the text is."""
 
     kind: str
@@ -125,18 +126,21 @@ class Backend:
             text = text.replace(self._key, "***")
         return " ".join(text.split())[:200]
 
+    @abc.abstractmethod
     def address(self) -> str:
-        raise NotImplementedError
+        """Where questions are posted."""
 
+    @abc.abstractmethod
     def headers(self) -> dict[str, str]:
-        raise NotImplementedError
+        """The key, and nothing else."""
 
+    @abc.abstractmethod
     def body(self, question: str, seed: int) -> dict:
-        raise NotImplementedError
+        """What is posted, as JSON."""
 
+    @abc.abstractmethod
     def text(self, reply: dict) -> str:
         """The model's words; raises KeyError, IndexError, TypeError where there are none."""
-        raise NotImplementedError
 
 
 class Gemini(Backend):

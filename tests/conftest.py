@@ -6,9 +6,11 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORDS = (
@@ -23,6 +25,15 @@ def cache_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ABLATE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread(cache_folder) -> Iterator[None]:
+    """For pytestmark: trainings in the test's own process then give the same bits each time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -12,16 +12,9 @@ from core import IGNORE_INDEX
 from models import causal, generation, lora, packed
 from tasks import instructions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD = core.World(torch.device("cpu"), core.Machine())
 MAX_LENGTH = 128
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(cache_folder):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

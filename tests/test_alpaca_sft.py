@@ -25,17 +25,10 @@ from tasks import instruction_commands as commands
 from tasks import instruction_tuning
 from tasks.arena import strip_control
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = sorted((PROJECT / "configs/alpaca").glob("*.yaml"))
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
 LORA = ["--lora_r=3", "--lora_alpha=6"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(cache_folder):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

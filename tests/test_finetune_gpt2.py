@@ -19,16 +19,9 @@ from models import causal, pretrained
 from settings import parse_settings
 from tasks import texts, tuning
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(cache_folder):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

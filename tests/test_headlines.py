@@ -23,6 +23,7 @@ from models import gpt, pretrained
 from settings import parse_settings
 from tasks import headlines, headlines_commands
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
 SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--vocab_size=300", "--max_length=24"]
 SMALL += ["--batch=16", "--lr=1e-2", "--matrix_lr=1e-2"]
@@ -36,14 +37,6 @@ ODD = [
     "\x00\x7f",
     "<eos>",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(cache_folder):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
