@@ -300,6 +300,7 @@ def test_without_settings_or_hub_three_small_runs_are_compared(monkeypatch, tmp_
     for settings in finetune_gpt2.EMBEDDED.values():
         for name, value in {"limit": 60, "max_length": 16, "epochs": 1.0}.items():
             monkeypatch.setitem(settings, name, value)
+        monkeypatch.delitem(settings, "stride", raising=False)
     config = parse(f"--out={tmp_path}")
     finetune_gpt2.main(config, given=False)
     out = capfd.readouterr().out
