@@ -118,10 +118,12 @@ def main(config: Config, given: bool) -> None:
 def is_language(config: Config) -> bool:
     from tasks import language, texts
 
-    if config.task in (*texts.HUB, "reviews"):
-        return False
-    named = config.task in (*language.WIKITEXT, "reviews_text")
-    return named or not texts.has_labels(Path(config.data or config.task))
+    labelled = config.task in (*texts.HUB, "reviews")
+    named = labelled or config.task in (*language.WIKITEXT, "reviews_text")
+    path = Path(config.data or config.task)
+    if config.data is not None or not named:
+        texts.require_path(path)
+    return not (labelled if named else texts.has_labels(path))
 
 
 def fine_tune(config: Config, world: core.World) -> runs.Run:

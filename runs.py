@@ -11,6 +11,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import difflib
 import errno
 import fcntl
 import heapq
@@ -769,9 +770,14 @@ def launch(
     aliases: other names of settings → ours.
     """
     argv, prog = sys.argv[1:], Path(sys.argv[0]).name
-    words = (argv[0],) if argv and argv[0] in (commands or {}) else ()
+    commands = commands or {}
+    word = argv[0] if argv else ""
+    if commands and re.fullmatch(r"\w+", word) and word not in commands:
+        near = difflib.get_close_matches(word, commands, 1)
+        known = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(commands)}"
+        raise SystemExit(f"{prog}: '{word}' is no command: {known}")
     try:
-        if words:
+        if word in commands:
             action, settings, *own_aliases = commands[argv[0]]
             action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}", *own_aliases)[0])
         else:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -640,8 +641,7 @@ def unigram_entropy(corpus: Corpus, ids: np.ndarray, sequences: int = 1_000_000)
         tokens = corpus.rows(ids[start : start + 4096].astype(np.int64))
         counts += np.bincount(tokens.reshape(-1), minlength=corpus.vocab_size)
     counts[corpus.is_special] = 0
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
+    return float(scipy.stats.entropy(counts))
 
 
 # ------------------------------------------------------------------------------ splits

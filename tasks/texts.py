@@ -161,14 +161,19 @@ def _read_hub(task: str) -> dict[str, Iterable[Record]]:
     return {part: records(part) for part in parts}
 
 
-def _read_path(path: Path, task: str) -> dict[str, Iterable[Record]]:
-    if path.is_file():
-        return {"train": read_file(path)}
-    if not path.is_dir():
+def require_path(path: Path) -> None:
+    """FileNotFoundError where nothing is there; asked before any model is loaded."""
+    if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file or folder, nor a task: expected imdb, ag_news, reviews, "
             "wikitext2, wikitext103, reviews_text, or a file of your own"
         )
+
+
+def _read_path(path: Path, task: str) -> dict[str, Iterable[Record]]:
+    if path.is_file():
+        return {"train": read_file(path)}
+    require_path(path)
     parts: dict[str, Iterable[Record]] = {}
     for part, stems in PARTS.items():
         files = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]

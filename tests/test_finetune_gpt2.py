@@ -309,3 +309,10 @@ def test_without_settings_or_hub_three_small_runs_are_compared(monkeypatch, tmp_
     assert "from_language_model against from_random" in out
     finetune_gpt2.main(config, given=False)  # all is there: it says the result again
     assert capfd.readouterr().out.count("is finished") == 3
+
+
+@pytest.mark.parametrize("words", [["--task=imbd"], ["--task=imdb", "--data=nowhere"]])
+def test_a_mistyped_task_or_folder_is_said_before_any_model_is_loaded(words, monkeypatch):
+    monkeypatch.setattr(causal, "load_config", None)
+    with pytest.raises(FileNotFoundError, match="(imbd|nowhere): no such file or folder"):
+        finetune_gpt2.main(parse(*words), given=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -283,3 +284,10 @@ def test_published_names_are_accepted_beside_ours():
     words = ["train/optim=sgd", "train.fixed_depth=False"]
     config, given = parse_settings(Nested, words, "nested.py", aliases)
     assert given and config.optimizer == "sgd" and config.stacking.enabled
+
+
+@pytest.mark.parametrize("word, hint", [("inspekt", "did you mean"), ("x", "expected inspect")])
+def test_a_mistyped_command_is_named(word, hint, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", word, "--run", "r"])
+    with pytest.raises(SystemExit, match=f"script.py: '{word}' is no command: {hint}"):
+        runs.launch(lambda *_: None, Settings, {"inspect": (print, Settings)})
