@@ -124,7 +124,8 @@ class Config(Settings):
 
 # What the script does without any settings where there is no hub.
 EMBEDDED = {
-    **{"init": "random", "size": "tiny", "data": "reviews", "limit": 3000, "max_length": 192},
+    **{"model": "tiny-gpt2", "init": "random", "size": "tiny", "data": "reviews"},
+    **{"limit": 3000, "max_length": 192},
     **{"lr": 2e-3, "batch": 16, "epochs": 2.0, "sample_tokens": 24},
 }
 

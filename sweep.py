@@ -24,7 +24,7 @@ A sweep file is a settings file with these keys besides; all other keys are comm
                                         # and runs its seeds with the lowest validation loss (of
                                         # the end, with test_with: final); an arm may have as many
                                         # values of its own
-    tune_by: val_accuracy               # the highest of this figure instead
+    tune_by: val_accuracy               # the best of this figure instead
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
@@ -55,6 +55,7 @@ from settings import FREE_SETTINGS, flatten
 PROJECT = Path(__file__).resolve().parent
 REPORT = PROJECT / "report.py"
 SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by")
+LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
 OWN_SETTINGS = {"seed": "--seeds", "out": "--out", "dry_run": "--dry_run", "fresh": "another --out"}
 # A run that fails this soon and before its first step was given settings that cannot work.
 SETTINGS_ERROR_SECONDS = 60.0
@@ -608,7 +609,7 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
     runner.run([run for arm in plan.arms for run in plan.trials(arm).values()], later)
     chosen: dict[str, dict[str, Any]] = {}
     record: dict[str, dict] = {}
-    sign = 1 if plan.tune_by == "val_loss" else -1  # of the other figures the highest is best
+    sign = 1 if LOWER_IS_BETTER.search(plan.tune_by) else -1
     for arm in plan.arms if not runner.stopping else []:
         figures: dict[str, float] = {}
         for label, run in plan.trials(arm).items():

@@ -367,7 +367,9 @@ def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[
 def validation_figures(runs: list[RunFolder], labels: list[str]) -> list[Figure | None]:
     """One run: all shares on the same axes, and each other figure; several: each figure."""
     names = [name for run in runs for line in run.lines[1] for name in line]
-    names = [name for name in dict.fromkeys(names) if re.match("val_(?!loss$)", name)]
+    # the last two are facts that each evaluation of titles repeats: no curves
+    wanted = re.compile("val_(?!loss$|share_scored$|tokenizer_exact$)")
+    names = [name for name in dict.fromkeys(names) if wanted.match(name)]
     shares = [name for name in names if SHARE.search(name)]
     together = [shares] if len(runs) == 1 else [[name] for name in shares]
     together += [[name] for name in names if name not in shares]

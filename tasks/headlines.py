@@ -577,11 +577,11 @@ class Headlines:
         return np.column_stack([losses, official, scored, tokens, self.sizes])
 
     def evaluate(self) -> dict[str, float]:
-        """All figures, without intervals; val_loss is the one that counts, nats per character."""
+        """All figures, without intervals; val_loss is nats a token, as the training loss is."""
         found = headline_metrics(self.sums(), self.groups, self.exact, intervals=False)
         figures = {f"val_{k}": float(v) for k, v in found.items() if not isinstance(v, int)}
         return {
-            **{"val_loss": figures.pop("val_nats_per_char"), **figures},
+            **{"val_loss": figures.pop("val_nats_per_token"), **figures},
             "val_tokenizer_exact": float(self.exact),
         }
 

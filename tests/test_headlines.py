@@ -320,8 +320,10 @@ def test_a_run_has_what_the_contract_says(titles_file, tmp_path):
 
     train(titles_file, "--epochs=4", "--eval_every=20", f"--out={tmp_path}")
     found = metrics_of(tmp_path)
-    losses = [line["val_loss"] for line in lines_of(tmp_path, "val_loss")]
+    lines = lines_of(tmp_path, "val_loss")
+    losses = [line["val_nats_per_char"] for line in lines]
     assert found["nats_per_char"] == pytest.approx(losses[-1]) and losses[-1] < 0.8 * losses[0]
+    assert found["nats_per_token"] == pytest.approx(lines[-1]["val_loss"])
     assert found["tested_with"] == "final" and found["tokenizer_exact"] is True
     rows = (tmp_path / "test/metrics/predictions.csv").read_text().splitlines()
     assert rows[0] == "id,group,loss_sum,num_targets,num_chars" and len(rows) == 42
@@ -363,7 +365,7 @@ def test_averaged_weights_are_evaluated_and_kept(titles_file, tmp_path):
     assert any(not torch.equal(last[name], average[name]) for name in last)
     found = metrics_of(tmp_path / "average")["nats_per_char"]
     assert found != metrics_of(tmp_path / "last")["nats_per_char"]
-    evaluated = lines_of(tmp_path / "average", "val_loss")[-1]["val_loss"]
+    evaluated = lines_of(tmp_path / "average", "val_loss")[-1]["val_nats_per_char"]
     assert evaluated == pytest.approx(found, rel=1e-6)
 
 
