@@ -291,7 +291,9 @@ def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
                 for group in groups
             ]
         return [", ".join(f"{n}={show(found.get(n))}" for n in differing) for found in settings]
-    return shortest_tails(folders)
+    # of one run the arm's folder, too, where sweep.py put it into one
+    arms = [parts[:-1] if re.fullmatch(r"seed_\d+", parts[-1]) else parts for parts in folders]
+    return shortest_tails(arms if len(set(arms)) == len(arms) else folders)
 
 
 def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[str]:

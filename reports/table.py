@@ -1,13 +1,16 @@
 """table: one line a setting, its seeds folded, with the columns that say something.
 
 A column is a setting that differs, or a figure that some run has. Any name of config.yaml,
-run.json or metrics.json can be asked for.
+run.json or metrics.json can be asked for, and `command`: what makes the line again (with seeds
+folded, its first run).
 """
 
 import csv
 import difflib
 import io
 import math
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +48,23 @@ class Cell:
     def text(self, digits: int = 4) -> str:
         if not isinstance(self.value, float):
             return show(self.value)
+        if abs(self.value) >= 1e6:  # FLOPs, bytes
+            return f"{self.value:.3g}"
         shown = f"{self.value:.{digits}f}"
         if math.isnan(self.low):
             return shown
         return f"{shown} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def command_of(run: RunFolder) -> str:
+    """The words that began a run, without those that only say where it lies."""
+    words, kept = [str(word) for word in run.record.get("command") or ()], []
+    for before, word in zip(["", *words], words, strict=False):
+        if not word.startswith(("--out=", "--page=")) and "--out" not in (before, word):
+            kept.append(word)
+    processes = run.record.get("world_size") or 1
+    launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
+    return shlex.join([*launcher, *kept]) if kept else ""
 
 
 def figures_of(run: RunFolder) -> dict[str, Any]:
@@ -60,6 +76,7 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     if known:  # all of the evaluation that chose the weights
         best = min(known, key=lambda row: row["val_loss"])
         validation = {k: v for k, v in best.items() if k.startswith("val_")}
+    facts["command"] = command_of(run)
     found = {**facts, "train_loss": last.get("train_loss"), **validation, **flatten(run.metrics)}
     seconds = number(run.record.get("seconds")) or number(last.get("seconds"))
     found["minutes"] = None if seconds is None else seconds / 60
@@ -163,6 +180,8 @@ def render(columns: Sequence[str], lines: Sequence[dict[str, Cell]], style: str)
         "right" if any(isinstance(ln[c].value, float) for ln in lines) else "left" for c in columns
     ]
     table = tabulate(rows, columns, tablefmt=style, disable_numparse=True, colalign=align)
+    if style == "github":  # commands are long: what a browser does not show is left out
+        table = re.sub(r"-{4,}", "---", re.sub(r" {2,}", " ", table))
     return str(table)
 
 

@@ -387,6 +387,15 @@ def test_table_of_interval_peak_memory_and_minutes(tmp_path, report):
     assert "12.50" in text
 
 
+def test_table_says_what_makes_a_line_again(tmp_path, report):
+    words = ["run_2_appendprompt.py", "--data", "my rows.csv", "--out", "x", "--out=y", "--seed=0"]
+    facts = {"command": words, "world_size": 2}
+    run = write_run(tmp_path / "run", classifier(50, 1.0, 0), **facts)
+    text = report("table", run, "--columns", "run,command", "--markdown")
+    made = "torchrun --nproc_per_node=2 run_2_appendprompt.py --data 'my rows.csv' --seed=0"
+    assert text.splitlines()[2] == f"| run | {made} |"
+
+
 def test_trials_of_a_tuned_sweep_are_no_results(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "sweep")
     shutil.copytree(runs / "weak/seed_0", tmp_path / "sweep/weak/tune/lr=1")
