@@ -531,7 +531,7 @@ class Preference:
         ladder = 8 if config.compile else None
         data = SequenceData(ids, self.tokenizer.pad_token_id, config.max_length, ladder)
         encoder.eval()
-        for rows, batch in core.evaluation_batches(data, max(1, 8192 // config.max_length), world):
+        for rows, batch in core.evaluation_batches(data, max(1, 16384 // config.max_length), world):
             with self.state.autocast():
                 batch = core.to_device(batch, world.device)
                 if whole:
