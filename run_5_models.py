@@ -39,6 +39,8 @@ def main(config: Config, given: bool) -> None:
             pretrained.freeze(encoder, config.freeze)
             state = task.build_state(encoder)
             if config.dry_run:
+                if config.cache_features and config.freeze != "none":
+                    world.say("note: timed with the frozen part in each step; a run keeps it")
                 return run.dry_run(state, task.loss_sum)
             if config.cache_features and config.freeze != "none":
                 task.keep_frozen()
