@@ -530,6 +530,7 @@ class Preference:
         whole = pretrained.is_frozen(encoder)
         ladder = 8 if config.compile else None
         data = SequenceData(ids, self.tokenizer.pad_token_id, config.max_length, ladder)
+        world.say(f"frozen part: running once over {len(ids):,} sequences")
         encoder.eval()
         for rows, batch in core.evaluation_batches(data, max(1, 16384 // config.max_length), world):
             with self.state.autocast():
