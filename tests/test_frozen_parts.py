@@ -98,6 +98,16 @@ def test_layers_above_the_border_give_the_same_from_kept_states(architecture, pr
     assert len(pretrained.find_layers(encoder)) == LAYERS
 
 
+def test_an_error_above_the_border_leaves_the_encoder_whole(tiny):
+    """Out of memory, say: the step is done again with smaller micro-batches."""
+    model, batch = build_pair_model(tiny("bert"), "bottom:2").eval(), padded_batch()
+    before = model(**batch)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        with pretrained.from_border(model.encoder, torch.zeros(4, 24, 32)):
+            raise RuntimeError("out of memory")
+    assert torch.equal(model(**batch), before)
+
+
 @pytest.mark.parametrize(
     "kind,kernel,frozen,why",
     [
