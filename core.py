@@ -404,6 +404,12 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over all ids and where rows begin."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.offsets))
+        digest.update(np.ascontiguousarray(self.ids))
+        return digest.hexdigest()[:16]
+
     def __getitem__(self, row: int) -> np.ndarray:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
@@ -795,12 +801,22 @@ class PairClassifier(nn.Module):
 
     def train(self, mode: bool = True) -> "PairClassifier":
         """Parts that are frozen stay in evaluation mode: what they give must not vary."""
-        super().train(mode)
-        for module in self.encoder.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+        self.training = mode
+        self.head.train(mode)
+        train_but_frozen(self.encoder, mode)
         return self
+
+
+def train_but_frozen(module: nn.Module, mode: bool) -> None:
+    """module.train(mode), except that parts without a trained parameter go to evaluation mode."""
+    trained = [p.requires_grad for p in module.parameters()]
+    if trained and not any(trained):
+        if module.training:  # else all below it are in evaluation mode, too
+            module.eval()
+        return
+    module.training = mode
+    for child in module.children():
+        train_but_frozen(child, mode)
 
 
 # ------------------------------------------------------------------------------- steps

@@ -26,6 +26,8 @@ class Config(preference.Config):
     """start from the published weights, or from random ones of the same shape"""
     freeze: str = "none"
     """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
+    cache_features: bool = True
+    """compute what frozen parts give once, for later runs, too; false: run them in each step"""
 
 
 def main(config: Config, given: bool) -> None:
@@ -37,7 +39,11 @@ def main(config: Config, given: bool) -> None:
             pretrained.freeze(encoder, config.freeze)
             state = task.build_state(encoder)
             if config.dry_run:
+                if config.cache_features and config.freeze != "none":
+                    world.say("note: timed with the frozen part in each step; a run keeps it")
                 return run.dry_run(state, task.loss_sum)
+            if config.cache_features and config.freeze != "none":
+                task.keep_frozen()
             run.resume(state, task.evaluate)
             while not run.done(state):
                 stats = core.train_step(state, task.loss_sum)

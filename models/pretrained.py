@@ -4,10 +4,12 @@ encoder, tokenizer = load_encoder("electra", attention="sdpa")
 freeze(encoder, "bottom:6")
 """
 
+import contextlib
 import copy
 import importlib.util
 import os
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,81 @@ def freeze(encoder: nn.Module, what: str) -> None:
     above |= {id(p) for p in last}  # a norm after the last layer is not below anything
     for parameter in encoder.parameters():
         parameter.requires_grad_(id(parameter) in above)
+
+
+# ------------------------------------------------------------------------ frozen parts
+
+# Their layers read the states of the layer below as the first argument, and nothing else of it.
+LAYERED = (
+    *("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"),
+    *("deberta", "deberta-v2", "modernbert"),
+)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    return not any(p.requires_grad for p in module.parameters())
+
+
+def count_frozen_layers(encoder: nn.Module) -> int:
+    """Layers from the bottom on that are not trained."""
+    layers = find_layers(encoder)
+    return next((k for k, layer in enumerate(layers) if not is_frozen(layer)), len(layers))
+
+
+def why_no_border(config: Any, frozen: int, layers: int) -> str:
+    """Why the states above the `frozen` lower of all `layers` cannot be handed in; "": they can."""
+    if config.model_type not in LAYERED:
+        return f"{config.model_type} is not known to hand its states from layer to layer alone"
+    if getattr(config, "conv_kernel_size", 0):
+        return "a convolution follows the first layer that runs"
+    if not 0 < frozen < layers:
+        return f"{frozen} of {layers} layers are frozen"
+    return ""
+
+
+class _Reached(Exception):
+    """The states that the first trained layer was called with."""
+
+
+def border_states(encoder: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    """What the frozen lower layers give (rows, seq, hidden); the layers above do not run."""
+
+    def stop(layer: nn.Module, arguments: tuple) -> None:
+        raise _Reached(arguments[0])
+
+    border = find_layers(encoder)[count_frozen_layers(encoder)]
+    handle = border.register_forward_pre_hook(stop)
+    try:
+        encoder(**inputs)
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{encoder.config.model_type}: no layer above the frozen ones was called")
+
+
+@contextlib.contextmanager
+def from_border(encoder: nn.Module, states: torch.Tensor) -> Iterator[None]:
+    """Inside, a call of the encoder runs the layers above the frozen ones alone, on `states`.
+
+    states: border_states of the same inputs (rows, seq, hidden); at padding they may be anything
+    finite. The embeddings run, too: masks and positions are made from their shape and type.
+    """
+    layers, frozen = find_layers(encoder), count_frozen_layers(encoder)
+    owner, name = next(
+        (module, name)
+        for module in encoder.modules()
+        for name, child in module.named_children()
+        if child is layers
+    )
+
+    def hand_in(layer: nn.Module, arguments: tuple) -> tuple:
+        return (states.to(arguments[0].dtype), *arguments[1:])
+
+    handle = layers[frozen].register_forward_pre_hook(hand_in)
+    setattr(owner, name, layers[frozen:])
+    try:
+        yield
+    finally:
+        setattr(owner, name, layers)
+        handle.remove()

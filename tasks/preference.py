@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import core
 import runs
 from evaluation import metrics
+from methods import feature_cache
 from methods.dropout import use_word_dropout
 from methods.schedules import schedule_for
 from models import pretrained
@@ -264,11 +265,17 @@ class PairData:
     ):
         self.ids, self.index, self.labels, self.pad = ids, index, labels, pad
         self.max_length, self.ladder, self.swap_seed = max_length, ladder, swap_seed
+        # what a frozen part gives: (sequences, hidden) or (tokens of ids, hidden), bf16 as int16
+        self.embeddings: np.ndarray | None = None
+        self.states: np.ndarray | None = None
         sides = ids.lengths.reshape(-1, 2)[index]
         self.lengths, self.tokens = sides.max(axis=1), sides.sum(axis=1)
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,)."""
+        """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,).
+
+        Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden).
+        """
         numbers = self.index[rows]
         labels = self.labels[numbers]
         first = np.zeros(len(rows), np.int64)  # which side stands first
@@ -276,19 +283,49 @@ class PairData:
             first[:] = [core.mix_seed(self.swap_seed, int(n), epoch, 3) & 1 for n in numbers]
             exchanged = np.array(metrics.SWAP)[labels]
             labels = np.where(first == 1, exchanged, labels)
-        sides = [self.ids[n] for n in [*(2 * numbers + first), *(2 * numbers + 1 - first)]]
-        longest = max(map(len, sides))
-        width = core.ladder_length(longest, self.max_length, self.ladder)
-        input_ids = np.full((len(sides), width), self.pad, np.int64)
-        mask = np.zeros((len(sides), width), np.int64)
-        for row, side in enumerate(sides):
-            input_ids[row, : len(side)] = side
-            mask[row, : len(side)] = 1
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels),
-        }
+        sides = np.concatenate([2 * numbers + first, 2 * numbers + 1 - first])
+        batch = {"labels": torch.from_numpy(labels)}
+        if self.embeddings is not None:
+            return batch | {"embeddings": torch.from_numpy(self.embeddings[sides])}
+        width = core.ladder_length(self.ids.lengths[sides].max(), self.max_length, self.ladder)
+        batch |= pad_sequences(self.ids, sides, width, self.pad)
+        if self.states is not None:
+            batch["states"] = pad_states(self.states, self.ids.offsets, sides, width)
+        return batch
+
+
+def pad_sequences(ids: core.Ragged, numbers: np.ndarray, width: int, pad: int) -> dict[str, Tensor]:
+    """input_ids, attention_mask (sequences, width)."""
+    input_ids = np.full((len(numbers), width), pad, np.int64)
+    mask = np.zeros((len(numbers), width), np.int64)
+    for row, number in enumerate(numbers):
+        side = ids[number]
+        input_ids[row, : len(side)] = side
+        mask[row, : len(side)] = 1
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def pad_states(states: np.ndarray, offsets: np.ndarray, numbers: np.ndarray, width: int) -> Tensor:
+    """The states of each sequence's tokens (sequences, width, hidden), zero at padding."""
+    padded = np.zeros((len(numbers), width, states.shape[1]), states.dtype)
+    for row, number in enumerate(numbers):
+        start, end = offsets[number], offsets[number + 1]
+        padded[row, : end - start] = states[start:end]
+    tensor = torch.from_numpy(padded)
+    return tensor.view(torch.bfloat16) if padded.dtype == np.int16 else tensor
+
+
+class SequenceData:
+    """The sequences of the token cache one by one, for what does not depend on the pair."""
+
+    def __init__(self, ids: core.Ragged, pad: int, max_length: int, ladder: int | None):
+        self.ids, self.pad, self.max_length, self.ladder = ids, pad, max_length, ladder
+        self.lengths = self.tokens = ids.lengths
+
+    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
+        """input_ids, attention_mask (rows, seq)."""
+        width = core.ladder_length(self.lengths[rows].max(), self.max_length, self.ladder)
+        return pad_sequences(self.ids, rows, width, self.pad)
 
 
 # ------------------------------------------------------------------------------- model
@@ -310,10 +347,27 @@ def set_dropout(model: nn.Module, p: float) -> None:
                 setattr(module, name, p)
 
 
+def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """a, b (rows, hidden): as they are kept, from kept states on, or from all layers."""
+    if "embeddings" in batch:
+        return batch["embeddings"].chunk(2)
+    inputs = batch["input_ids"], batch["attention_mask"]
+    if "states" not in batch:
+        return model.embed(*inputs)
+    with pretrained.from_border(model.encoder, batch["states"]):
+        return model.embed(*inputs)
+
+
 def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
     """Logits of (A, B) and of (B, A), (rows, 6); the second order costs the head alone again."""
-    a, b = model.embed(batch["input_ids"], batch["attention_mask"])
+    a, b = embed_pairs(model, batch)
     return torch.cat([model.head(a, b), model.head(b, a)], dim=-1)
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """What of transformers' configuration, and of its version, the outputs depend on."""
+    said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
+    return {name: value for name, value in config.to_dict().items() if name not in said}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -352,7 +406,7 @@ class Preference:
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model)
         self.rows = load_rows(config, world, run)
-        ids = cached_sequences(
+        self.ids = cached_sequences(
             self.rows, self.tokenizer, config.max_length, with_prompt, config.prompt_frac, world
         )
         labels = np.array([row.label for row in self.rows])
@@ -360,7 +414,7 @@ class Preference:
 
         def part(name: str, swap_seed: int | None = None) -> PairData:
             return PairData(
-                ids,
+                self.ids,
                 np.flatnonzero(split == name),
                 labels,
                 self.tokenizer.pad_token_id,
@@ -420,9 +474,79 @@ class Preference:
         )
         return self.state
 
+    def keep_frozen(self) -> None:
+        """Compute what the frozen part of the encoder gives once, for all parts and later runs.
+
+        Of a wholly frozen encoder that is the embedding of each sequence, in fp32; of frozen lower
+        layers the states that the first trained layer reads, in the run's precision. Says in a
+        line what it did, or why the frozen part runs in each step. Before the first step.
+        """
+        encoder, ids, say = self.state.model.encoder, self.ids, self.world.say
+        hidden = encoder.config.hidden_size
+        if pretrained.is_frozen(encoder):
+            shape, dtype = (len(ids), hidden), np.float32
+        else:
+            if why := self._why_no_states(encoder):
+                return say(f"note: the frozen part runs in each step: {why}")
+            shape = (len(ids.ids), hidden)
+            dtype = {"bf16": np.int16, "fp16": np.float16, "fp32": np.float32}[self.precision]
+        needed, room = shape[0] * hidden * np.dtype(dtype).itemsize, feature_cache.room()
+        if self.world.any(needed > room):
+            return say(
+                f"note: the frozen part runs in each step: what it gives would take "
+                f"{needed / 1e9:,.1f} GB of the cache on disk, which has room for {room / 1e9:,.1f}"
+            )
+        key = {
+            **{"kind": "frozen encoder, version 1", "rows": shape[0], "precision": self.precision},
+            **{"weights": feature_cache.fingerprint(encoder, frozen=True)},
+            **{"config": architecture_of(encoder.config), "attention": self.attention},
+            **{
+                "device": self.world.device.type,
+                "tokens": ids.fingerprint(),
+                "max_length": self.config.max_length,
+            },
+        }
+        values, found = feature_cache.kept_rows(key, shape, dtype, self._frozen_outputs, self.world)
+        if values is None:
+            return
+        for data in (self.train, self.val, self.test_data):
+            data.embeddings, data.states = (
+                (values, None) if pretrained.is_frozen(encoder) else (None, values)
+            )
+        how = "from the cache" if found else "computed once"
+        say(f"frozen part: what it gives for {len(ids):,} sequences, {how}")
+
+    def _why_no_states(self, encoder: nn.Module) -> str:
+        if self.config.compile:
+            return "it is compiled together with the layers above it"
+        layers = pretrained.find_layers(encoder)
+        frozen = pretrained.count_frozen_layers(encoder)
+        return pretrained.why_no_border(encoder.config, frozen, len(layers))
+
+    @torch.no_grad()
+    def _frozen_outputs(self) -> Iterator[tuple[int, np.ndarray]]:
+        """This rank's (number of the sequence, embedding) or (place of its tokens, states)."""
+        config, ids, world, encoder = self.config, self.ids, self.world, self.state.model.encoder
+        whole = pretrained.is_frozen(encoder)
+        ladder = 8 if config.compile else None
+        data = SequenceData(ids, self.tokenizer.pad_token_id, config.max_length, ladder)
+        world.say(f"frozen part: running once over {len(ids):,} sequences")
+        encoder.eval()
+        for rows, batch in core.evaluation_batches(data, max(1, 16384 // config.max_length), world):
+            with self.state.autocast():
+                batch = core.to_device(batch, world.device)
+                if whole:
+                    values = encoder(**batch).last_hidden_state[:, :1].float()
+                else:
+                    values = pretrained.border_states(encoder, **batch)
+            if not whole and self.precision == "bf16":
+                values = values.bfloat16().view(torch.int16)
+            for row, value in zip(rows, values.cpu().numpy(), strict=True):
+                yield (row, value) if whole else (ids.offsets[row], value[: ids.lengths[row]])
+
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy summed over the rows of a micro-batch, and their number."""
-        logits = model(batch["input_ids"], batch["attention_mask"])
+        logits = model.head(*embed_pairs(model, batch))
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(
             logits.float(), batch["labels"], reduction="sum", label_smoothing=smoothing
