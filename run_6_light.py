@@ -139,9 +139,11 @@ class MetricsLines(L.Callback):
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The lines after the checkpoint are forgotten: they will be written again."""
+        self.since = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(True) if self.path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
