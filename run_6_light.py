@@ -38,6 +38,7 @@ from methods.schedules import schedule_for
 from tasks import preference
 
 PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name)}}
 # What our loop does and Lightning's does not, or not in the same sense.
 NOT_HERE = (
     *("micro_batch", "group_by_length", "optimizer", "backend", "compile", "swap"),
@@ -295,5 +296,4 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
 
 
 if __name__ == "__main__":
-    accelerators = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name)}}
-    runs.launch(main, Config, aliases=accelerators)
+    runs.launch(main, Config, aliases=ALIASES)

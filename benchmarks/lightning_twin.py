@@ -269,6 +269,7 @@ def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, 
         def __len__(self) -> int:
             return len(self.mine())
 
+    torch.set_num_threads(1)
     task, module = open_task(words, out)
     saved = torch.load(weights, map_location="cpu", weights_only=True)
     module.load_state_dict(saved["state_dict"])
@@ -310,7 +311,9 @@ def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, 
             **strategy,
             **more,
         )
-        with contextlib.redirect_stdout(sys.stderr):
+        # a forked process must not compute with threads, for those stayed behind
+        one = mock.patch.dict(os.environ, OMP_NUM_THREADS="1")
+        with contextlib.redirect_stdout(sys.stderr), one:
             return trainer.validate(module, loader)[0]
 
     model = SimpleNamespace(
