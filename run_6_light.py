@@ -245,8 +245,10 @@ def main(config: Config, given: bool) -> None:
     with run if world.rank == 0 else contextlib.nullcontext():
         if world.rank == 0:
             os.environ["ABLATE_RUN_FOLDER"] = str(run.folder)  # for the processes that fit starts
+        elif folder := config.out or os.environ.get("ABLATE_RUN_FOLDER"):
+            run.folder = Path(folder)
         else:
-            run.folder = Path(config.out or os.environ["ABLATE_RUN_FOLDER"])
+            raise ValueError("under torchrun all processes must be told the run folder: --out")
         task = Task(config, world, run, with_prompt=True)
         train(config, task, run)
 
@@ -271,9 +273,8 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
         **{"log_every_n_steps": 1, "num_sanity_val_steps": 0},
     )
     module = task.build_module()
-    saved = config.ckpt_path or (
-        weights / "last.ckpt" if (weights / "last.ckpt").exists() else None
-    )
+    own = weights / "last.ckpt"
+    saved = config.ckpt_path or (own if own.exists() else None)
     run.record(**runs.environment_facts(task.world, task.precision, run.folder))
     run.record(world_size=config.devices, lightning=L.__version__)
     try:

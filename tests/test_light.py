@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+import core
 import report
 import run_6_light
 from benchmarks import lightning_twin
+from models import pretrained
 from settings import parse_settings
+from tasks import preference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIGHT, OURS = lightning_twin.LIGHT, lightning_twin.OURS
@@ -62,6 +65,13 @@ def test_settings_have_the_words_of_the_other_scripts_and_lightning_s():
     assert config.device == "cuda" and config.lr == 1e-5
     with pytest.raises(SystemExit, match="did you mean 'strategy'"):
         parse_settings(run_6_light.Config, ["--stratgy=ddp"])
+
+
+def test_without_settings_and_hub_it_is_the_embedded_default(monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    config = preference.or_embedded(run_6_light.Config(), False, core.single_world("cpu"))
+    assert (config.model, config.data, config.devices) == ("minilm", "reviews", 1)
+    assert "embedded default" in capsys.readouterr().out
 
 
 def test_the_run_folder_is_that_of_run_2(runs):
