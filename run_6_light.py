@@ -1,0 +1,300 @@
+"""Run 6: run 2 once more, with PyTorch Lightning in the place of our loop.
+
+    python run_6_light.py --epochs 3 --batch 32 --devices 2 --strategy ddp
+    python run_6_light.py --model minilm --data reviews --max_length 64   # no hub needed
+    python run_6_light.py --model minilm --data reviews --devices 2 --strategy ddp --out light
+    python report.py compare light results/minilm/…             # beside a run_2 on the same rows
+
+Rows, tokens, head and test metrics are those of run_2_appendprompt.py; the loop, the processes,
+the checkpoints and the validation metrics are Lightning's, as its users have them. What that
+takes away, and what it costs: docs/lightning.md. Needs requirements-light.txt.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+import core
+import runs
+from methods.schedules import schedule_for
+from tasks import preference
+
+PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name)}}
+# What our loop does and Lightning's does not, or not in the same sense.
+NOT_HERE = (
+    *("micro_batch", "group_by_length", "optimizer", "backend", "compile", "swap"),
+    *("eval_every", "keep_every", "log", "monitor", "page", "dry_run"),
+)
+
+
+@dataclass
+class Config(preference.Config):
+    """Settings of run_6_light.py; of the others' it refuses what Lightning has no equal for."""
+
+    model: str = "distilbert"
+    """distilbert, or any encoder: a short name, a local folder, a hub id"""
+    devices: int = 1
+    """processes; each takes an equal part of --batch"""
+    strategy: str = "auto"
+    """how Lightning joins them: ddp, or another that it knows"""
+    ckpt_path: str | None = None
+    """Lightning checkpoint to continue from; null: the run folder's own, if it has one"""
+    monitor: bool = False
+    """not here"""
+    page: bool = False
+    """not here: report.py page FOLDER"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in dataclasses.fields(self):
+            if field.name in NOT_HERE and getattr(self, field.name) != field.default:
+                raise ValueError(f"--{field.name} is not in run_6_light.py: run_2_appendprompt.py")
+        if self.epochs % 1:
+            raise ValueError(f"--epochs {self.epochs:g}: Lightning takes whole epochs")
+        if self.devices < 1 or self.batch % self.devices:
+            raise ValueError(f"--batch {self.batch} cannot be dealt to --devices {self.devices}")
+
+
+class PairModule(L.LightningModule):
+    """The model, its loss, its metrics and its optimizer."""
+
+    def __init__(self, config: Config, model: core.PairClassifier):
+        super().__init__()
+        self.config, self.model = config, model
+
+    def loss(self, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(mean cross-entropy, logits (rows, 3))."""
+        logits = self.model(batch["input_ids"], batch["attention_mask"]).float()
+        return F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing), logits
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss, _ = self.loss(batch, self.config.label_smoothing)
+        self.log("train_loss", loss, sync_dist=True)
+        counts = {"examples": len(batch["labels"]), "tokens": batch["attention_mask"].sum()}
+        counts = {name: torch.as_tensor(n, dtype=torch.float32) for name, n in counts.items()}
+        self.log_dict(counts, sync_dist=True, reduce_fx="sum")
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        loss, logits = self.loss(batch)
+        accuracy = (logits.argmax(dim=-1) == batch["labels"]).float().mean()
+        found = {"val_loss": loss, "val_accuracy": accuracy}
+        self.log_dict(found, sync_dist=True, batch_size=len(batch["labels"]))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return preference.pair_outputs(self.model, batch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config, total = self.config, int(self.trainer.estimated_stepping_batches)
+        head_lr = config.lr if config.head_lr is None else config.head_lr
+        groups = core.parameter_groups(
+            {"encoder": self.model.encoder, "head": self.model.head},
+            {"encoder": config.lr, "head": head_lr},
+            config.weight_decay,
+        )
+        # Lightning does not clip the gradients of a fused optimizer in fp16
+        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != PRECISION["fp16"])
+        factor = schedule_for(config, total)
+        schedule = LambdaLR(optimizer, lambda step: factor(step / total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class MetricsLines(L.Callback):
+    """Lightning's numbers as the lines of train/metrics/metrics.jsonl that report.py reads."""
+
+    def __init__(self, run: runs.Run, stop_after: int | None):
+        self.path, self.stop_after = run.folder / "train/metrics/metrics.jsonl", stop_after
+        self.run, self.steps_here = run, 0
+        self.sums = {"examples": 0, "tokens": 0, "seconds": 0.0}
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.sums)
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.sums = dict(state_dict)
+
+    @rank_zero_only
+    def write(self, line: Mapping[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The lines after the checkpoint are forgotten: they will be written again."""
+        self.since = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(True) if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
+        core.write_text(self.path, "".join(kept))
+        self.run.write_record()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end it is the next step's
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        now = time.perf_counter()
+        took, self.since = now - self.since, now
+        counts = {name: int(found[name]) for name in ("examples", "tokens")}
+        for name, more in (counts | {"seconds": took}).items():
+            self.sums[name] += more
+        epoch = trainer.current_epoch + (index + 1) / trainer.num_training_batches
+        line = {"step": trainer.global_step, "epoch": epoch, "train_loss": found["train_loss"]}
+        per_second = {f"{name}_per_second": count / took for name, count in counts.items()}
+        self.write(line | {"lr": self.lr} | self.sums | per_second)
+        self.steps_here += 1
+        if self.steps_here == self.stop_after:
+            raise KeyboardInterrupt(f"--stop_after {self.stop_after}")
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        found = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        self.write({"step": trainer.global_step, **found})
+        self.since = time.perf_counter()  # evaluation is no training time
+
+
+class Task(preference.Preference):
+    """Run 2's rows, tokens and test metrics; Lightning computes the answers."""
+
+    def build_module(self) -> PairModule:
+        """The same initial weights as run 2's."""
+        encoder = self.load_encoder()
+        torch.manual_seed(core.mix_seed(self.config.seed, 4))
+        head = preference.build_head(self.config, encoder.config.hidden_size)
+        L.seed_everything(self.config.seed)
+        # from_pretrained leaves evaluation mode on, and Lightning leaves modes as they are
+        return PairModule(self.config, core.PairClassifier(encoder, head)).train()
+
+    def train_loader(self) -> DataLoader:
+        return build_loader(self.train, self.config, shuffle=True)
+
+    def val_loader(self) -> DataLoader:
+        return build_loader(self.val, self.config)
+
+    def probabilities(self, data: preference.PairData) -> tuple[np.ndarray, np.ndarray]:
+        values = self.trainer.predict(self.module, build_loader(data, self.config))
+        values = torch.cat(values).float().cpu().numpy()
+        return preference.softmax(values[:, :3]), preference.softmax(values[:, 3:])
+
+    def test_on_one_process(self, module: PairModule, weights: str) -> tuple[dict, list[dict]]:
+        """Metrics and rows with a checkpoint's weights; on one process, as Lightning advises."""
+        saved = torch.load(weights, map_location="cpu", weights_only=True)
+        module.load_state_dict(saved["state_dict"])
+        self.module, self.state = module, SimpleNamespace(best_step=saved["global_step"])
+        self.trainer = build_trainer(self.config, self.world, self.precision, devices=1)
+        metrics, rows = self.test()
+        tested = {"tested_with": self.config.test_with, "best_step": saved["global_step"]}
+        return metrics | tested, rows
+
+
+def collate(data: preference.PairData, rows: list[int]) -> dict[str, Tensor]:
+    return data.collate(np.array(rows), None)
+
+
+def build_loader(data: preference.PairData, config: Config, shuffle: bool = False) -> DataLoader:
+    return DataLoader(
+        range(len(data.lengths)),
+        batch_size=config.batch // config.devices,
+        shuffle=shuffle,
+        num_workers=config.workers,
+        collate_fn=functools.partial(collate, data),
+    )
+
+
+def build_trainer(config: Config, world: core.World, precision: str, **more: Any) -> L.Trainer:
+    fixed = {
+        **{"accelerator": world.device.type, "precision": PRECISION[precision], "logger": False},
+        **{"deterministic": config.deterministic, "enable_model_summary": False},
+    }
+    return L.Trainer(**fixed | more)
+
+
+def main(config: Config, given: bool) -> None:
+    world = dataclasses.replace(core.single_world(config.device), rank=rank_zero_only.rank)
+    if world.device.type == "xpu":
+        raise ValueError("Lightning has no accelerator for xpu: --accelerator cpu")
+    config = preference.or_embedded(config, given, world)
+    run = runs.Run(config, world)
+    with run if world.rank == 0 else contextlib.nullcontext():
+        if world.rank == 0:
+            os.environ["ABLATE_RUN_FOLDER"] = str(run.folder)  # for the processes that fit starts
+        elif folder := config.out or os.environ.get("ABLATE_RUN_FOLDER"):
+            run.folder = Path(folder)
+        else:
+            raise ValueError("under torchrun all processes must be told the run folder: --out")
+        task = Task(config, world, run, with_prompt=True)
+        train(config, task, run)
+
+
+def train(config: Config, task: Task, run: runs.Run) -> None:
+    """Fit, then test on rank 0 and write what report.py reads."""
+    weights = run.folder / "train/weights"
+    overwrite = {"dirpath": weights, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val_loss", save_weights_only=True, **overwrite)
+    last = ModelCheckpoint(
+        filename="last", every_n_train_steps=config.save_every, save_on_exception=True, **overwrite
+    )
+    callbacks = [MetricsLines(run, config.stop_after), best, last]
+    if config.patience is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=config.patience))
+    trainer = build_trainer(
+        config,
+        task.world,
+        task.precision,
+        **{"devices": config.devices, "strategy": config.strategy, "callbacks": callbacks},
+        **{"max_epochs": int(config.epochs), "gradient_clip_val": config.max_grad_norm},
+        **{"log_every_n_steps": 1, "num_sanity_val_steps": 0},
+    )
+    module = task.build_module()
+    own = weights / "last.ckpt"
+    saved = config.ckpt_path or (own if own.exists() else None)
+    run.record(**runs.environment_facts(task.world, task.precision, run.folder))
+    run.record(world_size=config.devices, lightning=L.__version__)
+    try:
+        trainer.fit(module, task.train_loader(), task.val_loader(), ckpt_path=saved)
+    except SystemExit:  # how Lightning ends after Ctrl-C and SIGTERM
+        run.status, run.exit_reason = "stopped", run.signal or "interrupted"
+        return task.world.say(f"stopped; the same command continues {run.folder}")
+    run.record(steps=trainer.global_step, total_steps=trainer.global_step)
+    run.record(seconds=round(callbacks[0].sums["seconds"], 3))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not trainer.is_global_zero:
+        return
+    tested = best if config.test_with == "best" else last
+    metrics, rows = task.test_on_one_process(module, tested.best_model_path)
+    core.write_text(run.folder / "test/metrics/predictions.csv", runs.csv_text(rows))
+    core.write_text(run.folder / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
+    run.status, run.exit_reason = "finished", "all steps done"
+    print("\n".join([f"finished: {run.folder}", *runs.summary_lines(metrics)]))
+
+
+if __name__ == "__main__":
+    runs.launch(main, Config, aliases=ALIASES)
