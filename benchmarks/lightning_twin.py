@@ -407,8 +407,9 @@ def speed(arguments: argparse.Namespace, folder: Path) -> str:
     rates = sorted(a["examples_per_second"] / b["examples_per_second"] for a, b in pairs)
     whole = sorted(b["seconds"] / a["seconds"] for a, b in pairs)
     losses = [statistics.mean(each["loss"] for each in found[script]) for script in found]
+    void = "" if abs(losses[0] - losses[1]) < 0.1 else "VOID, the losses do not agree: "
     return (
-        f"speed: {OURS} trains {statistics.median(rates):.2f} times as many rows a second "
+        f"speed: {void}{OURS} trains {statistics.median(rates):.2f} times as many rows a second "
         f"({rates[0]:.2f} to {rates[-1]:.2f} in {len(pairs)} pairs); {LIGHT} takes "
         f"{statistics.median(whole):.2f} times the processor seconds for the whole command "
         f"({whole[0]:.2f} to {whole[-1]:.2f}); losses {losses[0]:.3f} and {losses[1]:.3f}"
