@@ -145,14 +145,18 @@ def script(name: str, *words: str) -> list[str]:
     return [sys.executable, str(PROJECT / name), *words]
 
 
-def run_side(side: str, arguments: argparse.Namespace) -> dict:
-    """One process; returns what its last line says."""
+def side_words(side: str, arguments: argparse.Namespace, folder: str) -> list[str]:
+    """What bench.py is told to measure one side in a process of its own."""
     names = ("data", "model", "peer", "tasks", "epochs", "precision", "steps", "threads")
     words = [f"--{n}={getattr(arguments, n)}" for n in names if getattr(arguments, n) is not None]
     words += ["--quick"] if arguments.quick else []
+    return [arguments.row, *words, f"--side={side}", f"--folder={folder}"]
+
+
+def run_side(side: str, arguments: argparse.Namespace) -> dict:
+    """One process; returns what its last line says."""
     with tempfile.TemporaryDirectory() as folder:
-        command = script("bench.py", arguments.row, *words)
-        command += ["--side", side, "--folder", folder]
+        command = script("bench.py", *side_words(side, arguments, folder))
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -13,12 +13,11 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import PROJECT, Found, Line, preference, script, timed_process
+from benchmarks import Found, Line, preference, script, side_words, timed_process
 
 BATCH, LR, TOLERANCE = 32, 1e-3, 0.02
 
@@ -72,10 +71,7 @@ def once(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, flo
         seconds, memory, _ = timed_process(command, folder, **environment)
         metrics = json.loads((folder / side / "test/metrics/metrics.json").read_text())
         found[side] = {"seconds": seconds, "memory": memory, "loss": metrics["log_loss"]}
-    command = [sys.executable, str(PROJECT / "bench.py"), "frozen", "--side=peer"]
-    command += [f"--data={arguments.data}", f"--model={arguments.model}"]
-    command += [f"--epochs={arguments.epochs}", f"--precision={arguments.precision}"]
-    command += [f"--folder={folder}", *(["--quick"] if arguments.quick else [])]
+    command = script("bench.py", *side_words("peer", arguments, str(folder)))
     seconds, memory, said = timed_process(command, folder, **environment)
     loss = json.loads(said.strip().splitlines()[-1])["loss"]
     found["trainer"] = {"seconds": seconds, "memory": memory, "loss": loss}

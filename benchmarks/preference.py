@@ -14,6 +14,7 @@ neither grouped nor compiled.
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import statistics
 import sys
@@ -64,6 +65,7 @@ def load_task(config: Any) -> Any:
     import runs
     from tasks import preference
 
+    config = dataclasses.replace(config, dry_run=True)  # no run folder
     world = core.World(core.torch.device("cpu"), core.Machine())
     with contextlib.redirect_stdout(sys.stderr):
         return preference.Preference(config, world, runs.Run(config, world), with_prompt=True)
