@@ -10,7 +10,8 @@ from conftest import PROJECT, environment
 
 @pytest.mark.parametrize("row", ["preference", "processes", "frozen", "tokenising"])
 def test_a_quick_row_is_measured_and_shown(row, tiny_bert, pair_csv, tmp_path):
-    files = {kind: tmp_path / f"bench.{kind}" for kind in ("output", "markdown", "picture")}
+    files = {"output": "bench.json", "markdown": "bench.md", "picture": "bench.png"}
+    files = {kind: tmp_path / name for kind, name in files.items()}
     words = [row, "--quick", "--threads=1", f"--model={tiny_bert}", f"--data={pair_csv}"]
     words += [f"--{kind}={path}" for kind, path in files.items()]
     command = [sys.executable, str(PROJECT / "bench.py"), *words]
