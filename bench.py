@@ -3,108 +3,261 @@
     python -m pip install -r requirements-bench.txt
     python bench.py mlm                       # pretraining against transformers' Trainer
     python bench.py mlm --repeats 5 --steps 30 --output bench.json
+    python bench.py preference --peer lightning
     python bench.py causal --repeats 3 --steps 5
     python bench.py phase1 --repeats 3 --epochs 3
     python bench.py monitoring --repeats 20 --steps 20
     python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb     # not speed: is it as good?
+    python bench.py all --data FOLDER --output bench.json --markdown bench.md --picture bench.png
+    python bench.py table --output bench.json --markdown bench.md     # of what was measured before
+    python bench.py all --quick               # does every row run? Tiny, one pair, says no speed
 
 A row is a file in benchmarks/. Ours and the peer run as processes of their own, one after the
 other, in turns: a machine's speed drifts, and only the ratio of neighbours says anything. Same
 model, rows, batch, steps, precision and threads. The first steps of each are not counted. Where
 the final losses do not agree, the row is void.
+
+all: FOLDER holds alpaca/alpaca_en_demo.json, headlines/hn_titles.txt and glue/MRPC; what it lacks
+is left out. --output collects: what was measured by the same command before is replaced.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import datetime
 import importlib
+import importlib.metadata
 import json
 import os
+import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import benchmarks
+from benchmarks import Found, Line, run_side
+
 ROWS = sorted(p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py"))
+# of all: with repeats that two cores do in about two hours; {data}: a file or folder of --data
+PLAN = [
+    "preference --repeats 5 --steps 10",
+    "preference --peer trainer_grouped --repeats 3 --steps 10",
+    "preference --peer trainer_compiled --repeats 2 --steps 10",
+    "preference --peer lightning --repeats 3 --steps 10",
+    "cross_encoder --data {data}/glue --repeats 3 --steps 20",
+    "frozen --repeats 2",
+    "mlm --repeats 3 --steps 10",
+    "causal --repeats 3 --steps 3",
+    "headlines --data {data}/headlines/hn_titles.txt --repeats 3 --steps 20",
+    "sft --data {data}/alpaca/alpaca_en_demo.json --repeats 3 --steps 5",
+    "sft --tasks lora --data {data}/alpaca/alpaca_en_demo.json --repeats 3 --steps 5",
+    "phase1 --repeats 2",
+    "processes --repeats 3 --steps 10",
+    "checkpoints --repeats 3 --steps 20",
+    "monitoring --repeats 10 --steps 20",
+    "startup --repeats 5",
+    "tokenising --repeats 3",
+    "tokenising --peer processes --repeats 3",
+    "scaling",
+]
+PACKAGES = "torch transformers tokenizers datasets accelerate trl peft lightning"
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
+    arguments = parse(words)
+    if arguments.side:
+        return print(json.dumps(measure(arguments)))
+    if arguments.row == "all":
+        run_all(arguments)
+    elif arguments.row != "table":
+        run_row(arguments, words)
+    if arguments.markdown or arguments.picture:
+        from benchmarks import _tables
+
+        _tables.write(json.loads(arguments.output.read_text()), arguments)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("row", choices=ROWS)
-    parser.add_argument(
-        "--data", default="hub", help="file or folder of a row that reads data, or hub"
-    )
-    parser.add_argument("--tasks", default="rte,mrpc,cola,stsb", help="of glue")
-    parser.add_argument("--epochs", default="3", help="of glue and phase1 (default 3)")
-    parser.add_argument("--precision", default="fp32", help="of glue: fp32 (default) or bf16")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs (default 5)")
-    parser.add_argument("--steps", type=int, default=20, help="counted steps a run (default 20)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--output", type=Path, help="JSON of every run")
-    parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    row = importlib.import_module(f"benchmarks.{arguments.row}")
-    if arguments.side:
-        found = getattr(row, arguments.side)(arguments)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({**found, "peak_memory_gib": memory}))
-    elif hasattr(row, "run"):
-        row.run(arguments)
-    else:
-        compare(row, arguments)
+    add = parser.add_argument
+    add("row", choices=[*ROWS, "all", "table"])
+    add("--data", default="hub", help="file or folder of a row that reads data, or hub")
+    add("--model", default="minilm", help="encoder of the preference rows (default minilm)")
+    add("--peer", help="of rows that have several: the names are in the row's file")
+    add("--tasks", default="rte,mrpc,cola,stsb", help="of glue; lora: of sft")
+    add("--epochs", default="3", help="of glue, frozen and phase1 (default 3)")
+    add("--precision", default="fp32", help="fp32 (default) or bf16, of rows of encoders")
+    add("--repeats", type=int, default=5, help="pairs (default 5)")
+    add("--steps", type=int, default=20, help="counted steps a run (default 20)")
+    add("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    add("--quick", action="store_true", help="tiny, one pair of two steps: does the row run?")
+    add("--output", type=Path, help="JSON of every run of all rows; adds to it")
+    add("--markdown", type=Path, help="table of all that --output holds")
+    add("--picture", type=Path, help="ratios of all that --output holds")
+    add("--side", help=argparse.SUPPRESS)
+    add("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    if not arguments.output and (arguments.markdown or arguments.picture):
+        parser.error("--markdown and --picture show what --output FILE holds: name it, too")
+    if arguments.quick:
+        arguments.repeats, arguments.steps = 1, 2
+    if arguments.row in ROWS:
+        peers = getattr(load_row(arguments.row), "PEERS", {})
+        if arguments.peer and arguments.peer not in peers:
+            known = f"one of {', '.join(peers)}" if peers else "none: it has one peer"
+            parser.error(f"--peer {arguments.peer}: expected {known}")
+        arguments.peer = arguments.peer or next(iter(peers), None)
+    return arguments
 
 
-def compare(row: Any, arguments: argparse.Namespace) -> None:
+def load_row(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Every line of the plan as a process of its own; one that fails stops no other."""
+    failed = []
+    for text in PLAN:
+        words = shlex.split(text.replace("{data}", arguments.data))
+        data = words[words.index("--data") + 1] if "--data" in words else None
+        if data and not Path(data).exists():
+            print(f"left out, as {data} is not there: {words[0]}", flush=True)
+            continue
+        words += [f"--threads={arguments.threads}"]
+        words += ["--quick"] if arguments.quick else []
+        words += [f"--output={arguments.output}"] if arguments.output else []
+        print(f"--- {text}", flush=True)
+        if subprocess.run([sys.executable, __file__, *words]).returncode:
+            failed.append(words[0])
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def run_row(arguments: argparse.Namespace, words: list[str]) -> None:
+    row = load_row(arguments.row)
+    found = row.run(arguments) if hasattr(row, "run") else compare(row, arguments)
+    for line in found.lines:
+        print(line)
+    if arguments.output and (found.lines or found.tables):
+        keep(arguments.output, words, found)
+
+
+def compare(row: Any, arguments: argparse.Namespace) -> Found:
     """Pairs of both sides; what each gave, then their ratio."""
-    rate, pairs = getattr(row, "RATE", "tokens_per_second"), []
+    rate, check = getattr(row, "RATE", "tokens_per_second"), getattr(row, "CHECK", "loss")
+    pairs = []
     for repeat in range(arguments.repeats):
         # who goes first changes, too
         sides = ("ours", "peer") if repeat % 2 == 0 else ("peer", "ours")
         pair = {side: run_side(side, arguments) for side in sides}
         pairs.append(pair)
         ours, peer = pair["ours"], pair["peer"]
-        print(
-            f"pair {repeat + 1}: ours {ours[rate]:,.0f} {rate.replace('_', ' ')}, peer "
-            f"{peer[rate]:,.0f}, losses {ours['loss']:.3f} and {peer['loss']:.3f}",
-            flush=True,
-        )
-    print(summary(arguments.row, pairs, rate, getattr(row, "TOLERANCE", 0.1)))
-    if arguments.output:
-        arguments.output.write_text(json.dumps({arguments.row: pairs}, indent=1))
+        text = f"pair {repeat + 1}: ours {ours[rate]:,.1f} {rate.replace('_', ' ')}, peer "
+        text += f"{peer[rate]:,.1f}"
+        if check in ours:
+            text += f", {check} {ours[check]:.3f} and {peer[check]:.3f}"
+        print(text, flush=True)
+    return Found([summary(arguments, pairs)], pairs)
 
 
-def run_side(side: str, arguments: argparse.Namespace) -> dict:
-    """One process; returns what its last line says."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def measure(arguments: argparse.Namespace) -> dict:
+    """One side in this process: what it found, its peak memory, ours' share of the machine's."""
+    from benchmarks import _peak
+
+    row, counted = load_row(arguments.row), None
+    with contextlib.ExitStack() as stack:
+        if arguments.side == "ours" and getattr(row, "COUNTED", True):
+            counted = stack.enter_context(_peak.counted_flops())
+        found = getattr(row, arguments.side)(arguments)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if counted and counted.tokens:
+        peak = _peak.peak_flops(arguments.precision)
+        flops = counted.per_token * found["tokens_per_second"]
+        found |= {"flops_per_second": flops, "peak_flops": peak, "share_of_peak": flops / peak}
+    return {"peak_memory_gib": memory, **found}
 
 
-def summary(row: str, pairs: list[dict], rate: str, tolerance: float) -> str:
-    """Median and range of the ratio over the pairs."""
-    ratios = sorted(pair["ours"][rate] / pair["peer"][rate] for pair in pairs)
-    memory = statistics.median(
-        pair["ours"]["peak_memory_gib"] / pair["peer"]["peak_memory_gib"] for pair in pairs
+def summary(arguments: argparse.Namespace, pairs: list[dict]) -> Line:
+    """Ratios of neighbours, medians and means over the pairs."""
+    row = load_row(arguments.row)
+    rate, check = getattr(row, "RATE", "tokens_per_second"), getattr(row, "CHECK", "loss")
+
+    def ratio(pair: dict, name: str) -> float:
+        return pair["ours"][name] / pair["peer"][name]
+
+    less_is_better = rate == "seconds"
+    ratios = [1 / ratio(pair, rate) if less_is_better else ratio(pair, rate) for pair in pairs]
+    shares = [pair["ours"].get("share_of_peak") for pair in pairs]
+    checks = None
+    if check in pairs[0]["ours"]:
+        checks = tuple(statistics.mean(p[side][check] for p in pairs) for side in ("ours", "peer"))
+    note = ""
+    if less_is_better:
+        ours, peer = (statistics.median(p[side][rate] for p in pairs) for side in ("ours", "peer"))
+        note = f"{ours:.2f} s against {peer:.2f} s"
+    return Line(
+        what=getattr(row, "WHAT", arguments.row)
+        + (" (LoRA)" if arguments.row == "sft" and arguments.tasks == "lora" else ""),
+        peer=getattr(row, "PEERS", {}).get(arguments.peer) or getattr(row, "PEER", "the peer"),
+        unit="speed" if less_is_better else rate.replace("_", " "),
+        ratios=ratios,
+        memory=statistics.median(ratio(pair, "peak_memory_gib") for pair in pairs),
+        checks=checks,
+        tolerance=getattr(row, "TOLERANCE", 0.1),
+        checked="losses" if check == "loss" else check,
+        share_of_peak=statistics.median(shares) if None not in shares else None,
+        note=note,
     )
-    losses = {side: statistics.mean(pair[side]["loss"] for pair in pairs) for side in pairs[0]}
-    agree = abs(losses["ours"] - losses["peer"]) < tolerance
-    return (
-        f"{'' if agree else 'VOID, the losses do not agree: '}"
-        f"{row}: {statistics.median(ratios):.2f} times the {rate.replace('_', ' ')} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(pairs)} pairs), {memory:.2f} times the peak "
-        f"memory, losses {losses['ours']:.3f} and {losses['peer']:.3f}"
-    )
+
+
+def keep(output: Path, words: list[str], found: Found) -> None:
+    """Adds a row to the JSON file, with the machine, the versions, the commit and the date."""
+    files = ("--output", "--markdown", "--picture")
+    shown = [
+        w for i, w in enumerate(words) if not w.startswith(files) and words[i - 1] not in files
+    ]
+    command = shlex.join(["python", "bench.py", *shown])
+    measured = json.loads(output.read_text()) if output.exists() else {}
+    lines = [dataclasses.asdict(line) for line in found.lines]
+    rest = {"runs": found.runs, "tables": found.tables}
+    measured[command] = {**environment(), "lines": lines, **rest}
+    output.write_text(json.dumps(measured, indent=1))
+
+
+def environment() -> dict[str, Any]:
+    import psutil
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(benchmarks.PROJECT), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    versions = {"python": platform.python_version()}
+    for name in [*PACKAGES.split(), "sentence-transformers"]:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    processor, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory)},
+        "versions": versions,
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain")),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import WARM_UP, rates_of_run, timed_trainer
 
+WHAT, PEER = "causal language model", "transformers' Trainer"
 SHAPE = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 1024}
 LENGTH, BATCH, LR = 1024, 4, 5e-4
 

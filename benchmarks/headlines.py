@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import WARM_UP, rates_of_run
 
+WHAT, PEER = "short titles", "a plain loop over windows"
 TOLERANCE = 0.3
 WIDTH, LAYERS, HEADS, BLOCK, VOCABULARY, DROPOUT, LR = 256, 4, 4, 128, 4096, 0.1, 1e-3
 TOKENS = 4096  # an update

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import WARM_UP, rates_of_run, timed_trainer
 
+WHAT, PEER = "masked-language-model pretraining", "transformers' Trainer"
 MLM = {"model": "hf-bert-mini", "data": "reviews", "vocab_size": 30522, "batch": 32}
 
 

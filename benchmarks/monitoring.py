@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import WARM_UP
+from benchmarks import WARM_UP, Found, Line
 
 
 class Counted:
@@ -35,8 +35,8 @@ class Counted:
         self.monitor.add(**amounts)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Prints the ratio of the time a step takes, with monitoring to without."""
+def run(arguments: argparse.Namespace) -> Found:
+    """The ratio of the time a step takes, with monitoring to without."""
     import torch
 
     import core
@@ -69,11 +69,12 @@ def run(arguments: argparse.Namespace) -> None:
                 if block >= 0:
                     times[watched].append(time.perf_counter() - started)
             under_test.status, under_test.exit_reason = "stopped", "measured"
-    ratios = sorted(on / off for on, off in zip(times[True], times[False], strict=True))
+    ratios = [on / off for on, off in zip(times[True], times[False], strict=True)]
     step = sum(times[True]) / arguments.repeats / arguments.steps
-    first, median, third = statistics.quantiles(ratios, n=4)
-    print(
-        f"monitoring: {median:.3f} times the time a step (quartiles {first:.3f} to {third:.3f} in "
-        f"{len(ratios)} pairs of blocks, {1000 * step:.1f} ms a step); inside the monitor "
-        f"{counted.seconds / sum(times[True]):.3%} of the time"
-    )
+    note = f"{1000 * step:.1f} ms a step; inside the monitor "
+    note += f"{counted.seconds / sum(times[True]):.3%} of the time"
+    if len(ratios) > 1:
+        first, _, third = statistics.quantiles(ratios, n=4)
+        note = f"quartiles {first:.3f} to {third:.3f}; {note}"
+    line = Line("monitoring", "the same run without", "time of a step", ratios, note=note)
+    return Found([line], [{"with": times[True], "without": times[False]}])

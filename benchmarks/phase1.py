@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import Found, Line
+
 SETTINGS = ["--task=reviews", "init=random", "size=tiny", "--limit=500", "--max_length=256"]
 SETTINGS += ["--batch=16", "--micro_batch=16", "--lr=1e-3", "--page=false", "--crop=false"]
 
@@ -42,8 +44,8 @@ def phase_1(folder: Path, epochs: str, cached: bool) -> tuple[float, float]:
         return time.perf_counter() - started, statistics.mean(losses[-5:])
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Prints how many times faster the first and the next run are."""
+def run(arguments: argparse.Namespace) -> Found:
+    """How many times faster the first and the next run are."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -58,11 +60,16 @@ def run(arguments: argparse.Namespace) -> None:
                 sides[side].append(seconds)
                 losses.append(loss)
     assert max(losses) - min(losses) < 1e-3, f"the losses differ: {losses}"
+    found = Found(runs=[sides])
     for side in ("first", "again"):
-        ratios = sorted(a / b for a, b in zip(sides["each step"], sides[side], strict=True))
-        print(
-            f"phase1, {arguments.epochs} passes, {side} run: {statistics.median(ratios):.1f} times "
-            f"as fast ({ratios[0]:.1f} to {ratios[-1]:.1f} in {len(ratios)} pairs, "
-            f"{statistics.median(sides['each step']):.1f} s against "
-            f"{statistics.median(sides[side]):.2f} s), loss {losses[-1]:.3f}"
+        before, after = (statistics.median(sides[name]) for name in ("each step", side))
+        found.lines.append(
+            Line(
+                what=f"phase1, {arguments.epochs} passes, {side} run",
+                peer="blocks in each step",
+                unit="speed",
+                ratios=[a / b for a, b in zip(sides["each step"], sides[side], strict=True)],
+                note=f"{before:.1f} s against {after:.2f} s, loss {losses[-1]:.3f}",
+            )
         )
+    return found

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import WARM_UP, rates_of_run
 
+WHAT, PEER = "instruction tuning", "TRL's SFTTrainer"
 BATCH, MAX_LENGTH, LR = 8, 256, 1e-3
 SHAPE = {"n_embd": 384, "n_layer": 6, "n_head": 6, "n_positions": 1024}
 TOLERANCE = 0.05

@@ -1,0 +1,90 @@
+"""What bench.py measured, as a Markdown table and as a picture."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import Line
+
+COSTS = "time of a step"  # the unit of lines where less is better
+
+
+def write(measured: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """--markdown and --picture of what --output holds."""
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(measured))
+    if arguments.picture:
+        picture(measured, arguments.picture)
+
+
+def lines_of(measured: dict[str, Any]) -> Iterator[tuple[str, Line]]:
+    """(command, line) of every comparison."""
+    for command, row in measured.items():
+        for line in row["lines"]:
+            yield command, Line(**line)
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """One row a line, the tables of rows without a peer, and where and when it was measured."""
+    from tabulate import tabulate
+
+    rows = []
+    for command, line in lines_of(measured):
+        low, high, count = min(line.ratios), max(line.ratios), len(line.ratios)
+        ratio = f"{line.median:.2f} × {line.unit} [{low:.2f}, {high:.2f}], {count} pairs"
+        checks = "" if line.checks is None else f"{line.checks[0]:,.3f}, {line.checks[1]:,.3f}"
+        rows.append(
+            {
+                **{"what": line.what, "beside": line.peer},
+                "ours": f"VOID: the {line.checked} differ" if line.void else ratio,
+                "memory": "" if line.memory is None else f"{line.memory:.2f} ×",
+                f"{'losses' if line.checked == 'losses' else 'checked'}": checks,
+                "share of peak": f"{line.share_of_peak:.0%}" if line.share_of_peak else "",
+                **{"note": line.note, "command": f"`{command}`"},
+            }
+        )
+    parts = [table(tabulate, rows)] if rows else []
+    for row in measured.values():
+        for title, found in row["tables"].items():
+            parts += [f"{title}:", table(tabulate, found)]
+    places = {place(row): None for row in measured.values()}
+    return "\n\n".join([*parts, *places]) + "\n"
+
+
+def table(tabulate: Any, rows: list[dict]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name, "") for name in names] for row in rows]
+    return tabulate(cells, names, tablefmt="github", floatfmt=",.3g", intfmt=",")
+
+
+def place(row: dict[str, Any]) -> str:
+    machine, versions = row["machine"], row["versions"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; torch "
+        f"{versions['torch']}, transformers {versions['transformers']}; commit "
+        f"`{row['commit'][:7]}`{' with changes' if row['dirty'] else ''}, {row['date'][:10]}"
+    )
+
+
+def picture(measured: dict[str, Any], path: Path) -> None:
+    """Ratios with their ranges, those of costs left out; void ones are not drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = [line for _, line in lines_of(measured) if line.unit != COSTS and not line.void][::-1]
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.4 * len(lines)), layout="constrained")
+    medians = [line.median for line in lines]
+    below = [m - min(line.ratios) for m, line in zip(medians, lines, strict=True)]
+    above = [max(line.ratios) - m for m, line in zip(medians, lines, strict=True)]
+    names = [f"{line.what}\nbeside {line.peer}" for line in lines]
+    axes.errorbar(medians, range(len(lines)), xerr=[below, above], fmt="o", capsize=3)
+    axes.axvline(1, color="grey", linewidth=1)
+    axes.set_yticks(range(len(lines)), names, fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("times as fast as the peer: median and range over pairs (log scale)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,75 @@
+"""From the command to the end of the first step, in seconds.
+
+python bench.py startup --repeats 5
+
+run_2_appendprompt.py on 400 pairs of film reviews of at most 64 tokens, 32 a step, beside a minimal
+script with transformers' Trainer. Both read the reviews by the same function and find the token ids
+in the cache; ours evaluates the untrained model before its first step.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+
+from benchmarks import lines_of_run, preference
+
+WHAT, PEER = "command to first step", "Trainer in a minimal script"
+RATE, TOLERANCE = "seconds", 0.05
+COUNTED = False
+
+
+def words(arguments: argparse.Namespace) -> list[str]:
+    given = [w for w in preference.words(arguments) if not w.startswith(("--limit", "--stop"))]
+    return [*given, "--limit=400", "--max_length=64", "--stop_after=1"]
+
+
+def since_start(moment: float) -> float:
+    """Seconds from the start of this process to a moment in Unix time."""
+    import psutil
+
+    return moment - psutil.Process().create_time()
+
+
+def ours(arguments: argparse.Namespace) -> dict:
+    import run_2_appendprompt
+    from settings import parse_settings
+
+    config, given = parse_settings(run_2_appendprompt.Config, words(arguments), "bench.py")
+    with contextlib.redirect_stdout(sys.stderr):
+        run_2_appendprompt.main(config, given)
+    folder = arguments.folder / "run"
+    # the log has one line, written at the end of the first step
+    ended = (folder / "train/metrics/metrics.jsonl").stat().st_mtime
+    return {"seconds": since_start(ended), "loss": lines_of_run(folder)[0]["train_loss"]}
+
+
+def peer(arguments: argparse.Namespace) -> dict:
+    import transformers
+
+    import run_2_appendprompt
+    from settings import parse_settings
+
+    ended: list[float] = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            ended.append(time.time())
+
+    config, _ = parse_settings(run_2_appendprompt.Config, words(arguments), "bench.py")
+    task = preference.load_task(config)
+    rows = preference.dataset(task, task.train, range(len(task.train.index)))
+    settings = transformers.TrainingArguments(
+        **{"output_dir": str(arguments.folder / "peer"), "max_steps": 1, "logging_steps": 1},
+        **{"per_device_train_batch_size": preference.BATCH, "remove_unused_columns": False},
+        **{"use_cpu": True, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
+    )
+    trainer = transformers.Trainer(
+        model=preference.build_model(task),
+        args=settings,
+        callbacks=[Clock()],
+        train_dataset=rows,
+        data_collator=preference.Collator(task.tokenizer),
+    )
+    trainer.train()
+    return {"seconds": since_start(ended[0]), "loss": trainer.state.log_history[0]["loss"]}
