@@ -26,15 +26,16 @@ WIDTH, LAYERS, HEADS, BLOCK, VOCABULARY, DROPOUT, LR = 256, 4, 4, 128, 4096, 0.1
 TOKENS = 4096  # an update
 
 
-def settings(folder: Path, data: str, *more: str) -> Any:
+def settings(folder: Path, arguments: argparse.Namespace, *more: str) -> Any:
     """A Config of train_headlines.py."""
     import train_headlines
     from settings import parse_settings
 
-    words = [f"--data={'reviews' if data == 'hub' else data}", f"--vocab_size={VOCABULARY}"]
+    data = "reviews" if arguments.data == "hub" else arguments.data
+    words = [f"--data={data}", f"--vocab_size={VOCABULARY}", f"--precision={arguments.precision}"]
     words += [f"--n_layer={LAYERS}", f"--n_head={HEADS}", f"--n_embd={WIDTH}", f"--lr={LR}"]
     words += [f"--dropout={DROPOUT}", "--r_drop=0", "--average_frac=0", "--optimizer=adamw"]
-    words += ["--schedule=constant", "--warmup_frac=0", "--precision=fp32", "--page=false"]
+    words += ["--schedule=constant", "--warmup_frac=0", "--page=false"]
     words += ["--tokenizer=bpe", "--val_frac=0.02", f"--out={folder}", *more]
     return parse_settings(train_headlines.Config, words, "bench.py")[0]
 
@@ -45,7 +46,7 @@ def token_rows(arguments: argparse.Namespace) -> Any:
     import runs
     from tasks import headlines
 
-    config = settings(arguments.folder / "run", arguments.data, "--dry_run=true")
+    config = settings(arguments.folder / "run", arguments, "--dry_run=true")
     world = core.single_world("cpu")
     return headlines.Headlines(config, world, runs.Run(config, world))
 
@@ -58,8 +59,8 @@ def ours(arguments: argparse.Namespace) -> dict:
         task = token_rows(arguments)
         batch = round(TOKENS / task.train.lengths.mean())
         epochs = (arguments.steps + WARM_UP) * batch / len(task.train.lengths)
-        more = [f"--batch={batch}", f"--micro_batch={batch // 4}", f"--epochs={epochs}"]
-        config = settings(arguments.folder / "run", arguments.data, *more)
+        more = [f"--batch={batch}", f"--micro_batch={batch // 2}", f"--epochs={epochs}"]
+        config = settings(arguments.folder / "run", arguments, *more)
         train_headlines.main(config, True)
     return rates_of_run(arguments.folder / "run")
 
@@ -79,8 +80,9 @@ def peer(arguments: argparse.Namespace) -> dict:
     for _ in range(arguments.steps + WARM_UP):
         starts = torch.randint(len(stream) - BLOCK, (rows,)).tolist()
         windows = torch.stack([stream[s : s + BLOCK + 1] for s in starts])
-        logits = model(windows[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
+            logits = model(windows[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
