@@ -182,6 +182,10 @@ def compile_model(model: nn.Module) -> None:
     model.compile(dynamic=False)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    return model._compiled_call_impl is not None
+
+
 # ------------------------------------------------------------------------- distributed
 
 
@@ -790,10 +794,14 @@ class PairClassifier(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
+    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask (sequences, seq) → (sequences, hidden)."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return hidden.last_hidden_state[:, 0]
+
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids, attention_mask (2·batch, seq), the A sides first → a, b (batch, hidden)."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        a, b = hidden.last_hidden_state[:, 0].chunk(2)
+        a, b = self.first_tokens(input_ids, attention_mask).chunk(2)
         return a, b
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

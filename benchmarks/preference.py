@@ -1,6 +1,7 @@
 """Preference fine-tuning: run_2_appendprompt.py beside what people would train it with.
 
 python bench.py preference --repeats 5 --steps 10
+python bench.py preference --data pandalm.csv --repeats 3 --steps 10      # people's own prompts
 python bench.py preference --peer trainer_grouped --repeats 5 --steps 20
 python bench.py preference --peer trainer_compiled --repeats 2 --steps 10
 python bench.py preference --peer lightning --repeats 5 --steps 10 --precision bf16
@@ -43,7 +44,7 @@ def words(arguments: argparse.Namespace) -> list[str]:
         *("--schedule=constant", "--warmup_frac=0", f"--precision={arguments.precision}"),
         # a small validation set, for it is read before the first step
         *(f"--limit={math.ceil(1.1 * BATCH * steps) + 100}", "--val_frac=0.03", "--test_frac=0.03"),
-        *("--eval_every=1000000", "--page=false", f"--stop_after={steps}"),
+        *("--eval_every=1000000", "--page=false", "--skip_bad_rows=true", f"--stop_after={steps}"),
         f"--out={arguments.folder / 'run'}",
     ]
 

@@ -259,6 +259,26 @@ def freeze(encoder: nn.Module, what: str) -> None:
         parameter.requires_grad_(id(parameter) in above)
 
 
+# What of a layer comes last before each token is treated alone.
+ATTENTION_ENDS = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), "attention.output"),
+    **dict.fromkeys(("deberta", "deberta-v2"), "attention.output"),
+    "distilbert": "sa_layer_norm",
+}
+
+
+def read_first_token_alone(encoder: nn.Module) -> None:
+    """Behind its attention the last layer computes the first token only: no other will be read.
+
+    last_hidden_state becomes (rows, 1, hidden), the first token's state as it was. Of 6 layers
+    that saves a ninth of the products. Other kinds of models than ATTENTION_ENDS stay as they are.
+    """
+    if part := ATTENTION_ENDS.get(encoder.config.model_type):
+        *below, last = find_layers(encoder)
+        if below:  # DeBERTa-v2's convolution follows the first layer
+            last.get_submodule(part).register_forward_hook(lambda _, __, states: states[:, :1])
+
+
 # ------------------------------------------------------------------------ frozen parts
 
 # Their layers read the states of the layer below as the first argument, and nothing else of it.

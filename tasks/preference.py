@@ -31,6 +31,7 @@ from tasks import arena, reviews
 
 HUB_DATA = "lmarena-ai/arena-human-preference-55k"
 CLASSES = metrics.PREFERENCE_CLASSES
+LEAST_TOKENS = 400  # of a pass through the encoder on a CPU
 
 
 @dataclass
@@ -347,15 +348,47 @@ def set_dropout(model: nn.Module, p: float) -> None:
                 setattr(module, name, p)
 
 
+def length_groups(lengths: Tensor) -> list[Tensor]:
+    """Numbers of the sequences that a CPU takes through the encoder together, by length.
+
+    The fewer differ in length, the less is padding; groups below LEAST_TOKENS would make the
+    products too small. lengths (sequences,).
+    """
+    groups = min(len(lengths), int(lengths.sum()) // LEAST_TOKENS, 4)
+    return list(lengths.argsort(stable=True).tensor_split(max(1, groups)))
+
+
 def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """a, b (rows, hidden): as they are kept, from kept states on, or from all layers."""
     if "embeddings" in batch:
         return batch["embeddings"].chunk(2)
-    inputs = batch["input_ids"], batch["attention_mask"]
-    if "states" not in batch:
-        return model.embed(*inputs)
-    with pretrained.from_border(model.encoder, batch["states"]):
-        return model.embed(*inputs)
+    names = ("input_ids", "attention_mask", "states")
+    inputs = {name: batch[name] for name in names if name in batch}
+    mask = inputs["attention_mask"]
+    if mask.device.type != "cpu" or core.is_compiled(model.encoder):
+        return first_tokens(model, **inputs).chunk(2)
+    lengths = mask.sum(dim=1)
+    groups = length_groups(lengths)
+    found = [
+        first_tokens(model, **{name: x[rows, : lengths[rows].max()] for name, x in inputs.items()})
+        for rows in groups
+    ]
+    places = torch.cat(groups).argsort()
+    return torch.cat(found)[places].chunk(2)
+
+
+def first_tokens(
+    model: core.PairClassifier,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    states: Tensor | None = None,
+) -> Tensor:
+    """input_ids, attention_mask (sequences, seq), states (sequences, seq, hidden) where a frozen
+    part's are kept → (sequences, hidden)."""
+    if states is None:
+        return model.first_tokens(input_ids, attention_mask)
+    with pretrained.from_border(model.encoder, states):
+        return model.first_tokens(input_ids, attention_mask)
 
 
 def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
@@ -436,6 +469,7 @@ class Preference:
         )
         if config.dropout is not None:
             set_dropout(encoder, config.dropout)
+        pretrained.read_first_token_alone(encoder)
         return encoder
 
     def build_state(self, encoder: nn.Module) -> core.State:
@@ -681,6 +715,7 @@ class Predictor:
         attention = core.choose_attention("auto", device, self.precision, machine, kind)
         self.tokenizer = pretrained.load_tokenizer(str(folder))
         encoder = pretrained.load_encoder(str(folder), attention=attention)
+        pretrained.read_first_token_alone(encoder)
         head = build_head(Config(head=self.facts["head"]), encoder.config.hidden_size)
         self.model = core.PairClassifier(encoder, head)
         restore_model(self.model, folder)

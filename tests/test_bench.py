@@ -23,7 +23,7 @@ def test_every_row_has_two_sides_or_does_it_all(name):
 
 def test_the_plan_has_every_row_of_speed_and_each_can_be_parsed():
     rows = [bench.parse(text.split()).row for text in bench.PLAN]
-    assert set(rows) == set(bench.ROWS) - {"glue"}
+    assert set(rows) == set(bench.ROWS) - {"glue", "lightning_twin"}  # not of speed alone
 
 
 def pair(ours: float, peer: float, losses=(2.0, 2.0)) -> dict:
