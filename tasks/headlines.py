@@ -70,8 +70,6 @@ def check_settings(config: Any) -> None:
         )
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ValueError(f"--betas {config.betas}: expected two numbers from 0, below 1")
-    if config.compile and config.within_titles:
-        raise ValueError("--compile: titles have too many shapes; leave it out")
 
 
 # ------------------------------------------------------------------------------- titles
@@ -445,7 +443,10 @@ class Headlines:
         model = self.build_model().to(world.device)
         if world.device.type == "cpu":
             use_word_dropout(model)
-        if config.compile:
+        if config.compile and config.within_titles:
+            for layer in model.model.layers:  # no two micro-batches of titles have one shape
+                layer.compile(dynamic=True)
+        elif config.compile:
             core.compile_model(model.model)
         loader = core.TrainLoader(self.train, config, world)
         extras = {}

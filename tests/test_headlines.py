@@ -401,7 +401,6 @@ def test_flops_are_those_of_the_rows(words, titles_file):
     [
         (["--within_titles=false"], "--sequences titles: a title alone"),
         (["--betas=[0.9]"], "two numbers"),
-        (["--compile"], "too many shapes"),
         (["--val_frac=1"], "below 1"),
     ],
 )

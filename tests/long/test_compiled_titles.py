@@ -1,0 +1,36 @@
+"""train_headlines.py --compile: titles of every length through layers compiled once."""
+
+import json
+from pathlib import Path
+
+import torch
+
+import train_headlines
+from settings import parse_settings
+
+
+def losses(folder: Path, *words: str) -> list[float]:
+    settings = ["--data=reviews", "--limit=600", "--vocab_size=512", "--n_layer=2", "--n_head=2"]
+    settings += [
+        "--n_embd=32",
+        "--batch=32",
+        "--epochs=1",
+        "--dropout=0",
+        "--r_drop=0",
+        "--lr=1e-3",
+    ]
+    settings += ["--page=false", "--monitor=false", f"--out={folder}", *words]
+    config, _ = parse_settings(train_headlines.Config, settings, "train_headlines.py")
+    train_headlines.main(config, True)
+    lines = map(json.loads, (folder / "train/metrics/metrics.jsonl").read_text().splitlines())
+    return [line["train_loss"] for line in lines if "train_loss" in line]
+
+
+def test_compiled_layers_give_the_same_losses_and_are_not_compiled_anew(tmp_path):
+    eager = losses(tmp_path / "eager")
+    torch._dynamo.utils.counters.clear()
+    compiled = losses(tmp_path / "compiled", "--compile")
+    torch.testing.assert_close(torch.tensor(compiled), torch.tensor(eager), atol=2e-3, rtol=1e-3)
+    # a layer is three graphs or so (attention is called by name), once for training and once not
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
+    assert len(eager) == 17
