@@ -5,7 +5,8 @@ python bench.py headlines --data titles.txt --repeats 3 --steps 12
 
 The peer is the plain recipe: windows of 128 tokens of all titles in a row, full attention, learned
 positions, torch's dropout, logits of all tokens at once, no compile. Ours: titles one by one, as
-the default trains them, with --compile. Parameters within 1 %, the same tokenizer, AdamW, dropout,
+the default trains them, with --compile
+in bf16 (in fp32 there is little but products). Parameters within 1 %, the same tokenizer, AdamW, dropout,
 tokens an update and precision. Losses are not those of the same text (a title alone has no title
 before it), so that they agree within .3 only.
 """
@@ -22,6 +23,7 @@ from benchmarks import WARM_UP, rates_of_run
 
 WHAT, PEER = "short titles", "a plain loop over windows"
 TOLERANCE = 0.3
+COUNTED = False  # while operations are counted nothing is compiled, and then never again
 WIDTH, LAYERS, HEADS, BLOCK, VOCABULARY, DROPOUT, LR = 256, 4, 4, 128, 4096, 0.1, 1e-3
 TOKENS = 4096  # an update
 
@@ -60,7 +62,7 @@ def ours(arguments: argparse.Namespace) -> dict:
         batch = round(TOKENS / task.train.lengths.mean())
         epochs = (arguments.steps + WARM_UP) * batch / len(task.train.lengths)
         more = [f"--batch={batch}", f"--micro_batch={batch // 2}", f"--epochs={epochs}"]
-        more.append(f"--compile={not arguments.quick}")
+        more.append(f"--compile={arguments.precision == 'bf16' and not arguments.quick}")
         config = settings(arguments.folder / "run", arguments, *more)
         train_headlines.main(config, True)
     return rates_of_run(arguments.folder / "run")
