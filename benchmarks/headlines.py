@@ -5,10 +5,9 @@ python bench.py headlines --data titles.txt --repeats 3 --steps 12
 
 The peer is the plain recipe: windows of 128 tokens of all titles in a row, full attention, learned
 positions, torch's dropout, logits of all tokens at once, no compile. Ours: titles one by one, as
-the default trains them, with --compile
-in bf16 (in fp32 there is little but products). Parameters within 1 %, the same tokenizer, AdamW, dropout,
-tokens an update and precision. Losses are not those of the same text (a title alone has no title
-before it), so that they agree within .3 only.
+the default trains them; in bf16 with --compile (in fp32 there is little but products). Parameters
+within 1 %, the same tokenizer, AdamW, dropout, tokens an update and precision. Losses are not those
+of the same text (a title alone has no title before it), so that they agree within .3 only.
 """
 
 import argparse
