@@ -32,16 +32,21 @@ def markdown(measured: dict[str, Any]) -> str:
     rows = []
     for command, line in lines_of(measured):
         low, high, count = min(line.ratios), max(line.ratios), len(line.ratios)
-        ratio = f"{line.median:.2f} × {line.unit} [{low:.2f}, {high:.2f}], {count} pairs"
-        checks = "" if line.checks is None else f"{line.checks[0]:,.3f}, {line.checks[1]:,.3f}"
+        pairs = f"{count} pairs" if count > 1 else "1 pair"
+        ratio = f"{line.median:.2f} × {line.unit} [{low:.2f}, {high:.2f}], {pairs}"
+        losses, note = "", line.note
+        if line.checks and line.checked == "losses":
+            losses = f"{line.checks[0]:.3f}, {line.checks[1]:.3f}"
+        elif line.checks:
+            note = f"{line.checks[0]:,.0f} and {line.checks[1]:,.0f} {line.checked}"
         rows.append(
             {
                 **{"what": line.what, "beside": line.peer},
                 "ours": f"VOID: the {line.checked} differ" if line.void else ratio,
                 "memory": "" if line.memory is None else f"{line.memory:.2f} ×",
-                f"{'losses' if line.checked == 'losses' else 'checked'}": checks,
+                "losses": losses,
                 "share of peak": f"{line.share_of_peak:.0%}" if line.share_of_peak else "",
-                **{"note": line.note, "command": f"`{command}`"},
+                **{"note": note, "command": f"`{command}`"},
             }
         )
     parts = [table(tabulate, rows)] if rows else []

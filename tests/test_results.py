@@ -1,0 +1,33 @@
+"""The tables of the README are what report.py makes of the committed run folders."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+TABLES = re.findall(r"`python (report\.py table [^`]+)`[^\n]*\n((?:\|.*\n)+)", README)
+
+
+@pytest.mark.parametrize(("command", "shown"), TABLES)
+def test_a_table_of_the_readme_is_made_by_the_command_above_it(command, shown):
+    words = [sys.executable, *shlex.split(command)]
+    made = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert made == shown
+
+
+def test_every_system_has_its_table():
+    systems = {command.split("docs/")[1].split()[0] for command, _ in TABLES}
+    for name in ("preference", "bert", "gpt2", "headlines", "alpaca"):
+        assert any(name in system for system in systems), name
+
+
+def test_no_committed_result_knows_the_machine_it_was_made_on():
+    for file in (PROJECT / "docs").rglob("*"):
+        if file.suffix in (".json", ".yaml", ".csv", ".md"):
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"[ \"'=](/tmp|/root|/home|/work)/", text), file
