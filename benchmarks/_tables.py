@@ -1,6 +1,7 @@
 """What bench.py measured, as a Markdown table and as a picture."""
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ def write(measured: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def lines_of(measured: dict[str, Any]) -> Iterator[tuple[str, Line]]:
-    """(command, line) of every comparison."""
+    """(command, line) of every comparison; `what` also says the data and the precision."""
     for command, row in measured.items():
+        words = shlex.split(command)
+        told = [b for a, b in zip(words, words[1:], strict=False) if a in ("--data", "--precision")]
+        about = f" ({', '.join(Path(word).stem for word in told)})" if told else ""
         for line in row["lines"]:
-            yield command, Line(**line)
+            yield command, Line(**line | {"what": line["what"] + about})
 
 
 def markdown(measured: dict[str, Any]) -> str:
