@@ -1,0 +1,33 @@
+"""A sharded run of the whole model, stopped and continued; tests/ has the one with adapters.
+
+python -m pytest -x tests/long/test_sharded.py
+"""
+
+import torch
+from test_alpaca_sft import (  # noqa: F401: models and rows are fixtures
+    QUIET,
+    assert_same_run,
+    sharded,
+    train,
+    words_of,
+)
+
+
+def test_a_sharded_run_equals_one_process_and_resumes(models, rows, tmp_path):  # noqa: F811
+    """FSDP2, two processes. 51 rows in eights: the last step has one micro-batch for two ranks.
+    Stopped and continued it ends bit for bit the same."""
+    words = [*words_of(models, rows, "gpt2", "--sample_tokens=2"), *QUIET]
+    train(*words, f"--out={tmp_path / 'one'}")
+    whole = sharded(tmp_path / "whole", *words)
+    assert_same_run(whole, tmp_path / "one", "model.safetensors")
+    cut = sharded(tmp_path / "cut", *words, "--stop_after=4")
+    sharded(cut, *words)
+    for file in ("test/metrics/predictions.csv", "train/weights/final/model.safetensors"):
+        assert (whole / file).read_bytes() == (cut / file).read_bytes()
+    step = "train/weights/step_00000004/state.pt"  # as one process writes it
+    ours, theirs = (torch.load(p / step, weights_only=True) for p in (cut, tmp_path / "one"))
+    shapes = [
+        [{k: v.shape for k, v in part.items()} for part in saved["optimizer"]["state"].values()]
+        for saved in (ours, theirs)
+    ]
+    assert shapes[0] == shapes[1] and len(shapes[0]) > 10
