@@ -4,7 +4,7 @@ python -m pytest -x tests/long/test_sharded.py
 """
 
 import torch
-from test_alpaca_sft import (  # noqa: F401: models and rows are fixtures
+from test_alpaca_sft import (  # noqa: F401 (models and rows are fixtures)
     QUIET,
     assert_same_run,
     sharded,
