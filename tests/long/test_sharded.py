@@ -4,18 +4,14 @@ python -m pytest -x tests/long/test_sharded.py
 """
 
 import torch
-from test_alpaca_sft import (  # noqa: F401 (models and rows are fixtures)
-    QUIET,
-    assert_same_run,
-    sharded,
-    train,
-    words_of,
-)
+from test_alpaca_sft import QUIET, assert_same_run, sharded, train, words_of
+from tiny_instructions import build_models, write_rows
 
 
-def test_a_sharded_run_equals_one_process_and_resumes(models, rows, tmp_path):  # noqa: F811
+def test_a_sharded_run_equals_one_process_and_resumes(one_thread, tmp_path):
     """FSDP2, two processes. 51 rows in eights: the last step has one micro-batch for two ranks.
     Stopped and continued it ends bit for bit the same."""
+    models, rows = build_models(tmp_path / "models"), write_rows(tmp_path / "rows.json")
     words = [*words_of(models, rows, "gpt2", "--sample_tokens=2"), *QUIET]
     train(*words, f"--out={tmp_path / 'one'}")
     whole = sharded(tmp_path / "whole", *words)
