@@ -107,6 +107,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if not arguments.output and (arguments.markdown or arguments.picture):
         parser.error("--markdown and --picture show what --output FILE holds: name it, too")
+    if arguments.row == "table":
+        if not (arguments.output and (arguments.markdown or arguments.picture)):
+            parser.error("table: name --output FILE, which is read, and --markdown or --picture")
+        if not arguments.output.exists():
+            parser.error(
+                f"--output {arguments.output}: no such file; a row measured with it makes it"
+            )
     if arguments.quick:
         arguments.repeats, arguments.steps = 1, 2
     if arguments.row in ROWS:

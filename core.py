@@ -172,14 +172,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
 
 
-def compile_model(model: nn.Module) -> None:
+def compile_model(model: nn.Module, dynamic: bool = False) -> None:
     """torch.compile in place (names in the state dict stay); lengths come from a ladder of 8.
 
     A micro-batch has one of two row counts (the last may be smaller), training and evaluation
     differ, and so does evaluation's row count: 48 shapes at most, then torch goes on eagerly.
+    dynamic: once for all shapes, where there are more of them.
     """
     torch._dynamo.config.recompile_limit = 48
-    model.compile(dynamic=False)
+    model.compile(dynamic=dynamic)
 
 
 def is_compiled(model: nn.Module) -> bool:

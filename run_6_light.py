@@ -282,14 +282,15 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
     except SystemExit:  # how Lightning ends after Ctrl-C and SIGTERM
         run.status, run.exit_reason = "stopped", run.signal or "interrupted"
         return task.world.say(f"stopped; the same command continues {run.folder}")
+    trainer.save_checkpoint(own)  # --save_every leaves the last steps out
     run.record(steps=trainer.global_step, total_steps=trainer.global_step)
     run.record(seconds=round(callbacks[0].sums["seconds"], 3))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return
-    tested = best if config.test_with == "best" else last
-    metrics, rows = task.test_on_one_process(module, tested.best_model_path)
+    tested = best.best_model_path if config.test_with == "best" else str(own)
+    metrics, rows = task.test_on_one_process(module, tested)
     core.write_text(run.folder / "test/metrics/predictions.csv", runs.csv_text(rows))
     core.write_text(run.folder / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
     run.status, run.exit_reason = "finished", "all steps done"

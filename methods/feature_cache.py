@@ -84,6 +84,13 @@ def kept_rows(
     found = _load(folder, world)
     if found is not None:
         return found, True
+    needed, free = shape[0] * shape[1] * np.dtype(dtype).itemsize, room()
+    if world.any(needed > free):
+        world.say(
+            f"note: the frozen part runs in each step: what it gives would take "
+            f"{needed / 1e9:,.1f} GB of the cache on disk, which has room for {free / 1e9:,.1f}"
+        )
+        return None, False
     beside = world.from_rank_0(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp"))
     file = beside / "values.npy"
 
@@ -101,7 +108,9 @@ def kept_rows(
 
     def finish() -> None:
         if world.rank == 0:
-            core.write_folder(folder, lambda part: os.replace(file, part / file.name), key=key)
+            whole = beside.with_suffix(".whole")
+            core.write_folder(whole, lambda part: os.replace(file, part / file.name), key=key)
+            _publish(whole, folder)
             forget_oldest(folder.parent, MOST_BYTES, folder)
 
     try:
@@ -115,13 +124,29 @@ def kept_rows(
     return np.load(folder / "values.npy", mmap_mode="r"), False
 
 
+def _publish(whole: Path, folder: Path) -> None:
+    """Give a folder its name, unless another run has just written the same one."""
+    if folder.exists() and core.damage(folder) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        whole.rename(folder)
+    except OSError:
+        shutil.rmtree(whole, ignore_errors=True)
+        if core.damage(folder) is not None:
+            raise
+
+
 def _problem(action: Callable[[], None], world: core.World) -> str:
-    """What the disk of any rank said to it; "" where all went well. All ranks learn it."""
+    """What the disk or the memory of any rank said to it, "" if nothing. All ranks learn it."""
     said = []
     try:
         action()
     except (OSError, core.DiskFull) as error:
         said = [str(error)]
+    except Exception as error:
+        if not core.is_out_of_memory(error):
+            raise
+        said = ["out of memory"]
     return "".join(world.gather_rows(said)[:1])
 
 
@@ -149,7 +174,8 @@ def _load(folder: Path, world: core.World) -> np.ndarray | None:
 def forget_oldest(folder: Path, most_bytes: int, kept: Path) -> None:
     """Delete the least recently used parts of the cache until the rest fits."""
     parts = sorted(
-        (part for part in folder.iterdir() if part.is_dir() and part != kept),
+        # a dot: what a run is writing just now
+        (p for p in folder.iterdir() if p.is_dir() and p != kept and "." not in p.name),
         key=lambda part: part.stat().st_mtime,
     )
     sizes = {

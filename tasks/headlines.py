@@ -445,7 +445,7 @@ class Headlines:
             use_word_dropout(model)
         if config.compile and config.within_titles:
             for layer in model.model.layers:  # no two micro-batches of titles have one shape
-                layer.compile(dynamic=True)
+                core.compile_model(layer, dynamic=True)
         elif config.compile:
             core.compile_model(model.model)
         loader = core.TrainLoader(self.train, config, world)

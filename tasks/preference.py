@@ -524,12 +524,6 @@ class Preference:
                 return say(f"note: the frozen part runs in each step: {why}")
             shape = (len(ids.ids), hidden)
             dtype = {"bf16": np.int16, "fp16": np.float16, "fp32": np.float32}[self.precision]
-        needed, room = shape[0] * hidden * np.dtype(dtype).itemsize, feature_cache.room()
-        if self.world.any(needed > room):
-            return say(
-                f"note: the frozen part runs in each step: what it gives would take "
-                f"{needed / 1e9:,.1f} GB of the cache on disk, which has room for {room / 1e9:,.1f}"
-            )
         key = {
             **{"kind": "frozen encoder, version 1", "rows": shape[0], "precision": self.precision},
             **{"weights": feature_cache.fingerprint(encoder, frozen=True)},
