@@ -17,8 +17,9 @@ other, in turns: a machine's speed drifts, and only the ratio of neighbours says
 model, rows, batch, steps, precision and threads. The first steps of each are not counted. Where
 the final losses do not agree, the row is void.
 
-all: FOLDER holds alpaca/alpaca_en_demo.json, headlines/hn_titles.txt and glue/MRPC; what it lacks
-is left out. --output collects: what was measured by the same command before is replaced.
+all: FOLDER holds preference/pandalm.csv, alpaca/alpaca_en_demo.json, headlines/hn_titles.txt and
+glue/MRPC; what it lacks is left out. --output collects: what was measured by the same command
+before is replaced.
 """
 
 import argparse
@@ -42,28 +43,32 @@ import benchmarks
 from benchmarks import Found, Line, run_side
 
 ROWS = sorted(p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py"))
-# of all: with repeats that two cores do in about two hours; {data}: a file or folder of --data
+# of all; {data}: a file or folder of --data
 PLAN = [
-    "preference --repeats 5 --steps 10",
-    "preference --peer trainer_grouped --repeats 3 --steps 10",
-    "preference --peer trainer_compiled --repeats 2 --steps 10",
-    "preference --peer lightning --repeats 3 --steps 10",
-    "cross_encoder --data {data}/glue --repeats 3 --steps 20",
-    "frozen --repeats 2",
-    "mlm --repeats 3 --steps 10",
-    "causal --repeats 3 --steps 3",
-    "headlines --data {data}/headlines/hn_titles.txt --repeats 3 --steps 20",
-    "sft --data {data}/alpaca/alpaca_en_demo.json --repeats 3 --steps 5",
-    "sft --tasks lora --data {data}/alpaca/alpaca_en_demo.json --repeats 3 --steps 5",
-    "phase1 --repeats 2",
-    "processes --repeats 3 --steps 10",
-    "checkpoints --repeats 3 --steps 20",
-    "monitoring --repeats 10 --steps 20",
-    "startup --repeats 5",
-    "tokenising --repeats 3",
-    "tokenising --peer processes --repeats 3",
-    "scaling",
+    "preference --data {data}/preference/pandalm.csv --repeats 3 --steps 8",
+    "preference --data {data}/preference/pandalm.csv --repeats 3 --steps 8 --precision bf16",
+    "preference --repeats 3 --steps 8",
+    "preference --peer trainer_grouped --data {data}/preference/pandalm.csv --repeats 2 --steps 6",
+    "preference --peer trainer_compiled --data {data}/preference/pandalm.csv --repeats 1 --steps 6",
+    "preference --peer lightning --data {data}/preference/pandalm.csv --repeats 2 --steps 6",
+    "cross_encoder --data {data}/glue --repeats 2 --steps 12",
+    "frozen --repeats 1",
+    "mlm --repeats 2 --steps 6",
+    "causal --repeats 2 --steps 3",
+    "headlines --data {data}/headlines/hn_titles.txt --repeats 3 --steps 12 --precision bf16",
+    "headlines --data {data}/headlines/hn_titles.txt --repeats 2 --steps 6",
+    "sft --data {data}/alpaca/alpaca_en_demo.json --repeats 2 --steps 4",
+    "sft --tasks lora --data {data}/alpaca/alpaca_en_demo.json --repeats 2 --steps 4",
+    "phase1 --repeats 3 --epochs 8",
+    "processes --repeats 2 --steps 6",
+    "checkpoints --repeats 1 --steps 20",
+    "monitoring --repeats 10 --steps 15",
+    "startup --repeats 3",
+    "tokenising --repeats 2",
+    "tokenising --peer processes --repeats 1",
+    "scaling --steps 3",
 ]
+INSTALL = "python -m pip install torch==2.13.0 -r requirements-bench.txt"
 PACKAGES = "torch transformers tokenizers datasets accelerate trl peft lightning"
 
 
@@ -183,7 +188,10 @@ def measure(arguments: argparse.Namespace) -> dict:
     with contextlib.ExitStack() as stack:
         if arguments.side == "ours" and getattr(row, "COUNTED", True):
             counted = stack.enter_context(_peak.counted_flops())
-        found = getattr(row, arguments.side)(arguments)
+        try:
+            found = getattr(row, arguments.side)(arguments)
+        except ModuleNotFoundError as error:
+            raise SystemExit(f"{error.name} is not here: {INSTALL}") from None
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if counted and counted.tokens:
         peak = _peak.peak_flops(arguments.precision)

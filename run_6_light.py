@@ -22,12 +22,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -36,6 +33,16 @@ import core
 import runs
 from methods.schedules import schedule_for
 from tasks import preference
+
+try:
+    import lightning as L
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    from lightning.pytorch.utilities import rank_zero_only
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"run_6_light.py needs {error.name}: "
+        "python -m pip install torch==2.13.0 -r requirements-light.txt"
+    ) from None
 
 PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name)}}
@@ -203,7 +210,7 @@ class Task(preference.Preference):
         values = torch.cat(values).float().cpu().numpy()
         return preference.softmax(values[:, :3]), preference.softmax(values[:, 3:])
 
-    def test_on_one_process(self, module: PairModule, weights: str) -> tuple[dict, list[dict]]:
+    def score_on_one_process(self, module: PairModule, weights: str) -> tuple[dict, list[dict]]:
         """Metrics and rows with a checkpoint's weights; on one process, as Lightning advises."""
         saved = torch.load(weights, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
@@ -290,7 +297,7 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
     if not trainer.is_global_zero:
         return
     tested = best.best_model_path if config.test_with == "best" else str(own)
-    metrics, rows = task.test_on_one_process(module, tested)
+    metrics, rows = task.score_on_one_process(module, tested)
     core.write_text(run.folder / "test/metrics/predictions.csv", runs.csv_text(rows))
     core.write_text(run.folder / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
     run.status, run.exit_reason = "finished", "all steps done"

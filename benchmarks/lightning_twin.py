@@ -262,26 +262,16 @@ def open_task(words: list[str], out: Path) -> tuple[Any, Any]:
         return task, task.build_module()
 
 
-def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, float]]:
-    """val_loss and val_accuracy of the same weights on an odd number of rows: by core, by Lightning
-    on one and on two processes, and there with a sampler that deals each row once."""
+def each_row_once(loader: Any) -> Any:
+    """The same loader with a sampler that gives each process every n-th row, no row twice."""
     import torch
     from torch.utils.data import DataLoader, Sampler
-    from torchmetrics import MeanMetric
-
-    import run_6_light
-    from evaluation import metrics
-    from tasks import preference
 
     class EachRowOnce(Sampler):
-        """Every second row, from this process's rank on; no row twice."""
-
-        def __init__(self, rows: int):
-            self.rows = rows
-
         def mine(self) -> range:
             world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-            return range(torch.distributed.get_rank() if world > 1 else 0, self.rows, world)
+            first = torch.distributed.get_rank() if world > 1 else 0
+            return range(first, len(loader.dataset), world)
 
         def __iter__(self) -> Iterator[int]:
             return iter(self.mine())
@@ -289,26 +279,21 @@ def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, 
         def __len__(self) -> int:
             return len(self.mine())
 
-    torch.set_num_threads(1)
-    task, module = open_task(words, out)
-    saved = torch.load(weights, map_location="cpu", weights_only=True)
-    module.load_state_dict(saved["state_dict"])
-    val, config = task.val, task.config
-    odd = val.index[: (len(val.index) - 1) // 2 * 2 + 1]
-    val = preference.PairData(val.ids, odd, val.labels, val.pad, val.max_length)
-    loader = run_6_light.build_loader(val, config)
-    once = DataLoader(
-        loader.dataset,
-        loader.batch_size,
-        sampler=EachRowOnce(len(odd)),
-        collate_fn=loader.collate_fn,
-    )
+    parts = {"sampler": EachRowOnce(), "collate_fn": loader.collate_fn}
+    return DataLoader(loader.dataset, loader.batch_size, **parts)
+
+
+def with_torchmetrics(module: Any) -> Any:
+    """The same module with sums that torchmetrics adds up over the processes, in place of
+    self.log of a mean."""
+    import torch
+    from torchmetrics import MeanMetric
+
+    import run_6_light
 
     class Metrics(run_6_light.PairModule):
-        """Sums that torchmetrics adds up over the processes, in place of self.log of a mean."""
-
         def __init__(self) -> None:
-            super().__init__(config, module.model)
+            super().__init__(module.config, module.model)
             self.mean = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "accuracy")})
 
         def validation_step(self, batch: dict, batch_idx: int) -> None:
@@ -318,19 +303,32 @@ def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, 
             self.mean["accuracy"].update(right)
             self.log_dict({f"val_{name}": metric for name, metric in self.mean.items()})
 
-    def by_lightning(
-        loader: DataLoader, devices: int, module: Any = module, **more: Any
-    ) -> dict[str, float]:
-        strategy = {"strategy": "ddp_fork"} if devices > 1 else {}
-        trainer = run_6_light.build_trainer(
-            config,
-            task.world,
-            "fp32",
-            devices=devices,
-            enable_progress_bar=False,
-            **strategy,
-            **more,
-        )
+    return Metrics()
+
+
+def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, float]]:
+    """val_loss and val_accuracy of the same weights on an odd number of rows: by core, by Lightning
+    on one and on two processes, and there with a sampler that deals each row once."""
+    import torch
+
+    import run_6_light
+    from evaluation import metrics
+    from tasks import preference
+
+    torch.set_num_threads(1)
+    task, module = open_task(words, out)
+    saved = torch.load(weights, map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["state_dict"])
+    val, config = task.val, task.config
+    odd = val.index[: (len(val.index) - 1) // 2 * 2 + 1]
+    val = preference.PairData(val.ids, odd, val.labels, val.pad, val.max_length)
+    loader = run_6_light.build_loader(val, config)
+    once = each_row_once(loader)
+
+    def by_lightning(loader: Any, devices: int, module: Any = module, **more: Any) -> dict:
+        more |= {"strategy": "ddp_fork"} if devices > 1 else {}
+        more |= {"devices": devices, "enable_progress_bar": False}
+        trainer = run_6_light.build_trainer(config, task.world, "fp32", **more)
         # a forked process must not compute with threads, for those stayed behind
         one = mock.patch.dict(os.environ, OMP_NUM_THREADS="1")
         with contextlib.redirect_stdout(sys.stderr), one:
@@ -346,14 +344,15 @@ def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, 
     exact = metrics.classification_metrics(
         p, val.labels[odd], range(len(odd)), preference.CLASSES, intervals=False
     )
+    own = {"use_distributed_sampler": False}
     return {
         "rows": len(odd),
         "core": {"val_loss": exact["log_loss"], "val_accuracy": exact["accuracy"]},
         "1 process": by_lightning(loader, 1),
         "2 processes": by_lightning(loader, 2),
-        "2 processes, each row once": by_lightning(once, 2, use_distributed_sampler=False),
+        "2 processes, each row once": by_lightning(once, 2, **own),
         "2 processes, each row once, torchmetrics": by_lightning(
-            once, 2, Metrics(), use_distributed_sampler=False
+            once, 2, with_torchmetrics(module), **own
         ),
     }
 

@@ -15,6 +15,8 @@ import json
 import os
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch import nn
 import core
 
 MOST_BYTES = 8 << 30  # 768 numbers in fp32 for 2.8 million rows
+ABANDONED_SECONDS = 24 * 3600  # nobody has written to an unfinished part for so long
 
 
 def fingerprint(module: nn.Module, frozen: bool = False) -> str:
@@ -59,8 +62,7 @@ def cached_features(
             np.save(beside / "values.npy", values)
 
         try:
-            core.write_folder(folder, fill, key=key)
-            forget_oldest(folder.parent, MOST_BYTES, folder)
+            _keep(folder, fill, key)
         except (OSError, core.DiskFull) as error:
             world.say(f"note: features are not kept for other runs ({error})")
     world.barrier()
@@ -91,7 +93,7 @@ def kept_rows(
             f"{needed / 1e9:,.1f} GB of the cache on disk, which has room for {free / 1e9:,.1f}"
         )
         return None, False
-    beside = world.from_rank_0(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp"))
+    beside = world.from_rank_0(_beside(folder))
     file = beside / "values.npy"
 
     def create() -> None:
@@ -108,10 +110,7 @@ def kept_rows(
 
     def finish() -> None:
         if world.rank == 0:
-            whole = beside.with_suffix(".whole")
-            core.write_folder(whole, lambda part: os.replace(file, part / file.name), key=key)
-            _publish(whole, folder)
-            forget_oldest(folder.parent, MOST_BYTES, folder)
+            _keep(folder, lambda part: os.replace(file, part / file.name), key)
 
     try:
         for action in (create, write, finish):
@@ -124,9 +123,16 @@ def kept_rows(
     return np.load(folder / "values.npy", mmap_mode="r"), False
 
 
-def _publish(whole: Path, folder: Path) -> None:
-    """Give a folder its name, unless another run has just written the same one."""
-    if folder.exists() and core.damage(folder) is not None:
+def _beside(folder: Path) -> Path:
+    """Where to write what shall become `folder`: two runs may make the same features at once."""
+    return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+
+
+def _keep(folder: Path, fill: Callable[[Path], None], key: dict[str, Any]) -> None:
+    """Write a part of the cache, unless another run has just written the same one."""
+    whole = _beside(folder)
+    core.write_folder(whole, fill, key=key)
+    if core.damage(folder) is not None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         whole.rename(folder)
@@ -134,6 +140,7 @@ def _publish(whole: Path, folder: Path) -> None:
         shutil.rmtree(whole, ignore_errors=True)
         if core.damage(folder) is not None:
             raise
+    forget_oldest(folder.parent, MOST_BYTES, folder)
 
 
 def _problem(action: Callable[[], None], world: core.World) -> str:
@@ -172,19 +179,21 @@ def _load(folder: Path, world: core.World) -> np.ndarray | None:
 
 
 def forget_oldest(folder: Path, most_bytes: int, kept: Path) -> None:
-    """Delete the least recently used parts of the cache until the rest fits."""
-    parts = sorted(
-        # a dot: what a run is writing just now
-        (p for p in folder.iterdir() if p.is_dir() and p != kept and "." not in p.name),
-        key=lambda part: part.stat().st_mtime,
-    )
-    sizes = {
-        part: sum(f.stat().st_size for f in part.rglob("*") if f.is_file())
-        for part in (*parts, kept)
-    }
-    for part in parts:
+    """Delete what killed runs left, then the least recently used parts until the rest fits."""
+    used, sizes = {}, {}
+    for part in folder.iterdir():
+        facts = []
+        for path in (part, *part.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # another run deletes, too
+                facts.append(path.stat())
+        if "." not in part.name:
+            sizes[part] = sum(fact.st_size for fact in facts if stat.S_ISREG(fact.st_mode))
+            used[part] = min((fact.st_mtime for fact in facts[:1]), default=0.0)
+        elif time.time() - max((fact.st_mtime for fact in facts), default=0.0) > ABANDONED_SECONDS:
+            shutil.rmtree(part, ignore_errors=True)
+    for part in sorted(sizes, key=lambda part: used[part]):
         if sum(sizes.values()) <= most_bytes:
             return
-        # a run that reads it keeps its pages: the file is gone only by name
-        shutil.rmtree(part, ignore_errors=True)
-        del sizes[part]
+        if part != kept:  # a run that reads it keeps its pages: the file is gone only by name
+            shutil.rmtree(part, ignore_errors=True)
+            del sizes[part]

@@ -121,3 +121,19 @@ def run_script(
     if expect is not None:
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny(architecture) → its model folder, built when first asked for."""
+    from tiny_models import build_tiny_model
+
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=9)) + f" {number}" for number in range(100)]
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def find(architecture: str) -> Path:
+        path = folder / architecture
+        return path if path.exists() else build_tiny_model(architecture, path, texts)
+
+    return find

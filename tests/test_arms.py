@@ -20,7 +20,7 @@ from conftest import PROJECT, WORDS, command, environment
 from safetensors.torch import load_file
 from test_language import wikitext_folder
 from tiny_causal import build_tiny_gpt2
-from tiny_models import ARCHITECTURES, LAYERS, build_tiny_model
+from tiny_models import ARCHITECTURES, LAYERS
 
 import core
 import finetune_gpt2
@@ -43,20 +43,6 @@ def one_thread(cache_folder):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """tiny(architecture) → its model folder, built when first asked for."""
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=9)) + f" {number}" for number in range(100)]
-    folder = tmp_path_factory.mktemp("tiny")
-
-    def find(architecture: str) -> Path:
-        path = folder / architecture
-        return path if path.exists() else build_tiny_model(architecture, path, texts)
-
-    return find
 
 
 def train(script: str, *settings: object) -> None:

@@ -1,6 +1,8 @@
 """Features on disk: used again, never for other weights or rows, made again when damaged."""
 
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -53,8 +55,6 @@ def test_a_damaged_one_is_made_again(cache, harm):
 
 
 def test_the_least_recently_used_are_forgotten(cache, monkeypatch):
-    import os
-
     for number in range(3):
         features({"k": number})
     folders = {
@@ -67,6 +67,48 @@ def test_the_least_recently_used_are_forgotten(cache, monkeypatch):
     monkeypatch.setattr(feature_cache, "MOST_BYTES", 3 * size + 10)
     features({"k": 3})
     assert [folders[number].exists() for number in range(3)] == [True, False, True]
+
+
+def test_what_killed_runs_left_goes_and_what_runs_write_stays(cache):
+    features({"weights": "a"})
+    for name, age in (("left.1234", feature_cache.ABANDONED_SECONDS + 60), ("written.5678", 60)):
+        (cache / name).mkdir()
+        (cache / name / "values.npy").write_bytes(b"0" * 100)
+        for path in (cache / name / "values.npy", cache / name):
+            os.utime(path, (time.time() - age,) * 2)
+    features({"weights": "b"})
+    assert sorted(path.name for path in cache.iterdir() if "." in path.name) == ["written.5678"]
+    assert features({"weights": "a"})[1] and features({"weights": "b"})[1]
+
+
+def test_of_two_runs_that_write_one_the_first_stays(cache):
+    """The second comes to its end while the first one's folder lies there, read by somebody."""
+
+    def build() -> np.ndarray:
+        features({"weights": "a"}, seed=1)  # another run, meanwhile
+        return values_of(2)
+
+    mine, found = feature_cache.cached_features({"weights": "a"}, build, WORLD)
+    assert not found and np.array_equal(mine, values_of(2))
+    kept, found = features({"weights": "a"})
+    assert found and np.array_equal(kept, values_of(1))
+    assert [path.name for path in cache.iterdir() if "." in path.name] == []
+
+
+def test_rows_that_do_not_fit_into_memory_or_on_the_disk_are_not_kept(cache, monkeypatch, capsys):
+    def build():
+        yield 0, values_of(0)
+        raise torch.OutOfMemoryError("out of memory")
+
+    def kept(key: str):
+        return feature_cache.kept_rows({"weights": key}, (10, 4), np.float32, build, WORLD)
+
+    assert kept("a") == (None, False) and "(out of memory)" in capsys.readouterr().out
+    features({"weights": "b"})
+    monkeypatch.setattr(feature_cache, "room", lambda: 10)
+    assert kept("c") == (None, False) and "has room for" in capsys.readouterr().out
+    assert kept("b")[1]  # what lies there takes no more room
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(cache, monkeypatch, capsys):

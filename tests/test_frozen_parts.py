@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS
 from safetensors.torch import load_file
-from tiny_models import ARCHITECTURES, LAYERS, build_tiny_model
+from tiny_models import ARCHITECTURES, LAYERS
 from transformers import AutoModel
 
 import core
@@ -26,20 +24,6 @@ from tasks import preference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERED = [name for name in ARCHITECTURES if name != "albert"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """tiny(architecture) → its model folder, built when first asked for."""
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=9)) + f" {number}" for number in range(100)]
-    folder = tmp_path_factory.mktemp("tiny")
-
-    def find(architecture: str) -> Path:
-        path = folder / architecture
-        return path if path.exists() else build_tiny_model(architecture, path, texts)
-
-    return find
 
 
 def build_pair_model(folder: Path, freeze: str) -> core.PairClassifier:
