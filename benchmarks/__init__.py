@@ -147,7 +147,7 @@ def script(name: str, *words: str) -> list[str]:
 
 def side_words(side: str, arguments: argparse.Namespace, folder: str) -> list[str]:
     """What bench.py is told to measure one side in a process of its own."""
-    names = ("data", "model", "peer", "tasks", "epochs", "precision", "steps", "threads")
+    names = ("data", "model", "peer", "tasks", "epochs", "precision", "steps", "threads", "width")
     words = [f"--{n}={getattr(arguments, n)}" for n in names if getattr(arguments, n) is not None]
     words += ["--quick"] if arguments.quick else []
     return [arguments.row, *words, f"--side={side}", f"--folder={folder}"]

@@ -20,11 +20,13 @@ def write(measured: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def lines_of(measured: dict[str, Any]) -> Iterator[tuple[str, Line]]:
-    """(command, line) of every comparison; `what` also says the data and the precision."""
+    """(command, line) of every comparison; `what` also says data, precision and width."""
     for command, row in measured.items():
         words = shlex.split(command)
-        told = [b for a, b in zip(words, words[1:], strict=False) if a in ("--data", "--precision")]
-        about = f" ({', '.join(Path(word).stem for word in told)})" if told else ""
+        pairs = list(zip(words, words[1:], strict=False))
+        told = [Path(b).stem for a, b in pairs if a in ("--data", "--precision")]
+        told += [f"width {b}" for a, b in pairs if a == "--width"]
+        about = f" ({', '.join(told)})" if told else ""
         for line in row["lines"]:
             yield command, Line(**line | {"what": line["what"] + about})
 

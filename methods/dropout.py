@@ -15,19 +15,32 @@ from torch import Tensor, nn
 ATTENTION = "sdpa_word_dropout"
 
 
-def keep_mask(shape: torch.Size, p: float) -> tuple[Tensor, float]:
-    """(bool tensor of `shape`, True where kept; the rate of dropping that 16 bits can give)."""
-    dropped = round(65536 * p)
-    count = shape.numel()
+@torch.library.custom_op(
+    "ablate::keep_elements", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _keep_elements(x: Tensor, dropped: int) -> Tensor:
+    """An operator of its own, which torch.compile calls as it is. It takes x for its place among
+    the draws: compiled code may call what does not depend on each other in any order."""
+    count = x.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    keep = words.view(torch.int16)[:count] >= dropped - 32768
-    return keep.view(shape), dropped / 65536
+    return (words.view(torch.int16)[:count] >= dropped - 32768).view(x.shape)
+
+
+@_keep_elements.register_fake
+def _(x: Tensor, dropped: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.bool)
+
+
+def keep_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """(bool tensor as x, True where kept; the rate of dropping that 16 bits can give)."""
+    dropped = round(65536 * p)
+    return _keep_elements(x, dropped), dropped / 65536
 
 
 class _WordDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
-        keep, rate = keep_mask(x.shape, p)
+        keep, rate = keep_mask(x, p)
         scaled = keep.to(x.dtype).mul_(1 / (1 - rate))  # a float mask multiplies faster than a bool
         ctx.save_for_backward(scaled)
         return x * scaled
@@ -69,34 +82,32 @@ def sdpa_word_dropout(
 ) -> tuple[Tensor, None]:
     """Attention for transformers' AttentionInterface: q, k, v (batch, heads, seq, size).
 
-    torch's SDPA where nothing is dropped; with dropout it would leave its fast kernel and draw
-    masks one number at a time, so there the scores are written out. Returns (batch, seq, heads,
-    size).
+    torch's SDPA, or the scores written out where its CPU kernels are slow: with dropout it would
+    draw masks one number at a time, and in 16 bits up to 256 keys its backward pass takes several
+    times as long as the products that it is made of. Returns (batch, seq, heads, size).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     causal = (is_causal if is_causal is not None else getattr(module, "is_causal", True)) and (
         attention_mask is None and query.shape[2] > 1
     )
-    if (
-        dropout == 0
-        or key.shape[1] != query.shape[1]
-        or (causal and key.shape[2] != query.shape[2])
-    ):
+    slow = dropout > 0 or (query.dtype.itemsize == 2 and key.shape[2] <= 256)
+    if not slow or key.shape[1] != query.shape[1] or (causal and key.shape[2] != query.shape[2]):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **other
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scale, key.transpose(2, 3))  # (batch, heads, seq, seq)
     if causal:
-        seq = query.shape[2]
-        later = torch.ones(seq, seq, dtype=torch.bool, device=scores.device).triu(1)
+        # in float32: compiled code compares 64-bit integers four times slower
+        place = torch.arange(query.shape[2], dtype=torch.float32, device=scores.device)
+        later = place > place[:, None]
         scores = scores.masked_fill(later, torch.finfo(scores.dtype).min)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = word_dropout(F.softmax(scores, dim=-1), dropout)
+    weights = word_dropout(F.softmax(scores, dim=-1).to(value.dtype), dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
 
 

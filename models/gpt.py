@@ -174,22 +174,57 @@ class Segments:
     all tokens of a row; here a segment is compared with itself alone, however long the packed row.
 
     rows (segments, longest): a token's number in the flattened batch; 0 behind a segment's end,
-    where a causal query does not look. places (batch·seq,): a token's number in the flattened
-    rows. positions (batch, seq): from 0 in each segment.
+    where a causal query does not look. real (segments·longest,): False behind a segment's end.
+    places (batch·seq,): a token's number in the flattened rows. positions (batch, seq): from 0 in
+    each segment.
     """
 
     rows: Tensor
+    real: Tensor
     places: Tensor
     positions: Tensor
 
     def unpack(self, x: Tensor) -> Tensor:
         """(batch, seq, …) → (segments, longest, …)."""
-        return x.flatten(0, 1).index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        rows = _take(x.flatten(0, 1), self.rows.flatten(), self.places, None)
+        return rows.unflatten(0, self.rows.shape)
 
     def pack(self, x: Tensor) -> Tensor:
         """(segments, longest, …) → (batch, seq, …)."""
-        x = x.flatten(0, 1).index_select(0, self.places)
-        return x.unflatten(0, self.positions.shape)
+        tokens = _take(x.flatten(0, 1), self.places, self.rows.flatten(), self.real)
+        return tokens.unflatten(0, self.positions.shape)
+
+
+@torch.library.custom_op("ablate::take", mutates_args=())
+def _take(x: Tensor, there: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
+    """x (n, …) → x[there] (m, …), whose gradient is taken back: gradient[back], zero if not `real`.
+
+    index_select's own gradient is summed up number by number, for indices that may repeat; here
+    those that do have none (what is behind a segment's end). And an operator of its own:
+    torch.compile would fuse it with its neighbours, and then also reads number by number. On a CPU
+    the two took a sixth of a training step.
+    """
+    return x.index_select(0, there)
+
+
+@_take.register_fake
+def _(x: Tensor, there: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
+    return x.new_empty(there.shape[0], *x.shape[1:])
+
+
+def _save_places(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _take_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    there, back, real = ctx.saved_tensors
+    gradient = _take(gradient, back, there, None)
+    if real is not None:
+        gradient = gradient * real.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
+    return gradient, None, None, None
+
+
+_take.register_autograd(_take_back, setup_context=_save_places)
 
 
 def find_segments(segment_ids: Tensor) -> Segments:
@@ -204,7 +239,10 @@ def find_segments(segment_ids: Tensor) -> Segments:
     places = number * longest + positions
     rows = tokens.new_zeros(len(starts) * longest).index_copy_(0, places, tokens)
     return Segments(
-        rows=rows.view(-1, longest), places=places, positions=positions.view_as(segment_ids)
+        rows=rows.view(-1, longest),
+        real=torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, places, True),
+        places=places,
+        positions=positions.view_as(segment_ids),
     )
 
 
@@ -295,13 +333,8 @@ class Attention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, sdpa_attention_forward
         )
-        autocast, dtype = torch.is_autocast_enabled("cpu"), value.dtype
-        if segments is not None and hidden.device.type == "cpu" and dtype.itemsize == 2:
-            # on rows as short as a title the CPU's kernel is four times slower in bfloat16
-            autocast, (query, key, value) = False, (x.float() for x in (query, key, value))
-        with torch.autocast("cpu", enabled=autocast):
-            mixed, _ = attend(self, query, key, value, visible, dropout=dropout)
-        mixed = mixed.flatten(2).to(dtype)
+        mixed, _ = attend(self, query, key, value, visible, dropout=dropout)
+        mixed = mixed.flatten(2)
         if segments is not None:
             mixed = segments.pack(mixed)
         if self.gate_proj is not None:
@@ -454,6 +487,7 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
         super().__init__(config)
         self.model = SmallGPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.losses_and_gradient = losses_and_gradient
         self.post_init()
 
     def forward(
@@ -479,7 +513,9 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
         if shift_labels is None:
             return CausalLMLosses(logits=self.lm_head(hidden))
         hidden, targets = at_targets(hidden, shift_labels)
-        loss_sum, losses = head_losses(hidden, self.lm_head.weight, targets)
+        loss_sum, losses = head_losses(
+            hidden, self.lm_head.weight, targets, between=self.losses_and_gradient
+        )
         return CausalLMLosses(
             loss=loss_sum / len(targets),
             loss_sum=loss_sum,
@@ -557,12 +593,29 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 LossesOf = Callable[[Tensor, Tensor], Tensor]
 
 
+def losses_and_gradient(
+    losses_of: LossesOf, logits: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(losses (rows,), gradient of their sum, as logits) of logits that losses_of takes in float32.
+
+    What head_losses does between its products, which torch.compile makes one pass of.
+    """
+
+    def summed(logits: Tensor) -> tuple[Tensor, Tensor]:
+        losses = losses_of(logits.float(), labels)
+        return losses.sum(), losses
+
+    gradient, losses = torch.func.grad(summed, has_aux=True)(logits)
+    return losses, gradient
+
+
 def head_losses(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
     losses_of: LossesOf = cross_entropies,
-    rows_each: int = 256,
+    rows_each: int | None = None,
+    between: Callable[..., tuple[Tensor, Tensor]] = losses_and_gradient,
 ) -> tuple[Tensor, Tensor]:
     """(Σ losses, losses (targets,) without gradient) of the logits hidden @ weight.T.
 
@@ -571,11 +624,13 @@ def head_losses(
     (copies, rows, vocab): by default the cross-entropy; with two copies that differ in their
     dropout, the loss of R-Drop (Liang et al. 2021).
 
-    `rows_each` targets at a time are taken through the head, forward and backward at once, so that
-    memory for logits does not grow with the targets, and nothing is computed twice.
+    `rows_each` targets at a time (None: of 4 million logits) are taken through the head, forward
+    and backward at once, so that memory for logits does not grow with the targets, and nothing is
+    computed twice. between: losses_and_gradient, or compiled.
     """
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _HeadLosses.apply(hidden, weight, labels, losses_of, rows_each, wanted)
+    rows_each = rows_each or max(64, 2**22 // len(weight))
+    return _HeadLosses.apply(hidden, weight, labels, losses_of, rows_each, between, wanted)
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -587,6 +642,7 @@ class _HeadLosses(torch.autograd.Function):
         labels: Tensor,
         losses_of: LossesOf,
         rows_each: int,
+        between: Callable[..., tuple[Tensor, Tensor]],
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         device, dtype = hidden.device.type, weight.dtype
@@ -600,15 +656,13 @@ class _HeadLosses(torch.autograd.Function):
             for start in range(0, len(labels), rows_each):
                 part = slice(start, start + rows_each)
                 inputs = hidden[..., part, :].to(dtype)
-                logits = (inputs @ matrix.T).float().requires_grad_(wanted)
-                with torch.set_grad_enabled(wanted):
-                    found = losses_of(logits, labels[part])
-                    losses[part] = found.detach()
-                    loss_sum = found.sum()
-                if wanted:
-                    gradient = torch.autograd.grad(loss_sum, logits)[0].to(dtype)
-                    hidden_gradient[..., part, :] = gradient @ matrix
-                    _add_product(weight_gradient, gradient.flatten(0, -2), inputs.flatten(0, -2))
+                logits = inputs @ matrix.T
+                if not wanted:
+                    losses[part] = losses_of(logits.float(), labels[part])
+                    continue
+                losses[part], gradient = between(losses_of, logits, labels[part])
+                hidden_gradient[..., part, :] = gradient @ matrix
+                _add_product(weight_gradient, gradient.flatten(0, -2), inputs.flatten(0, -2))
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
@@ -617,7 +671,7 @@ class _HeadLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_sum: Tensor, of_losses: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * of_sum, weight_gradient * of_sum, None, None, None, None
+        return hidden_gradient * of_sum, weight_gradient * of_sum, None, None, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -12,6 +12,7 @@ only where the tokenizer gives the text back exactly.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -381,6 +382,7 @@ class Headlines:
     def __init__(self, config: Any, world: core.World, run: runs.Run):
         self.config, self.world, self.run = config, world, run
         self.average: WeightAverage | None = None
+        self.r_drop = functools.partial(r_drop, alpha=config.r_drop)
         self.restored = False  # whether the model holds what was saved, the average included
         pretrained.quiet_transformers()
         device, machine = world.device.type, world.machine
@@ -443,11 +445,13 @@ class Headlines:
         model = self.build_model().to(world.device)
         if world.device.type == "cpu":
             use_word_dropout(model)
-        if config.compile and config.within_titles:
-            for layer in model.model.layers:  # no two micro-batches of titles have one shape
-                core.compile_model(layer, dynamic=True)
-        elif config.compile:
-            core.compile_model(model.model)
+        if config.compile:
+            if config.within_titles:  # no two micro-batches of titles have one shape
+                for layer in model.model.layers:
+                    core.compile_model(layer, dynamic=True)
+            else:
+                core.compile_model(model.model)
+            model.losses_and_gradient = torch.compile(model.losses_and_gradient, dynamic=True)
         loader = core.TrainLoader(self.train, config, world)
         extras = {}
         if config.average_frac:
@@ -539,7 +543,8 @@ class Headlines:
             torch.stack([states for states, _ in copies]),
             model.lm_head.weight,
             targets,
-            lambda logits, wanted: r_drop(logits, wanted, self.config.r_drop),
+            self.r_drop,
+            between=model.losses_and_gradient,
         )
         return loss, len(targets)
 

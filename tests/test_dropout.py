@@ -21,14 +21,14 @@ from methods.dropout import (
 
 def mask_of(count: int, p: float, seed: int = 0) -> torch.Tensor:
     torch.manual_seed(seed)
-    return keep_mask(torch.Size([count]), p)[0]
+    return keep_mask(torch.empty(count), p)[0]
 
 
 @pytest.mark.parametrize("p", [1 / 65536, 0.01, 0.1, 0.25, 0.5, 0.9])
 def test_rate_of_dropping(p):
     count = 4_000_000
     dropped = count - int(mask_of(count, p).sum())
-    rate = keep_mask(torch.Size([1]), p)[1]
+    rate = keep_mask(torch.empty(1), p)[1]
     assert rate == pytest.approx(p, abs=0.5 / 65536)
     assert abs(dropped - count * rate) < 5 * math.sqrt(count * rate * (1 - rate))
 
@@ -86,14 +86,14 @@ def test_the_seed_decides_the_mask():
     assert torch.equal(mask_of(999, 0.5, seed=3), mask_of(999, 0.5, seed=3))
     assert not torch.equal(mask_of(999, 0.5, seed=3), mask_of(999, 0.5, seed=4))
     torch.manual_seed(3)
-    first, second = (keep_mask(torch.Size([999]), 0.5)[0] for _ in range(2))
+    first, second = (keep_mask(torch.empty(999), 0.5)[0] for _ in range(2))
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (5, 7), (2, 3, 5), (0,), (), (4, 0, 2)])
 def test_any_shape(shape):
     x = torch.randn(shape)
-    keep, _ = keep_mask(x.shape, 0.5)
+    keep, _ = keep_mask(x, 0.5)
     assert keep.shape == x.shape and keep.dtype == torch.bool
     out = word_dropout(x, 0.5)
     assert out.shape == x.shape
@@ -150,6 +150,27 @@ def test_attention_without_dropout_is_sdpa(kind):
     # the same through the path that draws masks: a rate that rounds to none
     written_out, _ = sdpa_word_dropout(Attention(), q, k, v, mask, dropout=1e-9)
     torch.testing.assert_close(written_out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kind", ["none", "bool", "added"])
+def test_attention_written_out_in_16_bits_is_near_sdpa_in_32(kind, causal):
+    module, mask = Attention(), masks()[kind]
+    wanted, found = (
+        [x.to(dtype).requires_grad_() for x in heads()] for dtype in (torch.float, torch.bfloat16)
+    )
+    seen = torch.ones(6, 6, dtype=torch.bool).tril() if causal and mask is None else mask
+    expected = F.scaled_dot_product_attention(*wanted, attn_mask=seen).transpose(1, 2)
+    out, _ = sdpa_word_dropout(module, *found, mask, is_causal=causal)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.03, atol=0.03)
+    toward = torch.randn(out.shape)
+    gradients = (
+        torch.autograd.grad(made, of, toward.to(made.dtype))
+        for made, of in ((expected, wanted), (out, found))
+    )
+    for right, near in zip(*gradients, strict=True):
+        torch.testing.assert_close(near.float(), right, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("scaling", [None, 0.1])

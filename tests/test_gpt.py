@@ -283,10 +283,13 @@ def test_a_title_does_not_see_the_one_before_it_unless_it_is_meant_to():
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("words", [True, False])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_half_precision_is_near_single_within_titles_and_without(switches):
+def test_half_precision_is_near_single_within_titles_and_without(switches, words):
     for within in (True, False):
         model = build(**switches, within_titles=within)
+        if words:  # attention as it is trained on a CPU
+            use_word_dropout(model)
         ids = torch.cat(titles(9, 4, 7), dim=1)
         model(ids, shift_labels=ids).loss_sum.backward()
         wanted = gradients(model)
