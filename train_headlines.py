@@ -46,7 +46,7 @@ class Config(Settings):
     """trained on the training titles, over bytes: any text comes back exactly"""
     vocab_size: int = 16000
     """tokens at most"""
-    prefix_space: bool = False
+    prefix_space: bool = True
     """a title's first word is the same token as inside a title"""
     sequences: Literal["windows", "titles"] = "titles"
     """train on windows of --max_length tokens of all titles in a row, or on titles one by one"""
@@ -82,7 +82,7 @@ class Config(Settings):
     """begin the last map of each branch smaller by √(2·layers)"""
     dropout: float = 0.1
     """of embeddings and of each branch's output"""
-    r_drop: float = 0.0
+    r_drop: float = 1.0
     """R-Drop's α: two passes that shall agree, at twice the cost; 0: one pass"""
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"
     """muon (for the layers' matrices, adamw for the rest), adamw (fused) or plain sgd"""
@@ -92,7 +92,7 @@ class Config(Settings):
     """muon's peak learning rate"""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """of adamw"""
-    weight_decay: float = 0.0
+    weight_decay: float = 0.5
     """weight decay (decoupled), none on biases and norms"""
     schedule: Literal["wsd", "linear", "cosine", "constant"] = "wsd"
     """learning rate after the warm-up; wsd: stable, then a straight line to --min_lr"""
