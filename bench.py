@@ -55,7 +55,7 @@ PLAN = [
     "frozen --repeats 1",
     "mlm --repeats 2 --steps 6",
     "causal --repeats 2 --steps 3",
-    "headlines --data {data}/headlines/hn_titles.txt --repeats 3 --steps 12 --precision bf16",
+    "headlines --data {data}/headlines/hn_titles.txt --repeats 5 --steps 20 --precision bf16",
     "headlines --data {data}/headlines/hn_titles.txt --repeats 2 --steps 12 --precision bf16"
     " --width 128",
     "headlines --data {data}/headlines/hn_titles.txt --repeats 2 --steps 8 --precision bf16"

@@ -26,7 +26,7 @@ from benchmarks import WARM_UP, rates_of_run
 WHAT, PEER = "short titles", "a plain loop over windows"
 TOLERANCE = 0.3
 COUNTED = False  # while operations are counted nothing is compiled, and then never again
-LAYERS, HEADS, BLOCK, VOCABULARY, DROPOUT, LR = 4, 4, 128, 4096, 0.1, 1e-3
+LAYERS, HEADS, BLOCK, VOCABULARY, DROPOUT, LR = 4, 4, 128, 4096, 0.1, 5e-4
 TOKENS = 4096  # an update
 
 
