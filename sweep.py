@@ -56,6 +56,7 @@ PROJECT = Path(__file__).resolve().parent
 REPORT = PROJECT / "report.py"
 SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by")
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
+MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {"seed": "--seeds", "out": "--out", "dry_run": "--dry_run", "fresh": "another --out"}
 # A run that fails this soon and before its first step was given settings that cannot work.
 SETTINGS_ERROR_SECONDS = 60.0
@@ -175,6 +176,8 @@ def parse_seeds(given: Any) -> list[int]:
             seeds = list(range(int(given)))
     except (TypeError, ValueError):
         seeds = []
+    if len(seeds) > MOST_SEEDS and not isinstance(given, list):
+        raise refuse(f"seeds {given}: so many? The seed {given} alone is '{given},'")
     if not seeds or min(seeds) < 0:
         raise refuse(f"seeds {given}: expected how many, or a list such as 3,5,7")
     if len(set(seeds)) < len(seeds):

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=4 train_headlines.py --out results/headlines/ours
     python train_headlines.py --config configs/headlines/00_baseline.yaml
     python train_headlines.py --data titles.txt --limit 20000     # one title a line
-    python sweep.py --config configs/sweeps/headlines.yaml        # one change at a time
+    python sweep.py --config configs/sweeps/headlines_steps.yaml  # one change at a time
     python train_headlines.py inspect --run results/headlines/ours --batch 0 --position 10
     python train_headlines.py generate --run results/headlines/ours --prompt "Show HN:"
     python train_headlines.py export --run results/headlines/ours --output llama
@@ -83,7 +83,7 @@ class Config(Settings):
     dropout: float = 0.1
     """of embeddings and of each branch's output"""
     r_drop: float = 1.0
-    """R-Drop's α: two passes that shall agree, at twice the cost; 0: one pass"""
+    """R-Drop's α: two passes, of different dropout, shall agree; 0: one pass, at half the cost"""
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"
     """muon (for the layers' matrices, adamw for the rest), adamw (fused) or plain sgd"""
     lr: float = 2e-3

@@ -1,4 +1,4 @@
-"""Dropout on a CPU whose masks come from 16-bit random words.
+"""Dropout on a CPU whose masks come from 16-bit random words, and attention that uses it.
 
 torch draws a Bernoulli mask one number at a time, which took a quarter of a training step of
 a small BERT. Here one 64-bit random number decides for four elements: an element is dropped
@@ -84,14 +84,17 @@ def sdpa_word_dropout(
 
     torch's SDPA, or the scores written out where its CPU kernels are slow: with dropout it would
     draw masks one number at a time, and in 16 bits up to 256 keys its backward pass takes several
-    times as long as the products that it is made of. Returns (batch, seq, heads, size).
+    times as long as the products that it is made of (without one SDPA is kept, which rounds less).
+    A query that may see no key has the mean of all values. Returns (batch, seq, heads, size).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     causal = (is_causal if is_causal is not None else getattr(module, "is_causal", True)) and (
         attention_mask is None and query.shape[2] > 1
     )
-    slow = dropout > 0 or (query.dtype.itemsize == 2 and key.shape[2] <= 256)
+    short = query.dtype.itemsize == 2 and key.shape[2] <= 256
+    slow = dropout > 0 or (short and torch.is_grad_enabled())
+    slow = slow and other.get("position_bias") is None and other.get("softcap") is None
     if not slow or key.shape[1] != query.shape[1] or (causal and key.shape[2] != query.shape[2]):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **other
@@ -106,13 +109,13 @@ def sdpa_word_dropout(
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
-        scores = scores + attention_mask
+        scores = scores + attention_mask.clamp(min=torch.finfo(scores.dtype).min)
     weights = word_dropout(F.softmax(scores, dim=-1).to(value.dtype), dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
 
 
 def use_word_dropout(model: nn.Module) -> None:
-    """Replace every nn.Dropout of a CPU model, and the dropout inside SDPA attention."""
+    """Replace every nn.Dropout of a CPU model, and SDPA attention by sdpa_word_dropout."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

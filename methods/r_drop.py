@@ -3,8 +3,8 @@
     loss_sum, _ = gpt.head_losses(hidden, weight, labels, lambda *x: r_drop(*x, alpha=1.0))
 
 Liang et al. 2021, R-Drop: Regularized Dropout for Neural Networks (arXiv 2106.14448), equation 4,
-halved: with alpha 0 it is the mean of the two cross-entropies, so that learning rates and logged
-losses keep their meaning.
+halved: with alpha 0 it is the mean of the two cross-entropies, so that learning rates keep their
+meaning. The logged training loss is larger by α/4 of the divergences.
 """
 
 import torch

@@ -174,57 +174,58 @@ class Segments:
     all tokens of a row; here a segment is compared with itself alone, however long the packed row.
 
     rows (segments, longest): a token's number in the flattened batch; 0 behind a segment's end,
-    where a causal query does not look. real (segments·longest,): False behind a segment's end.
+    where a causal query does not look. is_token (segments, longest): False behind a segment's end.
     places (batch·seq,): a token's number in the flattened rows. positions (batch, seq): from 0 in
     each segment.
     """
 
     rows: Tensor
-    real: Tensor
+    is_token: Tensor
     places: Tensor
     positions: Tensor
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(batch, seq, …) → (segments, longest, …)."""
+        """(batch, seq, …) → (segments, longest, …), whose gradient must be 0 where no token is."""
         rows = _take(x.flatten(0, 1), self.rows.flatten(), self.places, None)
         return rows.unflatten(0, self.rows.shape)
 
     def pack(self, x: Tensor) -> Tensor:
         """(segments, longest, …) → (batch, seq, …)."""
-        tokens = _take(x.flatten(0, 1), self.places, self.rows.flatten(), self.real)
+        is_token = self.is_token.flatten()
+        tokens = _take(x.flatten(0, 1), self.places, self.rows.flatten(), is_token)
         return tokens.unflatten(0, self.positions.shape)
 
 
 @torch.library.custom_op("ablate::take", mutates_args=())
-def _take(x: Tensor, there: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
-    """x (n, …) → x[there] (m, …), whose gradient is taken back: gradient[back], zero if not `real`.
+def _take(x: Tensor, index: Tensor, inverse: Tensor, given: Tensor | None) -> Tensor:
+    """x (n, …) → x[index] (m, …), whose gradient is gradient[inverse], 0 where not `given`.
 
     index_select's own gradient is summed up number by number, for indices that may repeat; here
     those that do have none (what is behind a segment's end). And an operator of its own:
     torch.compile would fuse it with its neighbours, and then also reads number by number. On a CPU
     the two took a sixth of a training step.
     """
-    return x.index_select(0, there)
+    return x.index_select(0, index)
 
 
 @_take.register_fake
-def _(x: Tensor, there: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
-    return x.new_empty(there.shape[0], *x.shape[1:])
+def _(x: Tensor, index: Tensor, inverse: Tensor, given: Tensor | None) -> Tensor:
+    return x.new_empty(index.shape[0], *x.shape[1:])
 
 
-def _save_places(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_indices(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
 def _take_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    there, back, real = ctx.saved_tensors
-    gradient = _take(gradient, back, there, None)
-    if real is not None:
-        gradient = gradient * real.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
+    index, inverse, given = ctx.saved_tensors
+    gradient = _take(gradient, inverse, index, None)
+    if given is not None:
+        gradient = gradient * given.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
     return gradient, None, None, None
 
 
-_take.register_autograd(_take_back, setup_context=_save_places)
+_take.register_autograd(_take_back, setup_context=_save_indices)
 
 
 def find_segments(segment_ids: Tensor) -> Segments:
@@ -240,7 +241,9 @@ def find_segments(segment_ids: Tensor) -> Segments:
     rows = tokens.new_zeros(len(starts) * longest).index_copy_(0, places, tokens)
     return Segments(
         rows=rows.view(-1, longest),
-        real=torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, places, True),
+        is_token=torch.zeros_like(rows, dtype=torch.bool)
+        .index_fill_(0, places, True)
+        .view(-1, longest),
         places=places,
         positions=positions.view_as(segment_ids),
     )
@@ -326,14 +329,10 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
         dropout = self.config.attention_dropout if self.training else 0.0
-        visible = None
-        if dropout > 0:  # written out: methods.dropout draws its masks where it is given a mask
-            length = query.shape[2]
-            visible = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, sdpa_attention_forward
         )
-        mixed, _ = attend(self, query, key, value, visible, dropout=dropout)
+        mixed, _ = attend(self, query, key, value, None, dropout=dropout)
         mixed = mixed.flatten(2)
         if segments is not None:
             mixed = segments.pack(mixed)
@@ -487,7 +486,6 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
         super().__init__(config)
         self.model = SmallGPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.losses_and_gradient = losses_and_gradient
         self.post_init()
 
     def forward(
@@ -513,9 +511,7 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
         if shift_labels is None:
             return CausalLMLosses(logits=self.lm_head(hidden))
         hidden, targets = at_targets(hidden, shift_labels)
-        loss_sum, losses = head_losses(
-            hidden, self.lm_head.weight, targets, between=self.losses_and_gradient
-        )
+        loss_sum, losses = head_losses(hidden, self.lm_head.weight, targets)
         return CausalLMLosses(
             loss=loss_sum / len(targets),
             loss_sum=loss_sum,
@@ -598,7 +594,7 @@ def losses_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """(losses (rows,), gradient of their sum, as logits) of logits that losses_of takes in float32.
 
-    What head_losses does between its products, which torch.compile makes one pass of.
+    What head_losses does with its logits; torch.compile makes one pass over them of it.
     """
 
     def summed(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -615,7 +611,7 @@ def head_losses(
     labels: Tensor,
     losses_of: LossesOf = cross_entropies,
     rows_each: int | None = None,
-    between: Callable[..., tuple[Tensor, Tensor]] = losses_and_gradient,
+    differentiate: Callable[..., tuple[Tensor, Tensor]] = losses_and_gradient,
 ) -> tuple[Tensor, Tensor]:
     """(Σ losses, losses (targets,) without gradient) of the logits hidden @ weight.T.
 
@@ -624,13 +620,14 @@ def head_losses(
     (copies, rows, vocab): by default the cross-entropy; with two copies that differ in their
     dropout, the loss of R-Drop (Liang et al. 2021).
 
-    `rows_each` targets at a time (None: of 4 million logits) are taken through the head, forward
-    and backward at once, so that memory for logits does not grow with the targets, and nothing is
-    computed twice. between: losses_and_gradient, or compiled.
+    `rows_each` targets at a time (None: of 4 million logits, at least 64) are taken through the
+    head, forward and backward at once, so that memory for logits does not grow with the targets,
+    and nothing is computed twice. differentiate: losses_and_gradient, or the same compiled.
     """
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    rows_each = rows_each or max(64, 2**22 // len(weight))
-    return _HeadLosses.apply(hidden, weight, labels, losses_of, rows_each, between, wanted)
+    copies = len(hidden) if hidden.ndim == 3 else 1
+    rows_each = rows_each or max(64, 2**22 // (copies * len(weight)))
+    return _HeadLosses.apply(hidden, weight, labels, losses_of, rows_each, differentiate, wanted)
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -642,7 +639,7 @@ class _HeadLosses(torch.autograd.Function):
         labels: Tensor,
         losses_of: LossesOf,
         rows_each: int,
-        between: Callable[..., tuple[Tensor, Tensor]],
+        differentiate: Callable[..., tuple[Tensor, Tensor]],
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         device, dtype = hidden.device.type, weight.dtype
@@ -660,7 +657,7 @@ class _HeadLosses(torch.autograd.Function):
                 if not wanted:
                     losses[part] = losses_of(logits.float(), labels[part])
                     continue
-                losses[part], gradient = between(losses_of, logits, labels[part])
+                losses[part], gradient = differentiate(losses_of, logits, labels[part])
                 hidden_gradient[..., part, :] = gradient @ matrix
                 _add_product(weight_gradient, gradient.flatten(0, -2), inputs.flatten(0, -2))
         ctx.save_for_backward(hidden_gradient, weight_gradient)

@@ -2,7 +2,7 @@
 
     titles = load_titles("titles.txt", limit=100_000, seed=1337)
     train, val = split_titles(titles, val_frac=0.1)
-    tokenizer = train_tokenizer("unigram", [title.text for title in train], 16000)
+    tokenizer = train_tokenizer("unigram", [t.text for t in train], 16000, prefix_space=True)
 
 Two figures, both in nats per character of the validation titles, each followed by <eos> (which
 counts as 5 characters). The official one scores whole windows of 64 × 128 + 1 tokens and divides
@@ -161,9 +161,7 @@ def fingerprint(titles: Iterable[Title]) -> str:
 # --------------------------------------------------------------------------- tokenizers
 
 
-def train_tokenizer(
-    kind: str, texts: Sequence[str], vocab_size: int, prefix_space: bool = False
-) -> str:
+def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, prefix_space: bool) -> str:
     """A tokenizer over bytes, as JSON of the tokenizers library; <eos> is token 0.
 
     kind: bpe (Sennrich et al. 2016; on bytes: Radford et al. 2019) or unigram (Kudo 2018), whose
@@ -382,7 +380,10 @@ class Headlines:
     def __init__(self, config: Any, world: core.World, run: runs.Run):
         self.config, self.world, self.run = config, world, run
         self.average: WeightAverage | None = None
-        self.r_drop = functools.partial(r_drop, alpha=config.r_drop)
+        self.passes, self.losses_of = 1, gpt.cross_entropies
+        if config.r_drop and config.dropout:  # two passes without dropout would be one twice
+            self.passes, self.losses_of = 2, functools.partial(r_drop, alpha=config.r_drop)
+        self.differentiate = gpt.losses_and_gradient
         self.restored = False  # whether the model holds what was saved, the average included
         pretrained.quiet_transformers()
         device, machine = world.device.type, world.machine
@@ -451,7 +452,7 @@ class Headlines:
                     core.compile_model(layer, dynamic=True)
             else:
                 core.compile_model(model.model)
-            model.losses_and_gradient = torch.compile(model.losses_and_gradient, dynamic=True)
+            self.differentiate = torch.compile(gpt.losses_and_gradient, dynamic=True)
         loader = core.TrainLoader(self.train, config, world)
         extras = {}
         if config.average_frac:
@@ -511,14 +512,13 @@ class Headlines:
         forward = gpt.forward_flops(
             model.config, tokens, gpt.causal_pairs(map(int, lengths)), tokens
         )
-        passes = 2 if config.r_drop else 1
         loader = self.state.loader
         each_step = 0
         for group in self.state.optimizer.param_groups:
             if group.get("method") == "muon":
                 each_step += muon_flops(tuple(p.shape) for p in group["params"])
         epochs = loader.total_steps / loader.steps_per_epoch
-        return round(3 * passes * forward * epochs) + each_step * loader.total_steps
+        return round(3 * self.passes * forward * epochs) + each_step * loader.total_steps
 
     def say_cost(self) -> None:
         flops = self.training_flops()
@@ -532,19 +532,16 @@ class Headlines:
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats) summed over the labels, or R-Drop's loss; their number."""
-        input_ids, labels = batch["input_ids"], batch["labels"]
-        if not self.config.r_drop:
-            found = model(input_ids, shift_labels=labels)
-            return found.loss_sum, found.num_targets
-        hidden = model.model(input_ids.repeat(2, 1)).last_hidden_state  # two masks of dropout
-        copies = [gpt.at_targets(part, labels) for part in hidden.chunk(2)]
-        targets = copies[0][1]
+        # with R-Drop once more, with another mask of dropout
+        hidden = model.model(batch["input_ids"].repeat(self.passes, 1)).last_hidden_state
+        copies = [gpt.at_targets(part, batch["labels"]) for part in hidden.chunk(self.passes)]
+        states, targets = torch.stack([states for states, _ in copies]), copies[0][1]
         loss, _ = gpt.head_losses(
-            torch.stack([states for states, _ in copies]),
+            states.squeeze(0),  # one copy is none
             model.lm_head.weight,
             targets,
-            self.r_drop,
-            between=model.losses_and_gradient,
+            self.losses_of,
+            differentiate=self.differentiate,
         )
         return loss, len(targets)
 
@@ -583,7 +580,8 @@ class Headlines:
         return np.column_stack([losses, official, scored, tokens, self.sizes])
 
     def evaluate(self) -> dict[str, float]:
-        """All figures, without intervals; val_loss is nats a token, as the training loss is."""
+        """All figures, without intervals; val_loss is nats a token, as the training loss is (to
+        which R-Drop adds how far its two passes are apart)."""
         found = headline_metrics(self.sums(), self.groups, self.exact, intervals=False)
         figures = {f"val_{k}": float(v) for k, v in found.items() if not isinstance(v, int)}
         return {

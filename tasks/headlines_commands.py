@@ -367,6 +367,8 @@ def export(config: ExportConfig) -> None:
     opened.tokenizer.save_pretrained(config.output)
     kind = type(theirs).__name__
     print(f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>")
+    if opened.tokenizer.decode(opened.tokenizer("a").input_ids) == " a":
+        print("what the tokenizer decodes begins with a space (prefix_space): strip it")
 
 
 COMMANDS: dict[str, tuple] = {

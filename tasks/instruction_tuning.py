@@ -145,7 +145,7 @@ class InstructionTuning(tuning.Tuning):
         if world.sharded and world.rank == 0:
             self.whole = copy.deepcopy(model)
         model.to(world.device)
-        if world.device.type == "cpu" and (config.dropout != 0 or config.lora_dropout):
+        if world.device.type == "cpu":
             use_word_dropout(model)
         if config.packing:
             packed.use_packing(model, config.max_length)

@@ -420,7 +420,7 @@ class Pretraining:
             config.model, self.corpus.vocab_size, config.seed, config.max_length
         ).to(world.device)
         if world.device.type == "cpu":
-            use_word_dropout(model)  # only hf-bert has any
+            use_word_dropout(model)  # only hf-bert drops; all attend faster in bf16
         self.layers_in_all = model.config.num_hidden_layers
         groups = core.parameter_groups({"bert": model}, {"bert": config.lr}, config.weight_decay)
         extras: dict[str, Any] = {}

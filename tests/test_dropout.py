@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.integrations import sdpa_attention
 
 from methods.dropout import (
     ATTENTION,
@@ -154,7 +155,8 @@ def test_attention_without_dropout_is_sdpa(kind):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", ["none", "bool", "added"])
-def test_attention_written_out_in_16_bits_is_near_sdpa_in_32(kind, causal):
+def test_attention_written_out_in_16_bits_is_near_sdpa_in_32(kind, causal, monkeypatch):
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", None)  # is not called
     module, mask = Attention(), masks()[kind]
     wanted, found = (
         [x.to(dtype).requires_grad_() for x in heads()] for dtype in (torch.float, torch.bfloat16)
@@ -171,6 +173,35 @@ def test_attention_written_out_in_16_bits_is_near_sdpa_in_32(kind, causal):
     )
     for right, near in zip(*gradients, strict=True):
         torch.testing.assert_close(near.float(), right, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"keys": 257}, {"groups": 1}, {"position_bias": torch.zeros(1)}, {"softcap": 9.0}],
+    ids=str,
+)
+def test_what_is_not_written_out_goes_to_sdpa(words, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        sdpa_attention, "sdpa_attention_forward", lambda *x, **more: seen.update(more) or (x[1], 0)
+    )
+    more = dict(words)
+    keys, groups = more.pop("keys", 6), more.pop("groups", 2)
+    q = torch.randn(1, 2, 6, 8, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 1, groups, keys, 8, dtype=torch.bfloat16)
+    with torch.set_grad_enabled(bool(words)):  # without a backward pass SDPA is fast enough
+        out, _ = sdpa_word_dropout(Attention(), q, k, v, None, **more)
+    assert out is q and more.items() <= seen.items()
+
+
+@pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min])
+def test_a_query_that_sees_nothing_spoils_nothing(lowest):
+    q, k, v = (x.requires_grad_() for x in heads())
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[0, :, 2] = lowest
+    out, _ = sdpa_word_dropout(Attention(), q, k, v, mask, dropout=1e-9)
+    gradients = torch.autograd.grad(out.sum(), (q, k, v))
+    assert out.isfinite().all() and all(g.isfinite().all() for g in gradients)
 
 
 @pytest.mark.parametrize("scaling", [None, 0.1])

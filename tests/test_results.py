@@ -1,4 +1,4 @@
-"""The tables of the README are what report.py makes of the committed run folders."""
+"""The tables of README and documents are what report.py makes of the committed run folders."""
 
 import re
 import shlex
@@ -10,14 +10,29 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-TABLES = re.findall(r"`python (report\.py table [^`]+)`[^\n]*\n((?:\|.*\n)+)", README)
+HEADLINES = (PROJECT / "docs/headlines.md").read_text(encoding="utf-8")
+TABLES = [
+    found
+    for text in (README, HEADLINES)
+    for found in re.findall(r"`python (report\.py table [^`]+)`[^\n]*\n((?:\|.*\n)+)", text)
+]
+
+
+def output_of(command: str) -> str:
+    words = [sys.executable, *shlex.split(command)]
+    return subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(("command", "shown"), TABLES)
-def test_a_table_of_the_readme_is_made_by_the_command_above_it(command, shown):
-    words = [sys.executable, *shlex.split(command)]
-    made = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    assert made == shown
+def test_a_table_is_made_by_the_command_above_it(command, shown):
+    assert output_of(command) == shown
+
+
+def test_the_sentence_on_our_default_is_that_of_compare():
+    command, sentence = re.search(
+        r"`python (report\.py compare [^`]+)`: (.+)\n", HEADLINES
+    ).groups()
+    assert sentence in output_of(command)
 
 
 def test_every_system_has_its_table():

@@ -235,6 +235,7 @@ def test_more_than_one_process_is_torchrun(folder):
         (["fake.py", "--grid", "lr=1", "lr=2"], "given twice"),
         (["fake.py", "--seeds", "3,3"], "given twice"),
         (["fake.py", "--seeds", "0"], "seeds 0"),
+        (["fake.py", "--seeds", "1337"], "The seed 1337 alone is '1337,'"),
         (["fake.py", "--seeds", "two"], "seeds two"),
         (["fake.py", "--set", "seed=3"], "--seeds"),
         (["fake.py", "--grid", "lr=1,2", "--set", "lr=3"], "lr: both in grid and in --set"),

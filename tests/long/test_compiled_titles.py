@@ -13,7 +13,7 @@ from settings import parse_settings
 def losses(folder: Path, r_drop: float, *words: str) -> list[float]:
     settings = ["--data=reviews", "--limit=600", "--vocab_size=512", "--n_layer=2", "--n_head=2"]
     settings += [
-        "--n_embd=32",
+        "--n_embd=48",
         "--batch=32",
         "--epochs=1",
         "--dropout=0.1",
@@ -35,6 +35,6 @@ def test_compiled_layers_give_the_same_losses_and_are_not_compiled_anew(tmp_path
     compiled = losses(tmp_path / "compiled", r_drop, "--compile")
     # also with dropout: compiled or not, the masks are the same
     torch.testing.assert_close(torch.tensor(compiled), torch.tensor(eager), atol=2e-3, rtol=1e-3)
-    # layer and losses, for training and not
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8
+    # the layer for training and not, the losses, and one more where two sizes happen to be equal
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
     assert len(eager) == 17
