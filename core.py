@@ -172,6 +172,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
 
 
+def bound_kernel_caches() -> None:
+    """Keep the CPU's kernels of 128 shapes instead of 1,024, before the first one is made.
+
+    In 16 bits oneDNN makes a kernel for each shape of a product, and torch keeps what belongs to
+    it in a cache of its own. Where no two batches have one shape they are of no use again: a GPT of
+    1.3 M parameters on titles grew from 1 to 6 GiB, and is no faster for it.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "128")
+
+
 def compile_model(model: nn.Module, dynamic: bool = False) -> None:
     """torch.compile in place (names in the state dict stay); lengths come from a ladder of 8.
 
@@ -288,6 +299,7 @@ def distributed(config: Settings) -> Iterator[World]:
         device = torch.device(kind)
     if kind == "cpu":
         keep_freed_memory()
+        bound_kernel_caches()
     if kind == "xpu" and ipex_matches(machine):
         importlib.import_module("intel_extension_for_pytorch")
     if config.deterministic:

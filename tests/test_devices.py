@@ -1,5 +1,7 @@
 """Every choice by device is a function of what the machine offers; fakes stand for machines."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -153,3 +155,11 @@ def test_the_process_group_is_closed_when_the_block_fails(monkeypatch):
             assert (world.rank, world.size, world.backend) == (0, 2, "gloo")
             raise KeyError
     assert calls == ["gloo", "closed"]
+
+
+def test_kernel_caches_are_bound_unless_the_user_says_how(monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    core.bound_kernel_caches()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
