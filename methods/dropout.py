@@ -93,7 +93,8 @@ def sdpa_word_dropout(
         attention_mask is None and query.shape[2] > 1
     )
     short = query.dtype.itemsize == 2 and key.shape[2] <= 256
-    slow = dropout > 0 or (short and torch.is_grad_enabled())
+    # where a frozen part is, the same with gradients and without: its outputs are kept
+    slow = dropout > 0 or (short and query.requires_grad)
     slow = slow and other.get("position_bias") is None and other.get("softcap") is None
     if not slow or key.shape[1] != query.shape[1] or (causal and key.shape[2] != query.shape[2]):
         return sdpa_attention_forward(
