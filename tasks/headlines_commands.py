@@ -6,6 +6,7 @@ python train_headlines.py export --run results/headlines/ours --output llama
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +133,12 @@ def look_at_place(
 ) -> dict[str, Any]:
     """What is read up to a place of the exercise's evaluation, and the ten likeliest next tokens.
 
-    ValueError for a place that there is not.
+    The last batch, which that evaluation leaves out, may be unfinished. ValueError for a place that
+    there is not.
     """
     tokenizer, eos = opened.tokenizer, opened.tokenizer.eos_token_id
-    windows = headlines.OfficialWindows(headlines.build_stream(rows, eos).tokens[1:])
-    batches = len(windows.starts) // headlines.OFFICIAL_BATCH
+    tokens = headlines.build_stream(rows, eos).tokens[1:]
+    batches = math.ceil(len(tokens) / headlines.OFFICIAL_SPAN)
     for name, value, count in (
         ("batch", batch, batches),
         ("row", row, headlines.OFFICIAL_BATCH),
@@ -144,13 +146,19 @@ def look_at_place(
     ):
         if not 0 <= value < count:
             raise ValueError(f"--{name} {value}: the validation titles have 0 to {count - 1}")
-    one = windows.collate(np.array([batch * headlines.OFFICIAL_BATCH + row]), None)
-    ids = one["input_ids"][:, : position + 1]
+    start = batch * headlines.OFFICIAL_SPAN + row * headlines.OFFICIAL_BLOCK
+    read = tokens[start : start + position + 2].astype(np.int64)
+    if len(read) < position + 2:
+        raise ValueError(
+            f"--batch {batch} --row {row} --position {position}: the validation titles end before "
+            f"it, they have {len(tokens):,} tokens"
+        )
+    ids = torch.from_numpy(read[None, :-1])
     shares = opened.model(ids.to(opened.device)).logits[0, -1].float().softmax(-1).cpu()
-    best, tokens = shares.topk(10)
+    best, likeliest = shares.topk(10)
     begins = (ids[0] == eos).nonzero().flatten().tolist()
     begins = begins[-1] if opened.model.config.within_titles and begins else 0
-    actual = int(one["labels"][0, position])
+    actual = int(read[-1])
     return {
         **{"batch": batch, "row": row, "position": position},
         "read": shown(tokenizer.decode(ids[0])),
@@ -158,7 +166,7 @@ def look_at_place(
         **{"next": token_text(tokenizer, actual), "next_probability": float(shares[actual])},
         "likeliest": [
             {"token": token_text(tokenizer, token), "probability": p}
-            for token, p in zip(tokens.tolist(), best.tolist(), strict=True)
+            for token, p in zip(likeliest.tolist(), best.tolist(), strict=True)
         ],
     }
 

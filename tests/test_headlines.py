@@ -498,6 +498,11 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     for words in (["--batch=9"], ["--position=128"], ["--row=-1"]):
         with pytest.raises(ValueError, match="the validation titles have 0 to"):
             run_command("inspect", f"--run={finished}", *words)
+    last = len(ids) // headlines.OFFICIAL_SPAN  # a batch that the text does not fill
+    run_command("inspect", f"--run={finished}", f"--batch={last}", "--position=0")
+    assert f"batch {last}, row 0, position 0" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the validation titles end before"):
+        run_command("inspect", f"--run={finished}", f"--batch={last}", "--row=63", "--position=127")
 
 
 def test_expected_frequencies_add_up_in_windows_too(titles_file, tmp_path):
