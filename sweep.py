@@ -173,11 +173,11 @@ def parse_seeds(given: Any) -> list[int]:
         elif "," in str(given):
             seeds = [int(seed) for seed in given.split(",") if seed.strip()]
         else:
-            seeds = list(range(int(given)))
+            seeds = list(range(min(int(given), MOST_SEEDS + 1)))
+            if len(seeds) > MOST_SEEDS:
+                raise refuse(f"seeds {given}: so many? The seed {given} alone is '{given},'")
     except (TypeError, ValueError):
         seeds = []
-    if len(seeds) > MOST_SEEDS and not isinstance(given, list):
-        raise refuse(f"seeds {given}: so many? The seed {given} alone is '{given},'")
     if not seeds or min(seeds) < 0:
         raise refuse(f"seeds {given}: expected how many, or a list such as 3,5,7")
     if len(set(seeds)) < len(seeds):

@@ -54,7 +54,8 @@ def test_of_seconds_less_is_better():
 
 
 def test_a_side_is_told_what_the_row_was_told():
-    words = "preference --peer lightning --steps 7 --precision bf16 --data rows.csv --threads 1"
+    words = "preference --peer lightning --steps 7 --precision bf16 --data rows.csv"
+    words += " --threads 1 --width 64"
     arguments = bench.parse(words.split())
     told = bench.parse(benchmarks.side_words("peer", arguments, "folder"))
     differ = {n for n in vars(told) if getattr(told, n) != getattr(arguments, n)}
@@ -156,3 +157,10 @@ def test_output_collects_rows_and_shows_them(tmp_path):
     assert "1,000" in text and "50%" in text
     bench.main(["table", f"--output={output}", f"--picture={tmp_path / 'bench.png'}"])
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_says_data_precision_and_width():
+    line = {"what": "titles", "peer": "a loop", "unit": "speed", "ratios": [1.5]}
+    command = "python bench.py headlines --data a/titles.txt --width 64 --precision bf16"
+    [(told, found)] = _tables.lines_of({command: {"lines": [line], "tables": {}}})
+    assert told == command and found.what == "titles (titles, bf16, width 64)"
