@@ -165,8 +165,8 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, prefix_spa
     """A tokenizer over bytes, as JSON of the tokenizers library; <eos> is token 0.
 
     kind: bpe (Sennrich et al. 2016; on bytes: Radford et al. 2019) or unigram (Kudo 2018), whose
-    pieces are those of a byte's characters, too. Words and spaces are cut as GPT-2 does. ValueError
-    for fewer tokens than there are bytes.
+    pieces are those of a byte's characters, too. Words and spaces are cut as GPT-2 does. The same
+    texts give the same tokenizer. ValueError for fewer tokens than there are bytes.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -191,7 +191,23 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, prefix_spa
             show_progress=False,
         ),
     )
-    return tokenizer.to_str()
+    return order_pieces(tokenizer.to_str()) if kind == "unigram" else tokenizer.to_str()
+
+
+def order_pieces(saved: str) -> str:
+    """A Unigram model's JSON with its pieces by score, then by name, and scores to 6 digits.
+
+    The trainer leaves three things to its hash tables and threads: the order of pieces with equal
+    scores, last digits, and the scores of bytes that never occur, which it puts .0001 apart at the
+    bottom (here they share the lowest). Each would make one seed two experiments.
+    """
+    parsed = json.loads(saved)
+    eos, *pieces = parsed["model"]["vocab"]
+    lowest = min(score for _, score in pieces)
+    bottom = lowest + 256 * 1e-4
+    settled = [(piece, round(lowest if score < bottom else score, 6)) for piece, score in pieces]
+    parsed["model"]["vocab"] = [eos, *sorted(settled, key=lambda pair: (-pair[1], pair[0]))]
+    return json.dumps(parsed, ensure_ascii=False)
 
 
 def build_tokenizer(saved: str) -> Any:
@@ -210,12 +226,12 @@ def build_tokenizer(saved: str) -> Any:
 def load_or_train_tokenizer(config: Any, titles: Sequence[Title], folder: Path | None) -> str:
     """The run's own tokenizer, the cached one of the same titles and settings, or a new one.
 
-    A run keeps what it began with: trainings may differ in the order of equal pieces.
+    A run keeps what it began with: another version of the library may learn other pieces.
     """
     own = None if folder is None else folder / "train/tokenizer.json"
     if own is not None and own.exists():
         return own.read_text(encoding="utf-8")
-    key = [config.tokenizer, config.vocab_size, config.prefix_space, fingerprint(titles)]
+    key = ["ordered", config.tokenizer, config.vocab_size, config.prefix_space, fingerprint(titles)]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     cached = core.cache_folder() / "tokenizers" / f"{digest}.json"
     if not cached.exists():

@@ -148,7 +148,7 @@ def assert_same_bits(folder: Path, other: Path) -> None:
 
 
 def assert_close_runs(folder: Path, other: Path, tolerance: float) -> None:
-    """Each loss, norm and test prediction; no accuracy, for one row on the border moves it by .06."""
+    """Each loss, norm and test prediction; not accuracy: one row moves it by .06."""
     for line, there in zip(lines_of(folder), lines_of(other), strict=True):
         assert line.keys() == there.keys()
         for name in ("train_loss", "grad_norm", "val_loss"):

@@ -141,6 +141,22 @@ def test_any_text_comes_back_exactly(kind, prefix_space, tmp_path):
         headlines.train_tokenizer(kind, texts, 256, True)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_same_texts_give_the_same_tokenizer(kind):
+    """The library's Unigram alone orders equal pieces by its hash table: trainings of it differ."""
+    texts = [f"{WORDS[i % len(WORDS)]} {i % 50} {WORDS[i % 7]}" for i in range(300)]
+    first, again = (headlines.train_tokenizer(kind, texts, 320, True) for _ in range(2))
+    assert first == again
+    if kind == "unigram":
+        scores = [score for _, score in json.loads(first)["model"]["vocab"][1:]]
+        assert scores == sorted(scores, reverse=True) and len(set(scores)) > 20
+        shuffled = json.loads(first)
+        random.Random(0).shuffle(rest := shuffled["model"]["vocab"][1:])
+        shuffled["model"]["vocab"][1:] = rest
+        ordered = json.loads(headlines.order_pieces(json.dumps(shuffled)))
+        assert ordered == json.loads(first)
+
+
 def test_the_tokenizer_sees_training_titles_alone(titles_file):
     seen = []
     original = headlines.train_tokenizer
