@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -91,6 +92,16 @@ def look_at_machine() -> Machine:
         has_xccl=getattr(dist, "is_xccl_available", lambda: False)(),
         cpu_bf16=any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16"))),
     )
+
+
+def device_name(device: torch.device) -> str:
+    """Which one it is: a GPU's name; of a CPU also the instructions, which change the rounding."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_name(device)
+    able = torch.cpu.get_capabilities()
+    instructions = [name for name in ("avx512_bf16", "amx_bf16") if able.get(name)]
+    instructions.insert(0, torch.backends.cpu.get_cpu_capability())
+    return f"{able.get('cpu_name') or platform.processor()} ({', '.join(instructions)})"
 
 
 def choose_device(asked: str, machine: Machine) -> str:
@@ -269,9 +280,7 @@ def single_world(asked_device: str) -> World:
 
 def say_device(world: World, precision: str, attention: str) -> None:
     """What was chosen, in one line."""
-    device = str(world.device.type)
-    if device == "cuda":
-        device = f"cuda ({torch.cuda.get_device_name(world.device)})"
+    device = f"{world.device.type}: {device_name(world.device)}"
     ipex = f" · ipex {world.machine.ipex}" if ipex_matches(world.machine) else ""
     processes = f"{world.size} processes ({world.backend})" if world.size > 1 else "1 process"
     world.say(

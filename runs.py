@@ -44,6 +44,7 @@ from core import (
     Stopped,
     World,
     damage,
+    device_name,
     disk_error,
     peak_memory,
     train_step,
@@ -676,7 +677,7 @@ def restarted_by_torchrun() -> bool:
 
 
 def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:
-    """Versions, commit and threads; a dirty tree's diff goes to the run folder."""
+    """Device, versions, commit and threads; a dirty tree's diff goes to the run folder."""
     versions = {"python": sys.version.split()[0]}
     for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -695,6 +696,7 @@ def environment_facts(world: World, precision: str, folder: Path) -> dict[str, A
     if difference:
         write_text(folder / "diff.patch", difference + "\n")
     return {
+        "device_name": device_name(world.device),
         "backend": world.backend if world.size > 1 else None,
         "precision": precision,
         "threads": torch.get_num_threads(),

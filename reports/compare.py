@@ -306,7 +306,10 @@ def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[str]:
 
 # ------------------------------------------------------------------------- differences
 
-ENVIRONMENT = ("device", "world_size", "threads", "backend", "precision", "commit", "dirty")
+ENVIRONMENT = (
+    *("device", "device_name", "world_size", "threads", "backend", "precision"),
+    *("commit", "dirty"),
+)
 DATA = ("data_fingerprint", "split_fingerprint", "repairs")
 
 
@@ -323,12 +326,21 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         return {name: run.record.get(name) for name in DATA} | {"test rows": run.metrics.get("n")}
 
     def environment(run: RunFolder) -> dict[str, Any]:
-        facts = {name: run.record.get(name) for name in ENVIRONMENT}
-        facts["commit"] = str(facts["commit"] or "")[:10]
+        """Of all sessions: a run may have been continued on another machine."""
+        sessions = []
+        for session in run.sessions:
+            facts = {name: session.get(name) for name in ENVIRONMENT}
+            facts["commit"] = str(facts["commit"] or "")[:10]
+            sessions.append(facts | flatten({"versions": session.get("versions")}))
+        names = dict.fromkeys(name for facts in sessions for name in facts)
+        facts = {
+            name: " then ".join(dict.fromkeys(show(facts.get(name)) for facts in sessions))
+            for name in names
+        }
         patch = run.path / "diff.patch"
         if patch.is_file():
             facts["diff.patch"] = hashlib.sha256(patch.read_bytes()).hexdigest()[:10]
-        return facts | flatten({"versions": run.record.get("versions")})
+        return facts
 
     found = {}
     sections = {"settings": settings, "data and split": data, "environment": environment}

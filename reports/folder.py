@@ -52,6 +52,13 @@ class RunFolder:
     def seed(self) -> Any:
         return self.record.get("seed", self.config.get("seed"))
 
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """The record for each start of the run, with the device, versions and commit it met."""
+        found = self.record.get("sessions")
+        sessions = found if isinstance(found, list) else []
+        return [self.record | each for each in sessions if isinstance(each, dict)] or [self.record]
+
     @cached_property
     def lines(self) -> tuple[list[dict], list[dict]]:
         """(training lines, evaluation lines) of train/metrics/metrics.jsonl."""

@@ -807,9 +807,13 @@ def provenance(run: RunFolder) -> list[Block]:
     """All settings, and all that run.json says of where the run came from."""
     left_out = ("schema_version", "status", "verdicts", "sessions", "exit_reason")
     record = {name: value for name, value in run.record.items() if name not in left_out}
-    sessions = run.record.get("sessions")
-    if isinstance(sessions, list) and len(sessions) > 1:
-        record["continued"] = f"{len(sessions) - 1} times"
+    for count, (before, now) in enumerate(itertools.pairwise(run.sessions), 2):
+        before, now = flatten(before), flatten(now)
+        step = now.pop("from_step", "unknown")
+        new = [f"{name} {plain(now[name])}" for name in now if now[name] != before.get(name)]
+        record[f"session {count}"] = f"from step {plain(step)}, " + (
+            f"with another {', '.join(new)}" if new else "with the same machine and versions"
+        )
     if (run.path / "diff.patch").exists():
         record["code"] = "differed from the commit: see diff.patch in the run folder"
     return [

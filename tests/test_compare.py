@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,23 @@ def test_figures_from_predictions_equal_sklearn(runs):
     assert rows.value("log_loss") == pytest.approx(sklearn_metrics.log_loss(raw["label"], p))
     f1 = sklearn_metrics.f1_score(raw["label"], raw["prediction"], average="macro")
     assert rows.value("f1_macro") == pytest.approx(f1)
+
+
+def test_a_run_that_went_on_elsewhere_says_so(tmp_path, report):
+    """A rented GPU vanished, the next one is another: each session counts, not the last alone."""
+    here = {"device": "cuda", "device_name": "A100", "commit": "a" * 40, "versions": {"torch": "1"}}
+    there = here | {"device_name": "T4", "versions": {"torch": "2"}}
+    rows = classifier(100, 1.0, 0)
+    write_run(tmp_path / "whole", rows, **there, sessions=[there])
+    write_run(tmp_path / "parts", rows, **there, sessions=[here, there, there])
+    write_run(tmp_path / "old", rows, **there)  # without a list of sessions
+    said = report("compare", tmp_path / "whole", tmp_path / "parts")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()]
+    assert ["device_name", "T4", "A100 then T4"] in lines
+    assert ["versions.torch", "2", "1 then 2"] in lines
+    assert "The environment differs too (device_name, versions.torch)" in said
+    same = report("compare", tmp_path / "whole", tmp_path / "old")
+    assert "No setting, data or environment differs" in same
 
 
 def test_an_arm_against_itself_is_not_separable_and_a_stronger_one_is_better(runs, report):

@@ -116,6 +116,17 @@ def test_autocast_changes_products_and_not_parameters():
         assert layer.weight.dtype == torch.float32
 
 
+def test_a_device_has_a_name(monkeypatch):
+    for kind in ("cuda", "xpu"):
+        monkeypatch.setattr(getattr(torch, kind), "get_device_name", lambda device: f"{device}!")
+        assert core.device_name(torch.device(kind, 1)) == f"{kind}:1!"
+    assert torch.backends.cpu.get_cpu_capability() in core.device_name(torch.device("cpu"))
+    able = {"cpu_name": "Some CPU", "amx_bf16": True, "avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert core.device_name(torch.device("cpu")) == "Some CPU (AVX512, amx_bf16)"
+
+
 def test_choices_are_said_in_one_line(capsys):
     world = core.World(torch.device("cpu"), Machine(torch="2.8.0", ipex="2.8.10"))
     core.say_device(world, "fp32", "sdpa")

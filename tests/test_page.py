@@ -161,6 +161,18 @@ def check_self_contained(page: Reader) -> None:
     assert set(used) | set(re.findall(r"url\(#([\w-]+)\)", page.source)) <= set(ids)
 
 
+def test_sessions_say_what_was_another_machine(finished):
+    record = json.loads((finished / "run.json").read_text())
+    first = {"from_step": 0, "device_name": "A100", "versions": {"torch": "1"}}
+    sessions = [first, first | {"from_step": 30, "device_name": "T4 <x>"}]
+    sessions += [sessions[1] | {"from_step": 50}]
+    (finished / "run.json").write_text(json.dumps(record | {"sessions": sessions}))
+    page = page_of(finished)
+    check_self_contained(page)
+    assert "session 2from step 30, with another device_name T4 <x>" in page.text
+    assert "session 3from step 50, with the same machine and versions" in page.text
+
+
 def test_a_finished_run_shows_everything_with_the_verdicts_first(finished):
     page = page_of(finished)
     check_self_contained(page)
