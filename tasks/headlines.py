@@ -11,6 +11,7 @@ looks like a better model. nats_per_char scores every token once; gains are clai
 only where the tokenizer gives the text back exactly.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -68,6 +69,13 @@ def check_settings(config: Any) -> None:
         raise ValueError(
             "--sequences titles: a title alone sees no other; leave out --within_titles false, "
             "or use --sequences windows"
+        )
+    bound = config.positions == "learned" and not config.within_titles
+    if bound and config.max_length < OFFICIAL_BLOCK:
+        raise ValueError(
+            f"--positions learned --max_length {config.max_length}: the official figure reads rows "
+            f"of {OFFICIAL_BLOCK} tokens, and no window would teach their last positions; use "
+            f"--max_length {OFFICIAL_BLOCK} or more, or --positions rotary"
         )
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ValueError(f"--betas {config.betas}: expected two numbers from 0, below 1")
@@ -400,7 +408,6 @@ class Headlines:
         if config.r_drop and config.dropout:  # two passes without dropout would be one twice
             self.passes, self.losses_of = 2, functools.partial(r_drop, alpha=config.r_drop)
         self.differentiate = gpt.losses_and_gradient
-        self.restored = False  # whether the model holds what was saved, the average included
         pretrained.quiet_transformers()
         device, machine = world.device.type, world.machine
         self.precision = core.choose_precision(config.precision, device, machine, "small-gpt")
@@ -563,14 +570,12 @@ class Headlines:
 
     # -- figures
 
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """The model computes with the average of its weights inside, if there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
     def sums(self) -> np.ndarray:
         """(titles, COLUMNS) of the validation titles, on all ranks."""
-        if self.average is None or self.restored:
-            return self._sums()
-        with self.average.applied():
-            return self._sums()
-
-    def _sums(self) -> np.ndarray:
         offsets = self.val_stream.offsets[:-1]
         rows_each = max(1, 8192 // self.config.max_length)
         if self.config.within_titles:
@@ -598,7 +603,9 @@ class Headlines:
     def evaluate(self) -> dict[str, float]:
         """All figures, without intervals; val_loss is nats a token, as the training loss is (to
         which R-Drop adds how far its two passes are apart)."""
-        found = headline_metrics(self.sums(), self.groups, self.exact, intervals=False)
+        with self.averaged():
+            sums = self.sums()
+        found = headline_metrics(sums, self.groups, self.exact, intervals=False)
         figures = {f"val_{k}": float(v) for k, v in found.items() if not isinstance(v, int)}
         return {
             **{"val_loss": figures.pop("val_nats_per_token"), **figures},
@@ -606,7 +613,10 @@ class Headlines:
         }
 
     def test(self) -> tuple[Metrics, list[dict]]:
-        """The last figures, on the validation titles: nothing was chosen by them."""
+        """The last figures, on the validation titles, of weights that were saved.
+
+        What was saved is the average already. With --test_with final nothing was chosen by them.
+        """
         sums = self.sums()
         if not np.isfinite(sums).all():
             raise ValueError("a loss is NaN or infinite: a lower --lr, or --precision fp32")
@@ -637,12 +647,8 @@ class Headlines:
 
     def export(self, folder: Path) -> None:
         """A folder for AutoModelForCausalLM (with models.gpt imported), of the averaged weights."""
-        model = self.state.model
-        if self.average is None:
-            model.save_pretrained(folder)
-        else:
-            with self.average.applied():
-                model.save_pretrained(folder)
+        with self.averaged():
+            self.state.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:

@@ -82,6 +82,8 @@ class InspectConfig:
     """run folder"""
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
+    data: str = ""
+    """where the titles of the run are now; empty: where they were"""
     batch: int = 0
     """which batch of 64 × 128 tokens of the validation titles, from 0"""
     row: int = 0
@@ -103,7 +105,7 @@ class InspectConfig:
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""
     opened = open_run(config.run, config.weights, config.device)
-    titles = validation_titles(opened.config)
+    titles = validation_titles(config, opened.config)
     rows = core.Ragged.from_rows(
         core.encode_texts(opened.tokenizer, (t.text for t in titles), len(titles), "", quiet=True)
     )
@@ -122,9 +124,19 @@ def inspect(config: InspectConfig) -> None:
     print(f"\n{folder}: inspect.txt, inspect.json, next_tokens.png, frequencies.png")
 
 
-def validation_titles(settings: Any) -> list[headlines.Title]:
-    titles = headlines.load_titles(settings.data, settings.limit, settings.data_seed)
-    return headlines.split_titles(titles, settings.val_frac)[1]
+def validation_titles(config: InspectConfig, settings: Any) -> list[headlines.Title]:
+    """Those of the run. ValueError if its source has other titles by now."""
+    data = config.data or settings.data
+    titles = headlines.load_titles(data, settings.limit, settings.data_seed)
+    _, titles = headlines.split_titles(titles, settings.val_frac)
+    record = json.loads((Path(config.run) / "run.json").read_text(encoding="utf-8"))
+    was, now = record.get("split_fingerprint"), headlines.fingerprint(titles)
+    if was != now:
+        raise ValueError(
+            f"{data} has other validation titles than those of the run (fingerprint {now}, not "
+            f"{was}): --data names the file that the run was made with"
+        )
+    return titles
 
 
 @torch.no_grad()
@@ -207,10 +219,6 @@ def token_frequencies(opened: Opened, rows: core.Ragged) -> dict[str, Any]:
         return {"token": text, "data": float(data[token]), "model": float(expected[token])}
 
     return {"tokens": int(counts.sum()), "eos": line(eos), "commonest": [line(t) for t in order]}
-
-
-def share_line(token: dict[str, Any]) -> str:
-    return f"  {token['data']:8.3%} {token['model']:8.3%}  {token['token']!r}"
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -238,10 +238,16 @@ def test_both_figures_equal_those_by_hand(within, long_file):
 
 
 def test_there_are_as_many_positions_as_are_read(titles_file):
-    for words, longest in (([], None), (WINDOWS, 24), (["--sequences=windows"], None)):
-        task = task_of(titles_file, "--positions=learned", "--max_length=24", *words)
+    for words, longest in (
+        (["--max_length=24"], None),
+        ([*WINDOWS, "--max_length=130"], 130),
+        (["--sequences=windows", "--max_length=24"], None),
+    ):
+        task = task_of(titles_file, "--positions=learned", *words)
         wanted = longest or max(24, *task.train.lengths, *(task.val_rows.lengths + 1))
         assert task.state.model.config.n_positions == wanted
+    with pytest.raises(ValueError, match="the official figure reads rows of 128 tokens"):
+        parse("--positions=learned", *WINDOWS, "--max_length=127")
 
 
 def test_a_text_without_a_whole_window_has_no_official_figure(titles_file):
@@ -386,6 +392,19 @@ def test_averaged_weights_are_evaluated_and_kept(titles_file, tmp_path):
     assert evaluated == pytest.approx(found, rel=1e-6)
 
 
+def test_the_best_of_averaged_weights_are_tested_where_they_are_asked_for(titles_file, tmp_path):
+    """A rate that rises without end: an evaluation in the middle is the best one."""
+    words = ["--epochs=3", "--average_frac=0.1", "--schedule=constant", "--warmup_frac=0.99"]
+    words += ["--optimizer=adamw", "--lr=3", "--eval_every=6", "--test_with=best"]
+    train(titles_file, *words, f"--out={tmp_path}")
+    found = metrics_of(tmp_path)
+    evaluated = {line["step"]: line["val_nats_per_char"] for line in lines_of(tmp_path, "val_loss")}
+    step, last = found["best_step"], max(evaluated)
+    assert step < last and abs(evaluated[step] - evaluated[last]) > 1e-3
+    assert found["tested_with"] == "best"
+    assert found["nats_per_char"] == pytest.approx(evaluated[step], rel=1e-6)
+
+
 def test_two_processes_equal_one(titles_file, tmp_path):
     words = [f"--data={titles_file}", *SMALL, *EVERYTHING, *QUIET]
     train_headlines.main(parse(*words, f"--out={tmp_path / 'one'}"), given=True)
@@ -451,7 +470,7 @@ def test_every_config_runs_two_steps(path, titles_file, tmp_path, monkeypatch):
     for name, value in given.items():
         assert getattr(defaults, name) != value, f"{path.name}: {name} is the default"
     assert f"train_headlines.py --config configs/headlines/{path.name}" in path.read_text()
-    small = [f"--data={titles_file}", *SMALL[:5], "--batch=8"]
+    small = [f"--data={titles_file}", *SMALL[:4], "--batch=8"]
     train_headlines.main(
         parse(f"--config={path}", *small, f"--out={tmp_path}", "--stop_after=2"), given=True
     )
@@ -498,7 +517,8 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     assert "batch 0, row 1, position 10" in out and len(found["samples"]) == 3
 
     opened = headlines_commands.open_run(str(finished), "final", "cpu")
-    titles = headlines_commands.validation_titles(opened.config)
+    titles = headlines.load_titles(opened.config.data, seed=1337)
+    titles = headlines.split_titles(titles, 0.6)[1]
     ids = []
     for title in titles:
         ids += [*opened.tokenizer(title.text, add_special_tokens=False)["input_ids"], 0]
@@ -510,7 +530,13 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     assert found["place"]["next_probability"] == pytest.approx(shares[ids[139]].item(), rel=1e-4)
     eos = found["frequencies"]["eos"]
     assert eos["data"] == pytest.approx(len(titles) / len(ids)) and eos["token"] == "<eos>"
-    assert found["frequencies"]["tokens"] == len(ids) and 0 < eos["model"] < 1
+    assert found["frequencies"]["tokens"] == len(ids)
+    expected = 0.0  # each title alone behind an <eos>, as the run's evaluation reads it
+    for title in titles:
+        row = [0, *opened.tokenizer(title.text, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            expected += opened.model(torch.tensor([row])).logits[0].softmax(-1)[:, 0].sum().item()
+    assert eos["model"] == pytest.approx(expected / len(ids), rel=1e-4)
     for words in (["--batch=9"], ["--position=128"], ["--row=-1"]):
         with pytest.raises(ValueError, match="the validation titles have 0 to"):
             run_command("inspect", f"--run={finished}", *words)
@@ -521,6 +547,20 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
         run_command("inspect", f"--run={finished}", f"--batch={last}", "--row=63", "--position=127")
 
 
+def test_inspect_reads_the_titles_of_the_run_and_no_others(titles_file, tmp_path):
+    here, there = tmp_path / "here.txt", tmp_path / "there.txt"
+    here.write_bytes(titles_file.read_bytes())
+    run = tmp_path / "run"
+    train(here, "--epochs=0.1", f"--out={run}")
+    here.rename(there)
+    with pytest.raises(FileNotFoundError, match="here.txt"):
+        run_command("inspect", f"--run={run}")
+    run_command("inspect", f"--run={run}", f"--data={there}", "--samples=1")
+    there.write_text(there.read_text() + "one more title\n")
+    with pytest.raises(ValueError, match="has other validation titles .* --data names the file"):
+        run_command("inspect", f"--run={run}", f"--data={there}")
+
+
 def test_expected_frequencies_add_up_in_windows_too(titles_file, tmp_path):
     train(titles_file, *WINDOWS, "--epochs=0.2", f"--out={tmp_path}")
     opened = headlines_commands.open_run(str(tmp_path), "final", "cpu")
@@ -528,7 +568,17 @@ def test_expected_frequencies_add_up_in_windows_too(titles_file, tmp_path):
     found = headlines_commands.token_frequencies(opened, task.val_rows)
     assert found["tokens"] == len(task.val_stream.tokens) - 1
     assert found["eos"]["data"] == pytest.approx(len(task.titles) / found["tokens"])
-    assert sum(t["model"] for t in found["commonest"]) < 1
+    expected = torch.zeros(opened.model.config.vocab_size)
+    data = headlines.validation_windows(task.val_stream, 24, 0)
+    for number in range(len(data.lengths)):
+        batch = data.collate(np.array([number]), None)
+        with torch.no_grad():
+            shares = opened.model(batch["input_ids"]).logits.softmax(-1)
+        expected += shares[batch["labels"] != core.IGNORE_INDEX].sum(0)
+    expected = (expected / found["tokens"]).tolist()
+    names = {headlines_commands.token_text(opened.tokenizer, i): p for i, p in enumerate(expected)}
+    for token in found["commonest"]:
+        assert token["model"] == pytest.approx(names[token["token"]], rel=1e-4)
 
 
 def test_titles_are_written(finished, capsys):
