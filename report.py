@@ -2,6 +2,7 @@
 
     python report.py compare results/minilm/run_a results/minilm/run_b
     python report.py compare results/sweeps/frozen/frozen results/sweeps/frozen/trained
+    python report.py steps results/sweeps/headlines_steps    # each step against the one before
     python report.py table results --sort -accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
     python report.py watch results/demo
@@ -53,11 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("--columns", type=names, help="these columns, e.g. model,lr,accuracy")
     table.add_argument("--sort", help="a column; -column: from high to low (as --sort=-column)")
     table.add_argument("--each", action="store_true", help="a line a run, seeds not folded")
-    for parser_with_styles in (compare, table):
+
+    steps = command("steps", "a ladder of changes: each step against the one before it")
+    steps.add_argument("runs", nargs="+", help=(
+        "the steps in order, each a run or a folder of runs; or one folder that has one folder a "
+        "step, in the order of their names"
+    ))  # fmt: skip
+    steps.add_argument("--metric", help="of the differences, e.g. accuracy; else the first")
+    steps.add_argument("--columns", type=names, help="these beside it, e.g. training_flops,minutes")
+    for parser_with_styles in (compare, table, steps):
         style = parser_with_styles.add_mutually_exclusive_group()
         style.add_argument("--markdown", action="store_const", dest="style", const="github")
         style.add_argument("--html", action="store_const", dest="style", const="html")
-        if parser_with_styles is table:
+        if parser_with_styles is not compare:
             style.add_argument("--csv", action="store_const", dest="style", const="csv")
 
     page = command("page", "one file to open and to show: report.html in the run's folder")
@@ -108,6 +117,10 @@ def run_command(arguments: argparse.Namespace) -> str:
         for note in folder.shared_notes(runs):
             print(folder.clean(note), file=sys.stderr)
         return table.render(columns, lines, style)
+    if arguments.command == "steps":
+        from reports import steps
+
+        return steps.report(arguments.runs, arguments.metric, arguments.columns, style)
     if arguments.command == "page":
         from reports import page
 

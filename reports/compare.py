@@ -397,7 +397,7 @@ def refusal(arms: Sequence[Arm]) -> str | None:
 
 @dataclass
 class Comparison:
-    """One metric of one arm against the first arm."""
+    """One metric of one arm against another, which is the first or the one before."""
 
     metric: str
     higher_is_better: bool
@@ -472,9 +472,15 @@ def show_p(p: float) -> str:
 
 
 def compare(
-    arms: Sequence[Arm], names: Sequence[str] | None = None, paired: bool = True
+    arms: Sequence[Arm],
+    names: Sequence[str] | None = None,
+    paired: bool = True,
+    previous: bool = False,
 ) -> list[Comparison]:
-    """Every metric of every arm against the first; p-values Holm-corrected over all of them."""
+    """Every metric of every arm against the first, or against the one before it (`previous`).
+
+    p-values are Holm-corrected over all of them.
+    """
     for arm in arms:
         if not arm.predictions:
             notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
@@ -485,8 +491,8 @@ def compare(
             )
     resampled = _resample(arms, paired)
     found = [
-        _compare_metric(name, arms, number, resampled, paired)
-        for name in _metrics_to_compare(arms, names)
+        _compare_metric(name, arms, (number - 1 if previous else 0, number), resampled, paired)
+        for name in metrics_in_common(arms, names)
         for number in range(1, len(arms))
     ]
     corrected = comparisons.holm([comparison.difference.p for comparison in found])
@@ -523,7 +529,8 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
     return found
 
 
-def _metrics_to_compare(arms: Sequence[Arm], names: Sequence[str] | None) -> list[str]:
+def metrics_in_common(arms: Sequence[Arm], names: Sequence[str] | None = None) -> list[str]:
+    """Those to compare the arms by, or `names`. ValueError for one that not all runs have."""
     rows = [predictions for arm in arms for predictions in arm.predictions]
     known = [name for name in rows[0].statistics if all(name in r.statistics for r in rows)]
     if not known:
@@ -531,7 +538,9 @@ def _metrics_to_compare(arms: Sequence[Arm], names: Sequence[str] | None) -> lis
     if names:
         for name in names:
             if name not in known:
-                raise ValueError(f"--metrics {name}: these runs have {', '.join(known)}")
+                raise ValueError(
+                    f"no metric {name} in all of these runs, which have {', '.join(known)}"
+                )
         return list(names)
     reported = [run.metrics for arm in arms for run in arm.runs]
     if not all("matthews_correlation" in found for found in reported):  # asked for by some tasks
@@ -547,9 +556,14 @@ def _metrics_to_compare(arms: Sequence[Arm], names: Sequence[str] | None) -> lis
 
 
 def _compare_metric(
-    name: str, arms: Sequence[Arm], number: int, resampled: list[list[np.ndarray]], paired: bool
+    name: str,
+    arms: Sequence[Arm],
+    pair: tuple[int, int],
+    resampled: list[list[np.ndarray]],
+    paired: bool,
 ) -> Comparison:
-    a, b = arms[0].predictions, arms[number].predictions
+    first, second = pair
+    a, b = arms[first].predictions, arms[second].predictions
     num_groups = len(np.unique(a[0].groups))
     values_a, values_b = (np.array([rows.value(name) for rows in arm]) for arm in (a, b))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -557,7 +571,7 @@ def _compare_metric(
             np.stack(
                 [rows.statistics[name](sums) for rows, sums in zip(arm, drawn, strict=True)], 1
             )
-            for arm, drawn in ((a, resampled[0]), (b, resampled[number]))
+            for arm, drawn in ((a, resampled[first]), (b, resampled[second]))
         )
     if min(len(a), len(b)) >= comparisons.MIN_SEEDS:
         difference = comparisons.two_arms(
@@ -575,7 +589,7 @@ def _compare_metric(
         if paired and name == "accuracy" and len(a) == len(b) == 1:
             difference.p = comparisons.mcnemar(a[0].right, b[0].right, a[0].groups)
     higher = name in HIGHER_IS_BETTER
-    return Comparison(name, higher, arms[number], arms[0], difference, paired, num_groups)
+    return Comparison(name, higher, arms[second], arms[first], difference, paired, num_groups)
 
 
 # ------------------------------------------------------------------------------ output

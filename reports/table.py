@@ -46,10 +46,10 @@ class Cell:
     high: float = math.nan
 
     def text(self, digits: int = 4) -> str:
+        if isinstance(self.value, float | int) and abs(self.value) >= 1e7:  # FLOPs, bytes
+            return f"{self.value:.3g}"
         if not isinstance(self.value, float):
             return show(self.value)
-        if abs(self.value) >= 1e6:  # FLOPs, bytes
-            return f"{self.value:.3g}"
         shown = f"{self.value:.{digits}f}"
         if math.isnan(self.low):
             return shown
@@ -138,11 +138,13 @@ def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -
     if name == "status":
         states = [run.status for run in group]
         return Cell(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    values = [number(each.get(name)) for each in found]
-    values = [float(value) for value in values if value is not None]
+    raw = [each.get(name) for each in found]
+    values = [float(value) for value in map(number, raw) if value is not None]
     if not values or name in setting:
-        value = setting.get(name, found[0].get(name))
+        value = setting.get(name, raw[0])
         return Cell(value if not isinstance(value, float) else show(value))
+    if isinstance(raw[0], int) and set(raw) == {raw[0]}:  # a count, the same in all runs
+        return Cell(raw[0])
     if len(group) > 1:
         mean, low, high = mean_interval(values)
         # of what depends on the machine's mood an interval says nothing

@@ -57,6 +57,45 @@ def runs(tmp_path_factory):
     return top
 
 
+# --------------------------------------------------------------------------------- steps
+
+
+def test_each_step_is_compared_with_the_one_before_it(runs, report):
+    ladder = [runs / name for name in ("weak", "again", "strong")]
+    said = report("steps", *ladder, "--metric=log_loss", "--columns=minutes,commit")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()[2:5]]
+    pairs = [compare.compare(compare.build_arms(ladder[i : i + 2]), ["log_loss"]) for i in (0, 1)]
+    found = [pair[0].difference for pair in pairs]
+    for line, difference in zip(lines[1:], found, strict=True):
+        value = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        assert value in line
+    corrected = comparisons.holm([difference.p for difference in found])
+    assert [line[-2] for line in lines[1:]] == [compare.show_p(p) for p in corrected]
+    assert [line[-1] for line in lines] == ["-", "not separable", "better"]
+    assert [line[1] for line in lines] == ["-", "nothing", "lr 0.0001 → 0.0003"]
+    arms = compare.build_arms(ladder)
+    assert compare._figure(arms[2], "log_loss").removesuffix(" (3 seeds)") in lines[2]
+    assert "Holm-corrected over these 2 steps" in said and "Two runs are two models" not in said
+
+
+def test_a_folder_of_steps_is_read_in_the_order_of_names(runs, report, tmp_path):
+    for name, arm in (("1_weak", "weak"), ("2_strong", "strong"), ("0_again", "again")):
+        shutil.copytree(runs / arm / "seed_0", tmp_path / name / "seed_0")
+    said = report("steps", tmp_path, "--markdown")
+    names = re.findall(r"^\| (\d_\w+) ", said, re.MULTILINE)
+    assert names == ["0_again", "1_weak", "2_strong"]
+    assert "Two runs are two models" in said and "better" not in said and "differ |" in said
+
+
+def test_what_is_no_ladder_is_refused(runs, report, tmp_path):
+    assert "two steps or more" in report("steps", runs / "weak/seed_0", fails=True)
+    write_run(tmp_path / "other/seed_0", classifier(100, 1.0, 0))
+    said = report("steps", runs / "weak", tmp_path / "other", fails=True)
+    assert "not compared: the test rows are not the same" in said
+    said = report("steps", runs / "weak", runs / "again", "--metric=f2", fails=True)
+    assert "no metric f2 in all of these runs, which have accuracy" in said
+
+
 # ---------------------------------------------------------------------------- statistics
 
 

@@ -1,0 +1,94 @@
+"""steps: a ladder of changes, each arm against the one before it, and all that changed with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import comparisons
+from reports.compare import (
+    Arm,
+    build_arms,
+    compare,
+    differences,
+    mean_interval,
+    metrics_in_common,
+    refusal,
+    show_p,
+)
+from reports.folder import interval_of, is_run, shared_notes
+from reports.table import Cell, build_table, render
+
+
+def report(
+    paths: Sequence[str], metric: str | None, columns: Sequence[str] | None, style: str
+) -> str:
+    """One line an arm, as text; `style` is tabulate's name of a table format.
+
+    paths: runs or folders of runs, in the order of the steps; or one folder whose folders are the
+    steps, in the order of their names. metric: that of the differences, else the first that all
+    have. columns: those of `table` to show beside it. ValueError when the rows are not the same.
+    """
+    arms = build_arms(_steps_in(paths[0]) if len(paths) == 1 else paths)
+    if why := refusal(arms):
+        raise ValueError(f"not compared: {why}")
+    metric = metric or metrics_in_common(arms)[0]
+    found = compare(arms, [metric], previous=True)
+    lines = []
+    for number, arm in enumerate(arms):
+        line = {"step": Cell(arm.label), "what changed": Cell("")}
+        line |= {**_cells(arm, ["seeds"]), metric: _figure(arm, metric)}
+        line |= _cells(arm, columns or [])
+        line |= {name: Cell("") for name in ("against the one before", "p", "")}
+        if number:
+            step = found[number - 1]
+            d, p = step.difference, show_p(step.p_holm)
+            verdict = "differ" if step.separable else "not separable"
+            line |= {
+                **{"what changed": Cell(changes(arms[number - 1], arm)), "p": Cell(p)},
+                "against the one before": Cell(f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"),
+                "": Cell(step.verdict if step.over_seeds else verdict),
+            }
+        lines.append(line)
+    runs = [run for arm in arms for run in arm.runs]
+    notes = [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
+    text = [*notes, *shared_notes(runs), render(list(lines[0]), lines, style), ""]
+    text.append(f"p-values are Holm-corrected over these {len(found)} steps.")
+    if not all(step.over_seeds for step in found):
+        text.append(
+            "Two runs are two models. What a change of method does is judged over seeds: "
+            f"{comparisons.MIN_SEEDS} or more a step."
+        )
+    return "\n".join(text)
+
+
+def _steps_in(folder: str) -> list[str]:
+    """ValueError where a folder is a run, or no folder."""
+    path = Path(folder)
+    if not path.is_dir() or is_run(path):
+        raise ValueError(
+            f"{folder}: give two steps or more, or a folder that has one folder a step"
+        )
+    return [str(each) for each in sorted(path.iterdir()) if each.is_dir()]
+
+
+def _cells(arm: Arm, columns: Sequence[str]) -> dict[str, Cell]:
+    _, lines = build_table(arm.runs, columns)
+    if len(lines) > 1:
+        raise ValueError(f"{arm.label}: its runs differ in more than the seed")
+    return lines[0]
+
+
+def _figure(arm: Arm, metric: str) -> Cell:
+    values = [rows.value(metric) for rows in arm.predictions]
+    if len(values) > 1:
+        return Cell(*mean_interval(values))
+    return Cell(values[0], *(interval_of(arm.predictions[0].reported, metric) or ()))
+
+
+def changes(before: Arm, arm: Arm) -> str:
+    """Settings as `name old → new`, then what of data and environment is another, by name."""
+    found = differences([before, arm])
+    settings = [
+        f"{name} {old} → {new}" for name, old, new in found.pop("settings", []) if name != "seed"
+    ]
+    others = [name for rows in found.values() for name, *_ in rows]
+    return ", ".join(settings or ["nothing"]) + (f"; also {', '.join(others)}" if others else "")
