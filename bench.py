@@ -60,6 +60,8 @@ PLAN = [
     " --width 128",
     "headlines --data {data}/headlines/hn_titles.txt --repeats 2 --steps 8 --precision bf16"
     " --width 512",
+    "headlines --data {data}/headlines/hn_titles.txt --repeats 2 --steps 12 --precision bf16"
+    " --eager",
     "headlines --data {data}/headlines/hn_titles.txt --repeats 2 --steps 6",
     "sft --data {data}/alpaca/alpaca_en_demo.json --repeats 2 --steps 4",
     "sft --tasks lora --data {data}/alpaca/alpaca_en_demo.json --repeats 2 --steps 4",
@@ -105,6 +107,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     add("--epochs", default="3", help="of glue, frozen and phase1 (default 3)")
     add("--precision", default="fp32", help="fp32 (default) or bf16, of rows of encoders")
     add("--width", type=int, default=256, help="of headlines' model (default 256)")
+    add("--eager", action="store_true", help="headlines' side without --compile")
     add("--repeats", type=int, default=5, help="pairs (default 5)")
     add("--steps", type=int, default=20, help="counted steps a run (default 20)")
     add("--threads", type=int, default=os.cpu_count(), help="default: all cores")

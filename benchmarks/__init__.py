@@ -149,7 +149,7 @@ def side_words(side: str, arguments: argparse.Namespace, folder: str) -> list[st
     """What bench.py is told to measure one side in a process of its own."""
     names = ("data", "model", "peer", "tasks", "epochs", "precision", "steps", "threads", "width")
     words = [f"--{n}={getattr(arguments, n)}" for n in names if getattr(arguments, n) is not None]
-    words += ["--quick"] if arguments.quick else []
+    words += [f"--{name}" for name in ("quick", "eager") if getattr(arguments, name)]
     return [arguments.row, *words, f"--side={side}", f"--folder={folder}"]
 
 

@@ -26,6 +26,7 @@ def lines_of(measured: dict[str, Any]) -> Iterator[tuple[str, Line]]:
         pairs = list(zip(words, words[1:], strict=False))
         told = [Path(b).stem for a, b in pairs if a in ("--data", "--precision")]
         told += [f"width {b}" for a, b in pairs if a == "--width"]
+        told += ["not compiled"] if "--eager" in words else []
         about = f" ({', '.join(told)})" if told else ""
         for line in row["lines"]:
             yield command, Line(**line | {"what": line["what"] + about})

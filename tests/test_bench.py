@@ -55,7 +55,7 @@ def test_of_seconds_less_is_better():
 
 def test_a_side_is_told_what_the_row_was_told():
     words = "preference --peer lightning --steps 7 --precision bf16 --data rows.csv"
-    words += " --threads 1 --width 64"
+    words += " --threads 1 --width 64 --eager"
     arguments = bench.parse(words.split())
     told = bench.parse(benchmarks.side_words("peer", arguments, "folder"))
     differ = {n for n in vars(told) if getattr(told, n) != getattr(arguments, n)}
@@ -164,3 +164,5 @@ def test_a_line_says_data_precision_and_width():
     command = "python bench.py headlines --data a/titles.txt --width 64 --precision bf16"
     [(told, found)] = _tables.lines_of({command: {"lines": [line], "tables": {}}})
     assert told == command and found.what == "titles (titles, bf16, width 64)"
+    [(_, found)] = _tables.lines_of({f"{command} --eager": {"lines": [line], "tables": {}}})
+    assert found.what == "titles (titles, bf16, width 64, not compiled)"
