@@ -65,6 +65,7 @@ class Machine:
     cuda_capability: tuple[int, int] = (0, 0)
     xpu: int = 0
     xpu_bf16: bool = True
+    xpu_fp64: bool = True  # Arc A-series has none
     mps: bool = False
     flash_attn: bool = False
     ipex: str | None = None
@@ -74,7 +75,7 @@ class Machine:
 
 
 def look_at_machine() -> Machine:
-    """Ask torch and the installed packages; initialises no device."""
+    """Ask torch and the installed packages. With a GPU in it, torch initialises its driver."""
     cuda = torch.cuda.device_count()
     xpu = torch.xpu.device_count() if hasattr(torch, "xpu") else 0
     ipex = None
@@ -85,6 +86,7 @@ def look_at_machine() -> Machine:
         cuda_capability=torch.cuda.get_device_capability(0) if cuda else (0, 0),
         xpu=xpu,
         xpu_bf16=bool(xpu) and torch.xpu.is_bf16_supported(),
+        xpu_fp64=not xpu or bool(torch.xpu.get_device_properties(0).has_fp64),
         mps=torch.backends.mps.is_available(),
         flash_attn=importlib.util.find_spec("flash_attn") is not None,
         ipex=ipex,
@@ -128,12 +130,15 @@ def choose_precision(asked: str, device: str, machine: Machine, model_type: str 
     """bf16 | fp16 | fp32. DeBERTa's attention overflows in fp16, so it never gets it."""
     if "deberta" in model_type and asked == "fp16":
         raise ValueError("--precision fp16: DeBERTa's attention overflows in it: use bf16 or fp32")
+    scales = device != "xpu" or machine.xpu_fp64  # what scales fp16's losses needs float64 there
+    if asked == "fp16" and not scales:
+        raise ValueError("--precision fp16: this XPU has no float64, which it needs: use bf16")
     if asked != "auto":
         return asked
     if device == "cuda":
         half = "bf16" if machine.cuda_capability >= (8, 0) else "fp16"
     elif device == "xpu":
-        half = "bf16" if machine.xpu_bf16 else "fp16"
+        half = "bf16" if machine.xpu_bf16 else "fp16" if scales else "fp32"
     else:  # a CPU repeats bit for bit in fp32; MPS autocast is young: ask for it by name
         return "fp32"
     return "fp32" if half == "fp16" and "deberta" in model_type else half
@@ -158,6 +163,12 @@ def choose_attention(
     if asked != "auto":
         return asked
     return "flash_attention_2" if able else "sdpa"
+
+
+def sum_dtype(device: str, machine: Machine) -> torch.dtype:
+    """Of sums over many losses: float64 where the device has it."""
+    has_fp64 = device != "mps" and (device != "xpu" or machine.xpu_fp64)
+    return torch.float64 if has_fp64 else torch.float32
 
 
 def ipex_matches(machine: Machine) -> bool:
@@ -445,6 +456,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache")
 
 
+def _tokens_are_whole(folder: Path) -> bool:
+    try:
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        return (folder / "ids.bin").stat().st_size == 4 * int(offsets[-1])
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def cached_tokens(
     key: dict[str, Any], build: Callable[[], Iterable[Sequence[int]]], world: World
 ) -> Ragged:
@@ -456,7 +475,8 @@ def cached_tokens(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "tokens" / digest
     with world.rank_0_first():
-        if not folder.is_dir():
+        if not _tokens_are_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # what a machine that vanished left
             # process ids repeat on machines that share a volume
             beside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
             beside.mkdir(parents=True)
@@ -466,12 +486,15 @@ def cached_tokens(
                     for row in build():
                         file.write(np.asarray(row, np.int32).tobytes())
                         lengths.append(len(row))
-                np.save(beside / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
+                    os.fsync(file.fileno())  # a name without its bytes would outlive a lost machine
+                with open(beside / "offsets.npy", "wb") as file:
+                    np.save(file, np.cumsum(lengths, dtype=np.int64))
+                    os.fsync(file.fileno())
                 (beside / "key.json").write_text(json.dumps(key, indent=1))
                 try:
                     beside.rename(folder)
                 except OSError:
-                    if not folder.is_dir():  # not because another process was first
+                    if not _tokens_are_whole(folder):  # not because another process was first
                         raise
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -968,7 +991,8 @@ class State:
             setattr(self, name, value)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.clock.load_state_dict(saved["clock"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty where the session before computed in fp32 or bf16
+            self.scaler.load_state_dict(saved["scaler"])
         self.loader.micro_batch = saved["loader"]["micro_batch"]
         self.loader.seek(saved["loader"]["position"])
         for name, part in self.extras.items():
@@ -1015,13 +1039,11 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and XPU have a class for it; a CPU says so in a RuntimeError's text."""
+    """CUDA and XPU have a class for it; a CPU, cuBLAS and Level Zero say so in a text."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
+    signs = ("out of memory", "can't allocate memory", "out_of_device_memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in signs)
 
 
 LossSum = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, int | Tensor]]
@@ -1154,8 +1176,7 @@ def _accumulate(state: State, work: Work, loss_sum: LossSum) -> tuple[Tensor, Te
     """
     world, config = state.world, state.config
     # summed where they are computed: reading each one would wait for the device
-    losses = torch.zeros(2, dtype=torch.float64 if world.device.type != "mps" else torch.float32)
-    losses = losses.to(world.device)
+    losses = torch.zeros(2, dtype=sum_dtype(world.device.type, world.machine)).to(world.device)
     out_of_memory = False
     for index, batch in work.micro_batches:
         if state.stop_requested():
@@ -1220,7 +1241,7 @@ def write_text(path: Path, text: str) -> None:
 def disk_error(error: Exception, path: Path) -> Exception:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     # safetensors and torch.save hide the number of the error in a text of their own
-    signs = ("no space left", "inline_container", "failed writing file")
+    signs = ("no space left", "quota exceeded", "inline_container", "failed writing file")
     if not full and not any(sign in str(error).lower() for sign in signs):
         return error
     free = shutil.disk_usage(path.parent).free / 1e6

@@ -37,7 +37,7 @@ def main(config: Config, given: bool) -> None:
         if config.suite == "mlm":
             from tasks import pretraining_commands
 
-            found = pretraining_commands.validate(config.model, world)
+            found = pretraining_commands.validate(config.model, world, config.weights)
             return world.say("\n".join(f"{name} {value}" for name, value in found.items()))
         tasks = glue.find_tasks(config.suite)
         for task in tasks:  # of all tasks before the first one trains

@@ -2,10 +2,10 @@
 
     python pretrain_bert.py                             # without a hub: bert-tiny on reviews
     torchrun --nproc_per_node=4 pretrain_bert.py name=baseline budget=24 data=c4-subset
-    python pretrain_bert.py --config configs/bert/stacking.yaml name=stacking budget=12 seed=1
+    python pretrain_bert.py --config configs/bert/c4/stacking.yaml name=stacking budget=12 seed=1
     python pretrain_bert.py name=il_model budget=6 validation.il_model=True validation.fraction=0.2
     python pretrain_bert.py extract_il_losses --run results/bert/il_model
-    python pretrain_bert.py --config configs/bert/rho_3072.yaml \\
+    python pretrain_bert.py --config configs/bert/c4/rho.yaml \\
         selection.il_losses=results/bert/il_model/il_losses
     python pretrain_bert.py calibrate --model bert-small --output laptop.json
     python pretrain_bert.py download c4-subset
@@ -35,7 +35,7 @@ def main(config: Config, given: bool) -> None:
             task = pretraining.Pretraining(config, world, run)
             state = task.build_state()
             if config.dry_run:
-                return run.dry_run(state, task.loss_sum)
+                return run.dry_run(state, task.loss_sum, task.start_timing)
             run.resume(state, task.evaluate)
             while not run.done(state):
                 # grows the model and estimates the curvature where that is due

@@ -60,6 +60,7 @@ OWN_KEYS = (
     *("schema_version", "status", "exit_reason", "verdicts", "script", "command"),
     *("seed", "world_size", "device"),
 )
+FINGERPRINTS = ("data_fingerprint", "split_fingerprint")
 # What --fresh deletes; other files in the folder are not ours.
 RUN_FILES = (
     *("run.json", "diff.patch", "bad_rows.csv", "report.html", "report", "tensorboard", "wandb"),
@@ -89,7 +90,7 @@ class Run:
         self._said = 0.0
         self.training = False
         self._old_handlers: dict[int, Any] = {}
-        self.earlier: dict[str, Any] = {}
+        self.rows_then: dict[str, str] = {}
 
     # -- entering and leaving
 
@@ -115,8 +116,10 @@ class Run:
         if self.world.rank == 0:  # what an earlier session recorded stays if this one ends early
             earlier = _read_json(self.folder / "run.json")
             self.verdicts = earlier.get("verdicts", [])
-            self.earlier = {key: value for key, value in earlier.items() if key not in OWN_KEYS}
-            self.facts = dict(self.earlier)
+            self.facts = {key: value for key, value in earlier.items() if key not in OWN_KEYS}
+            if has_begun(self.folder):
+                known = {name: earlier.get(name) for name in FINGERPRINTS}
+                self.rows_then = {name: value for name, value in known.items() if value}
         # last: were __enter__ left by an error, nothing would put the handlers back
         self._old_handlers = {
             number: signal.signal(number, self._on_signal)
@@ -152,10 +155,7 @@ class Run:
             for name in RUN_FILES:  # config.yaml last: until then it is known to be a run
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        # a run that ended before its first step (a mistyped path, say) holds nothing to protect
-        # (a suite's training lies in the folders of its tasks)
-        begun = any((folder / part).exists() for part in ("baseline", "train"))
-        begun = begun or any(folder.glob("*/train"))
+        begun = has_begun(folder)
         if begun and (folder / "config.yaml").exists():
             if differences := self._other_settings(folder):
                 raise ValueError(
@@ -269,6 +269,7 @@ class Run:
                     "world_size": self.world.size,
                     "device": self.world.device.type,
                     **self.facts,
+                    **self.rows_then,  # whatever a later session found, until it may go on
                 },
                 indent=1,
             ),
@@ -325,14 +326,13 @@ class Run:
 
     def _check_rows(self) -> None:
         """A run continues only on the rows that it began with."""
-        for name in ("data_fingerprint", "split_fingerprint"):
-            before = self.earlier.get(name)
-            if before is not None and before != self.facts.get(name):
-                self.facts[name] = before
-                raise ValueError(
-                    f"{self.folder}: the rows of --data changed since the run began ({name}): "
-                    "use the rows of then, another --out, or --fresh to begin anew"
-                )
+        changed = [name for name, then in self.rows_then.items() if then != self.facts.get(name)]
+        if changed:
+            raise ValueError(
+                f"{self.folder}: the rows of --data changed since the run began "
+                f"({', '.join(changed)}): use the rows of then, another --out, or --fresh to begin "
+                "anew"
+            )
 
     def _load_newest(self, state: State) -> dict | None:
         """Weights into the model; returns the rest of the state, on the CPU."""
@@ -648,13 +648,20 @@ class Run:
         state.share()
         return wanted
 
-    def dry_run(self, state: State, loss_sum: LossSum, steps: int = 3) -> None:
+    def dry_run(
+        self,
+        state: State,
+        loss_sum: LossSum,
+        before_step: Callable[[], object] = lambda: None,
+        steps: int = 3,
+    ) -> None:
         """Time a few steps and say what the whole run would take; writes nothing."""
         state.share()
         total = getattr(state.clock, "total_steps", None)  # None: the budget is no number of steps
         tokens = int(np.sum(state.loader.data.tokens))
         times = []
         for _ in range(steps if total is None else min(steps, total)):
+            before_step()
             started = time.perf_counter()
             train_step(state, loss_sum)
             times.append(time.perf_counter() - started)
@@ -674,6 +681,12 @@ class Run:
 def restarted_by_torchrun() -> bool:
     """--max-restarts runs the same command again, --fresh included: it must not begin anew."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run trained here; one that ended before (a mistyped path) protects nothing."""
+    parts = any((folder / part).exists() for part in ("baseline", "train"))
+    return parts or any(folder.glob("*/train"))  # a suite's lie in the folders of its tasks
 
 
 def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import importlib.util
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,8 @@ def hub_answers() -> bool:
     try:
         address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         urllib.request.urlopen(address, timeout=3).close()
+    except urllib.error.HTTPError:  # 401, 404 or 429 is an answer, too
+        return True
     except OSError:
         return False
     return True
@@ -207,6 +210,14 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder}: {[*unknown, *lacking][:3]} do not fit the model")
 
 
+def knows_sdpa(model_config: Any) -> bool:
+    """Whether transformers' encoder of this configuration (MPNet: not) has SDPA attention."""
+    from transformers import AutoModel
+
+    model_class = AutoModel._model_mapping.get(type(model_config), None)  # noqa: SLF001
+    return model_class is None or getattr(model_class, "_supports_sdpa", False)
+
+
 def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tuple[str, str]:
     """(precision, attention) for this model on this device, which is said.
 
@@ -214,7 +225,10 @@ def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tu
     """
     device, machine, kind = world.device.type, world.machine, model_config.model_type
     precision = core.choose_precision(config.precision, device, machine, kind)
-    attention = core.choose_attention(config.attention, device, precision, machine, kind)
+    asked = config.attention
+    if asked == "auto" and not knows_sdpa(model_config):
+        asked = "eager"  # what every architecture has
+    attention = core.choose_attention(asked, device, precision, machine, kind)
     core.say_device(world, precision, attention)
     positions = max_positions(model_config)
     if positions is not None and config.max_length > positions:

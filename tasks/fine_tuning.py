@@ -119,7 +119,8 @@ class FineTuning:
         def part(split: str) -> glue.GlueData:
             ladder = 8 if config.compile else None
             pad = self.tokenizer.pad_token_id
-            return glue.GlueData(ids, rows, split, pad, config.max_length, ladder)
+            separator = glue.segment_separator(self.tokenizer, self.model_config)
+            return glue.GlueData(ids, rows, split, pad, config.max_length, ladder, separator)
 
         self.train, self.val, self.test_data = part("train"), part("val"), part("test")
         self.latest: tuple[int, np.ndarray | None] = (-1, None)  # of the last evaluation

@@ -632,6 +632,14 @@ def cached_sequences(
     return core.cached_tokens(key, build, world)
 
 
+def segment_separator(tokenizer: Any, model_config: Any) -> int | None:
+    """The token after which BERT's second segment begins; None for models that know no segments."""
+    kinds = getattr(model_config, "type_vocab_size", 0) or 0
+    if kinds < 2 or "token_type_ids" not in tokenizer.model_input_names:
+        return None
+    return int(tokenizer.sep_token_id)
+
+
 class GlueData:
     """The rows of one split as a data set for core's loaders."""
 
@@ -643,12 +651,16 @@ class GlueData:
         pad: int,
         max_length: int,
         ladder: int | None = None,
+        separator: int | None = None,
     ):
         """ids: of all `rows`, from `cached_sequences`; ladder: see core.ladder_length.
 
+        separator: from `segment_separator`: what stands behind the first one is segment 1, as in
+        BERT's pretraining (Devlin et al. 2019, section 3.2). None: no segments.
         split: "train", "val", or "test", which is every development row: MNLI's mismatched too.
         """
         self.ids, self.pad, self.max_length, self.ladder = ids, pad, max_length, ladder
+        self.separator = separator
         chosen = [i for i, row in enumerate(rows) if row.split.partition("_")[0] == split]
         self.rows = [rows[i] for i in chosen]
         # (rows, sequences a row): the numbers of the sequences in ids
@@ -660,21 +672,24 @@ class GlueData:
         self.lengths, self.tokens = lengths.max(axis=1), lengths.sum(axis=1)
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, attention_mask (rows · sequences a row, seq), the sequences of a row side by
-        side; labels (rows,) int64, float32 for a score."""
+        """input_ids, attention_mask, token_type_ids where the model has segments (rows · sequences
+        a row, seq), the sequences of a row side by side; labels (rows,) int64, float32 for a score.
+        """
         sequences = [self.ids[number] for number in self.numbers[rows].ravel()]
         longest = max(map(len, sequences))
         width = core.ladder_length(longest, self.max_length, self.ladder)
         input_ids = np.full((len(sequences), width), self.pad, np.int64)
-        mask = np.zeros((len(sequences), width), np.int64)
+        mask, segments = np.zeros((2, len(sequences), width), np.int64)
         for i, sequence in enumerate(sequences):
             input_ids[i, : len(sequence)] = sequence
             mask[i, : len(sequence)] = 1
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(self.labels[rows]),
-        }
+            if self.separator is not None:
+                first = 1 + int((sequence == self.separator).argmax())
+                segments[i, first : len(sequence)] = 1
+        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": self.labels[rows]}
+        if self.separator is not None:
+            batch["token_type_ids"] = segments
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
 # ------------------------------------------------------------------------ loss, scores
@@ -685,7 +700,8 @@ def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
     COPA's model gives one number a sequence; the two of a row stand side by side.
     """
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    logits = model(**inputs).logits
     return logits.reshape(len(batch["labels"]), -1)
 
 

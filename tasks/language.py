@@ -130,8 +130,9 @@ def _articles(
     if alone:
         notes.append(f"there is no other part: {alone} is split into train and validation by us")
     for part, lines in parts.items():
+        first = next((i for i, line in enumerate(lines) if line.strip()), 0)
         starts = [i for i, line in enumerate(lines) if HEADING.match(line)]
-        starts = [0, *(start for start in starts if "".join(lines[:start]).strip())]
+        starts = [0, *(start for start in starts if start > first)]
         for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
             text = "".join(lines[start:end])
             if not text:

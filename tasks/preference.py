@@ -525,14 +525,13 @@ class Preference:
             shape = (len(ids.ids), hidden)
             dtype = {"bf16": np.int16, "fp16": np.float16, "fp32": np.float32}[self.precision]
         key = {
-            **{"kind": "frozen encoder, version 1", "rows": shape[0], "precision": self.precision},
+            **{"kind": "frozen encoder, version 2", "rows": shape[0], "precision": self.precision},
             **{"weights": feature_cache.fingerprint(encoder, frozen=True)},
             **{"config": architecture_of(encoder.config), "attention": self.attention},
-            **{
-                "device": self.world.device.type,
-                "tokens": ids.fingerprint(),
-                "max_length": self.config.max_length,
-            },
+            **{"tokens": ids.fingerprint(), "max_length": self.config.max_length},
+            # what else changes the rounding
+            **{"device": core.device_name(self.world.device), "compile": self.config.compile},
+            "torch": torch.__version__,
         }
         values, found = feature_cache.kept_rows(key, shape, dtype, self._frozen_outputs, self.world)
         if values is None:
@@ -702,11 +701,13 @@ class Predictor:
             raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
         self.facts = json.loads((folder / "preference.json").read_text())
         self.world = core.single_world(config.device)
-        machine, kind = self.world.machine, pretrained.load_config(str(folder)).model_type
+        known = pretrained.load_config(str(folder))
+        machine, kind = self.world.machine, known.model_type
         device = self.world.device.type
         asked = self.facts.get("precision", "auto")  # the run's own, for the run's own answers
         self.precision = core.choose_precision(asked, device, machine, kind)
-        attention = core.choose_attention("auto", device, self.precision, machine, kind)
+        asked = "auto" if pretrained.knows_sdpa(known) else "eager"
+        attention = core.choose_attention(asked, device, self.precision, machine, kind)
         self.tokenizer = pretrained.load_tokenizer(str(folder))
         encoder = pretrained.load_encoder(str(folder), attention=attention)
         pretrained.read_first_token_alone(encoder)
@@ -716,8 +717,13 @@ class Predictor:
         self.model.to(self.world.device).eval()
         self.temperature = 1.0
         if config.calibrated:
-            saved = Path(config.run) / "test/metrics/metrics.json"
-            self.temperature = json.loads(saved.read_text())["temperature"]
+            saved = json.loads((Path(config.run) / "test/metrics/metrics.json").read_text())
+            if saved["tested_with"] != config.weights:
+                raise ValueError(
+                    f"--calibrated: the temperature is that of the {saved['tested_with']} weights, "
+                    f"not of the {config.weights} ones (--weights)"
+                )
+            self.temperature = saved["temperature"]
 
     def __call__(self, rows: Sequence[arena.PairRow]) -> np.ndarray:
         """Probabilities (rows, 3) of A, B, tie."""

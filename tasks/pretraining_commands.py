@@ -1,6 +1,7 @@
 """What pretrain_bert.py does besides training: irreducible losses, calibration, downloads."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tqdm import tqdm
 import core
 from methods import clock as clocks
 from methods.batch_selection import IrreducibleLosses
+from methods.dropout import use_word_dropout
 from models import bert
 from tasks import corpora, downloads, pretraining
 
@@ -65,8 +67,19 @@ class ExtractConfig:
     """where to compute"""
 
 
+def whole_parts(folder: Path) -> list[Path]:
+    """The parts of a table; damaged ones are deleted, so that their sequences are missing."""
+    parts = sorted(folder.glob("part_" + 6 * "[0-9]"))
+    for part in parts:
+        if problem := core.damage(part):
+            print(f"{part} is damaged ({problem}): its sequences are computed again")
+            shutil.rmtree(part)
+    return [part for part in parts if part.exists()]
+
+
 def extract_il_losses(config: ExtractConfig) -> None:
-    """Write the table part by part; the same command goes on where it was interrupted.
+    """Write the table part by part; the same command goes on where it was interrupted, and
+    computes again what was damaged or deleted.
 
     The loss of one pass under fixed masks, in nats per masked token: an estimate from a single
     draw, as published.
@@ -81,7 +94,9 @@ def extract_il_losses(config: ExtractConfig) -> None:
             "train one with validation.il_model=True"
         )
     folder = Path(config.output or Path(config.run) / "il_losses")
-    done = sorted(folder.glob("part_??????"))
+    done = whole_parts(folder)
+    # not len(done): where a part was deleted, that is the number of another one
+    first = int(done[-1].name.removeprefix("part_")) + 1 if done else 0
     known = np.zeros(0, np.int64)
     if done:
         known = IrreducibleLosses.load(folder, split.fingerprint).ids
@@ -92,12 +107,14 @@ def extract_il_losses(config: ExtractConfig) -> None:
     with tqdm(
         total=len(split.train), initial=len(known), unit="sequence", mininterval=every
     ) as bar:
-        for number, start in enumerate(range(0, len(missing), config.part_rows), len(done)):
+        for number, start in enumerate(range(0, len(missing), config.part_rows), first):
             rows = np.arange(start, min(start + config.part_rows, len(missing)))
             values = sequence_losses(model, data, rows, world.device, precision, bar)
             part = IrreducibleLosses(missing[rows], values[:, 0] / values[:, 1], split.fingerprint)
             part.save_part(folder, number)
-    print(f"{len(split.train):,} irreducible losses: {folder}")
+    table = IrreducibleLosses.load(folder, split.fingerprint)
+    table.require(split.train)
+    print(f"{len(table):,} irreducible losses: {folder}")
 
 
 # ------------------------------------------------------------------------------ calibration
@@ -133,6 +150,8 @@ def calibrate(config: CalibrateConfig) -> None:
     precision = core.choose_precision(config.precision, world.device.type, world.machine, "bert")
     model = bert.build_masked_lm(config.model, config.vocab_size, 0, config.max_length)
     model.to(world.device)
+    if world.device.type == "cpu":
+        use_word_dropout(model)  # as training does: another attention in bf16, other masks
     layers = model.config.num_hidden_layers
     depths = sorted({1, max(1, layers // 4), max(1, layers // 2), layers})
     shape = (config.micro_batch, config.max_length)
@@ -214,16 +233,19 @@ def download(config: DownloadConfig) -> None:
         raise ValueError(f"download {config.what}: expected c4-subset or il_losses")
 
 
-def validate(run: str, world: core.World) -> dict[str, float | int | list]:
-    """Validation loss of a saved run, under the masks that it was validated with."""
-    settings, corpus, split, model = pretraining.open_run(Path(run), world)
+def validate(
+    run: str, world: core.World, weights: str = "final"
+) -> dict[str, str | float | int | list]:
+    """Validation loss of a run's final or best weights, under the masks of its validation."""
+    settings, corpus, split, model = pretraining.open_run(Path(run), world, weights)
     data = corpora.MlmData(corpus, split.validation)
     values = sequence_losses(
         model, data, np.arange(len(data)), world.device, precision_of(settings, world)
     )
     groups = corpus.group_of(data.ids)
     loss_sum, targets = values.sum(axis=0)
-    found: dict[str, float | int | list] = {"n": len(data), "val_loss": loss_sum / targets}
+    found: dict[str, str | float | int | list] = {"weights": weights, "n": len(data)}
+    found["val_loss"] = loss_sum / targets
     if interval := pretraining.loss_interval(values, groups):
         found["val_loss_ci95"] = interval
     found["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)

@@ -394,9 +394,11 @@ class Classification(tuning.Tuning):
         each = self.rows_each(self.config.max_length)
         self.train.features, found = cached_features(
             {
-                **{"kind": "text features, version 1", "weights": fingerprint(model.base_model)},
+                **{"kind": "text features, version 2", "weights": fingerprint(model.base_model)},
                 **{"model": model.config.model_type, "precision": self.precision},
-                **{"tokens": self.train.fingerprint(), "device": self.world.device.type},
+                "tokens": self.train.fingerprint(),
+                # what else changes the rounding
+                **{"device": core.device_name(self.world.device), "torch": torch.__version__},
             },
             lambda: core.evaluate_rows(self.state, self.train, causal.features, each),
             self.world,

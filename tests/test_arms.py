@@ -1,6 +1,7 @@
 """The preference experiments end to end, with tiny models in place of the published ones."""
 
 import csv
+import http.server
 import importlib
 import json
 import math
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -528,6 +530,10 @@ def test_calibrated_predictions_divide_the_logits(saved_run):
     )
     scaled = plain ** (1 / temperature)
     assert temperature != 1 and calibrated == pytest.approx(scaled / scaled.sum(), abs=1e-6)
+    other = {"best": "final", "final": "best"}[metrics_of(saved_run)["tested_with"]]
+    config = preference.PredictConfig(run=str(saved_run), calibrated=True, weights=other)
+    with pytest.raises(ValueError, match="--calibrated: the temperature is that of the"):
+        preference.Predictor(config)
 
 
 def test_predict_one_pair_from_the_command_line(saved_run):
@@ -904,3 +910,36 @@ def test_hub_does_not_answer(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert preference.pretrained.hub_answers() is False
+
+
+def test_a_hub_that_refuses_answers(monkeypatch):
+    """Too many requests from a shared address, a mirror without a front page."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(429)
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert preference.pretrained.hub_answers() is True
+
+
+def test_an_architecture_without_sdpa_is_opened(tmp_path):
+    """MPNet, as in all-mpnet-base-v2."""
+    from transformers import MPNetConfig, MPNetModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MPNetConfig(vocab_size=50, intermediate_size=32, **sizes)
+    MPNetModel(config).save_pretrained(tmp_path)
+    world = core.single_world("cpu")
+    settings = run_5_models.Config(model=str(tmp_path))
+    config = preference.pretrained.load_config(str(tmp_path))
+    _, attention = preference.pretrained.choose_kernels(settings, world, config)
+    encoder = preference.pretrained.load_encoder(str(tmp_path), attention=attention)
+    assert attention == "eager"
+    assert encoder(torch.ones(1, 4, dtype=torch.long)).last_hidden_state.shape == (1, 4, 32)

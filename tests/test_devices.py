@@ -71,6 +71,17 @@ def test_deberta_never_gets_fp16(model_type):
             core.choose_precision("fp16", device, machine, model_type)
 
 
+def test_an_xpu_without_float64_sums_in_float32_and_scales_nothing():
+    """Arc's A-series: pytorch issue 147731."""
+    alchemist = Machine(xpu=1, xpu_fp64=False, xpu_bf16=False)
+    assert core.sum_dtype("xpu", alchemist) == core.sum_dtype("mps", CPU) == torch.float32
+    for device, machine in (("xpu", ARC), ("cuda", A100), ("cpu", CPU), ("cpu", alchemist)):
+        assert core.sum_dtype(device, machine) == torch.float64
+    assert core.choose_precision("auto", "xpu", alchemist) == "fp32"
+    with pytest.raises(ValueError, match="no float64.*use bf16"):
+        core.choose_precision("fp16", "xpu", alchemist)
+
+
 @pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
 def test_deberta_has_eager_attention_only(model_type):
     assert core.choose_attention("auto", "cuda", "bf16", A100, model_type) == "eager"

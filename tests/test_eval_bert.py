@@ -126,7 +126,9 @@ def test_every_task_trains_and_is_tested_once(suite, name, suites, data):
     if task.num_outputs > 1:
         assert tuple(model.config.id2label.values()) == task.classes
     sentences = glue.cached_sequences(task, read, tokenizer, 64, core.single_world("cpu"))
-    test = glue.GlueData(sentences, read, "test", tokenizer.pad_token_id, 64)
+    separator = glue.segment_separator(tokenizer, model.config)
+    assert separator == tokenizer.sep_token_id
+    test = glue.GlueData(sentences, read, "test", tokenizer.pad_token_id, 64, None, separator)
     with torch.no_grad():
         values = glue.outputs(model.eval(), test.collate(np.arange(len(rows)), None)).numpy()
     again = glue.predictions(task, test.rows, values)
@@ -315,12 +317,19 @@ def test_published_words():
 
 
 def test_mlm_is_the_validation_of_a_pretraining_run(monkeypatch, capsys):
-    def validate(run, world):
-        return {"run": run, "val_loss": 2.5}
+    def validate(run, world, weights):
+        return {"run": run, "weights": weights, "val_loss": 2.5}
 
     monkeypatch.setattr(pretraining_commands, "validate", validate)
-    evaluate("name=il_model", "--suite=mlm", "--device=cpu")
-    assert capsys.readouterr().out == "run results/bert/il_model\nval_loss 2.5\n"
+    for word, weights in (
+        ("eval=mlm", "final"),
+        ("--weights=best", "best"),
+        ("eval.checkpoint=smallest", "best"),
+        ("eval.checkpoint=latest", "final"),
+    ):
+        evaluate("name=il_model", "--suite=mlm", "--device=cpu", word)
+        said = f"run results/bert/il_model\nweights {weights}\nval_loss 2.5\n"
+        assert capsys.readouterr().out == said
 
 
 # ---- models ----

@@ -562,6 +562,31 @@ def test_a_length_that_cannot_hold_the_fields_is_refused(folder, tokenizer):
         encode(TASKS["multirc"], rows, tokenizer, 15)
 
 
+def test_segments_are_those_of_the_tokenizer_itself(folder, tokenizer, tiny_bert):
+    """Also of the only field there is; models without segments get none."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny_bert)
+    separator = glue.segment_separator(tokenizer, config)
+    for name in ("rte", "cola"):
+        task, rows = TASKS[name], load(name, folder)
+        ids = glue.cached_sequences(task, rows, tokenizer, 64, core.single_world("cpu"))
+        data = glue.GlueData(ids, rows, "test", tokenizer.pad_token_id, 64, separator=separator)
+        batch = data.collate(np.arange(len(data.rows)), None)
+        texts = [
+            list(column) for column in zip(*(r.fields.values() for r in data.rows), strict=True)
+        ]
+        expected = tokenizer(*texts, padding=True, return_tensors="pt")
+        for part in ("input_ids", "attention_mask", "token_type_ids"):
+            width = expected[part].shape[1]  # ours may be padded further
+            assert torch.equal(batch[part][:, :width], expected[part]), (name, part)
+            assert not batch[part][:, width:].any()
+    config.type_vocab_size = 1  # RoBERTa's
+    assert glue.segment_separator(tokenizer, config) is None
+    data = glue.GlueData(ids, rows, "test", tokenizer.pad_token_id, 64)
+    assert "token_type_ids" not in data.collate(np.arange(2), None)
+
+
 # ---- training and evaluation with core ----
 
 

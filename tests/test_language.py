@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,19 @@ def test_own_text_and_its_splits(tmp_path):
     more.write_text("\n\n".join(["one more", *TEXTS]))
     again = {d.group: d.split for d in language.load_documents(str(more), None, 0.2, 0.2)[0]}
     assert all(again[d.group] == d.split for d in documents)  # rows that are added move no others
+
+
+def test_many_articles_are_found_in_one_pass():
+    """WikiText-103 has 28,500: looking back to the first line from each took hours."""
+    lines = [" \n"] + [
+        f" = Article {i} = \n" if i % 20 == 0 else "words .\n" for i in range(160_000)
+    ]
+    started = time.perf_counter()
+    documents, _, _ = language._articles(
+        {"train": lines, "val": lines[:50], "test": []}, 0.1, False
+    )
+    assert time.perf_counter() - started < 2
+    assert sum(document.split == "train" for document in documents) == 8000
 
 
 def test_real_wikitext(cache_folder):

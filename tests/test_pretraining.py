@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,15 @@ import torch
 import torch.distributed as dist
 from conftest import PROJECT, WORDS, run_script
 from safetensors.torch import load_file
+from test_sampler import Rows, one_of, plain
 
 import core
+import eval_bert
 import pretrain_bert
 import runs
 from methods.batch_selection import IrreducibleLosses
 from methods.clock import RTX_3090, BudgetClock, Costs, price
+from models import bert
 from settings import parse_settings
 from tasks import pretraining, pretraining_commands
 
@@ -222,7 +227,75 @@ def test_two_processes_are_the_same_run_as_one(words, whole, tmp_path):
         assert metrics_of(two)["val_loss"] == pytest.approx(metrics_of(one)["val_loss"], abs=2e-4)
 
 
+# ------------------------------------------------------------------------ Sophia's curvature
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_the_curvature_are_those_of_a_new_loader(size, workers):
+    data, config = Rows(103), pretraining.Config(batch=16, micro_batch=4, workers=workers)
+    for rank in range(size):
+        kept = pretraining.SeekingLoader(data, config, one_of(size, rank))
+        for position in (0, 4, 8, 3, 30):  # back, too: a signal cut one off; 7 an epoch
+            found = []
+            for loader in (kept, core.TrainLoader(data, config, one_of(size, rank))):
+                loader.micro_batch = 4
+                loader.seek(position)
+                works = [loader.next()]
+                loader.halve()  # out of memory: the same batch again
+                works.append(loader.next())
+                found.append([(plain(work), work.sizes) for work in works])
+                assert loader.position == position + 1
+            assert found[0] == found[1]
+
+
+def test_estimates_of_the_curvature_share_one_order_of_the_rows(words, tmp_path, monkeypatch):
+    made = []
+    original = core.StepSampler.__init__
+
+    def __init__(self, data, *rest) -> None:
+        made.append(data)
+        original(self, data, *rest)
+
+    monkeypatch.setattr(core.StepSampler, "__init__", __init__)
+    out = train(words, tmp_path / "run", "optimizer=sophiag", "sophia.every=2")
+    assert metrics_of(out)["work"]["curvature"]["4"] >= 3 * 8
+    assert len(made) == 2  # of the rows to train on, and of those of the curvature
+
+
 # ------------------------------------------------------------------ budget, figures, folders
+
+
+def test_layer_drop_is_charged_the_depths_that_ran(words, tmp_path):
+    more = ["layer_drop.enabled=true", "micro_batch=1", "dry_run=true", f"out={tmp_path}"]
+    config = parse([*words, *more])
+    ran: dict[int, int] = {}
+    with core.distributed(config) as world, runs.Run(config, world) as run:
+        task = pretraining.Pretraining(config, world, run)
+        state, original = task.build_state(), task.losses
+
+        def losses(model, batch, layers):
+            ran[len(layers)] = ran.get(len(layers), 0) + len(batch["labels"])
+            return original(model, batch, layers)
+
+        task.losses = losses
+        while not state.clock.done:
+            core.train_step(state, task.loss_sum)
+    assert state.clock.counts["train"] == ran and len(ran) > 2
+
+
+def test_a_dry_run_is_charged_its_steps_alone(words, tmp_path, monkeypatch, capsys):
+    original = pretraining.Pretraining.build_state
+
+    def build_state(task: pretraining.Pretraining) -> core.State:
+        state = original(task)
+        task.step_started -= 3600  # as if compiling had taken an hour
+        return state
+
+    monkeypatch.setattr(pretraining.Pretraining, "build_state", build_state)
+    train(words, tmp_path / "run", "budget_unit=hours", "budget=1", "dry_run=true")
+    steps = re.search(r"steps ([\d,]+) ", capsys.readouterr().out).group(1)
+    assert int(steps.replace(",", "")) > 100
 
 
 def test_free_work_buys_updates_and_charged_work_costs_them(words, tmp_path):
@@ -241,6 +314,25 @@ def test_the_final_weights_open_with_transformers_and_have_that_loss(words, whol
     assert found["unigram_entropy"] == metrics_of(folder)["unigram_entropy"]
     low, high = metrics_of(folder)["val_loss_ci95"]
     assert low < found["val_loss"] < high
+
+
+@pytest.mark.parametrize("word", ["--weights=best", "eval.checkpoint=smallest"])
+def test_validation_reads_the_weights_that_were_asked_for(word, whole, tmp_path, capsys):
+    run = shutil.copytree(whole["plain"], tmp_path / "run")
+    settings = [f"--model={run}", "--suite=mlm", "--device=cpu"]
+    found = []
+    for words in (settings, [*settings, word]):
+        eval_bert.main(*parse_settings(eval_bert.Config, words, "eval_bert", eval_bert.ALIASES))
+        said = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+        found.append(json.loads((run / "mlm/test/metrics/metrics.json").read_text()))
+        assert said["weights"] == found[-1]["weights"]
+        # what is read next is no trained model
+        model = bert.build_masked_lm("bert-tiny", 200, 0, 16)
+        shutil.rmtree(run / "train/weights/best")
+        core.write_folder(run / "train/weights/best", lambda to, m=model: bert.save_model(m, to))
+    assert [each["weights"] for each in found] == ["final", "best"]
+    assert found[0]["val_loss"] == pytest.approx(metrics_of(run)["val_loss"], abs=1e-4)
+    assert found[1]["val_loss"] > found[0]["val_loss"] + 0.02
 
 
 def test_rows_of_predictions_sum_to_the_loss(whole):
@@ -286,8 +378,12 @@ def test_evaluations_at_shares_of_the_budget(words, tmp_path):
 # ---------------------------------------------------------------------------------- commands
 
 
-def test_irreducible_losses_are_extracted_continued_and_used(words, tmp_path, capsys):
-    il = train(words, tmp_path / "il", "validation.il_model=True")
+@pytest.fixture(scope="module")
+def il(words, tmp_path_factory) -> Path:
+    return train(words, tmp_path_factory.mktemp("il") / "run", "validation.il_model=True")
+
+
+def test_irreducible_losses_are_extracted_continued_and_used(il, words, tmp_path):
     config = pretraining_commands.ExtractConfig(run=str(il), device="cpu", part_rows=100)
     pretraining_commands.extract_il_losses(config)
     parts = sorted((il / "il_losses").glob("part_*"))
@@ -296,8 +392,6 @@ def test_irreducible_losses_are_extracted_continued_and_used(words, tmp_path, ca
     _, corpus, split, model = pretraining.open_run(il, world)
     table = IrreducibleLosses.load(il / "il_losses", split.fingerprint)
     assert np.array_equal(table.ids, np.sort(split.train))
-    import shutil
-
     shutil.rmtree(parts[-1])  # interrupted
     pretraining_commands.extract_il_losses(config)
     again = IrreducibleLosses.load(il / "il_losses", split.fingerprint)
@@ -315,6 +409,52 @@ def test_irreducible_losses_are_extracted_continued_and_used(words, tmp_path, ca
     plain = pretraining_commands.ExtractConfig(run=str(used), device="cpu")
     with pytest.raises(ValueError, match="il_model=True"):
         pretraining_commands.extract_il_losses(plain)
+
+
+@pytest.mark.parametrize("kind", ["deleted", "torn"])
+def test_what_is_extracted_again_replaces_no_good_part(kind, il, tmp_path, capsys):
+    _, _, split, _ = pretraining.open_run(il, core.single_world("cpu"))
+    table = tmp_path / "table"
+    config = pretraining_commands.ExtractConfig(
+        str(il), str(table), part_rows=-(-len(split.train) // 5), device="cpu"
+    )
+    pretraining_commands.extract_il_losses(config)
+    before = IrreducibleLosses.load(table, split.fingerprint)
+    kept = {n: (table / f"part_{n:06d}/losses.npz").read_bytes() for n in (0, 1, 3, 4)}
+    if kind == "deleted":
+        shutil.rmtree(table / "part_000002")
+    else:
+        file = table / "part_000002/losses.npz"
+        file.write_bytes(file.read_bytes()[:-9])
+    capsys.readouterr()
+    pretraining_commands.extract_il_losses(config)
+    said = capsys.readouterr().out
+    again = IrreducibleLosses.load(table, split.fingerprint)
+    assert np.array_equal(again.ids, before.ids) and np.array_equal(again.ids, np.sort(split.train))
+    assert again.losses == pytest.approx(before.losses, abs=1e-5)
+    assert f"{len(again):,} irreducible losses" in said
+    assert ("part_000002 is damaged" in said) == (kind == "torn")
+    for number, contents in kept.items():
+        assert (table / f"part_{number:06d}/losses.npz").read_bytes() == contents
+
+
+def test_calibrate_times_the_kernels_that_training_uses(words, tmp_path, monkeypatch):
+    kernels, modules = [], []
+    original = bert.masked_lm_losses
+
+    def masked_lm_losses(model, *rest):
+        kernels.append(model.config._attn_implementation)
+        modules.append({type(module) for module in model.modules()})
+        return original(model, *rest)
+
+    monkeypatch.setattr(bert, "masked_lm_losses", masked_lm_losses)
+    train(words, tmp_path / "run", "model=hf-bert-mini", "dry_run=true")
+    trained = kernels[-1], modules[-1]
+    config = pretraining_commands.CalibrateConfig("hf-bert-mini", str(tmp_path / "costs.json"))
+    config.max_length, config.vocab_size, config.batch = 16, 200, 8
+    config.micro_batch, config.repeats, config.device = 4, 1, "cpu"
+    pretraining_commands.calibrate(config)
+    assert (kernels[-1], modules[-1]) == trained
 
 
 def test_calibrate_writes_prices_that_a_clock_takes(tmp_path, words):

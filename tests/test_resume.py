@@ -23,6 +23,7 @@ from conftest import PROJECT, WORDS, command, environment
 
 import core
 import run_2_appendprompt
+import runs
 from settings import parse_settings
 from tasks import preference
 
@@ -640,6 +641,40 @@ def test_rows_that_changed_are_not_continued(again, settings, tmp_path):
     for _ in range(2):  # the failed attempt must not make the new rows the run's own
         with pytest.raises(ValueError, match="rows of --data changed"):
             train_here(*settings, *SHORT, "--out", str(again))
+
+
+def test_the_rows_of_then_are_remembered(again, settings, monkeypatch):
+    """Whatever a session with other rows did before it was refused or stopped."""
+    then = {name: record(again)[name] for name in runs.FINGERPRINTS}
+    words = [*settings, *SHORT, "--out", str(again)]
+    load_rows = preference.load_rows
+
+    def other_rows(config, world, run):
+        rows = load_rows(config, world, run)
+        run.record(data_fingerprint="another", split_fingerprint="another")
+        return rows
+
+    def cut_off(config, world, run):
+        other_rows(config, world, run)
+        raise KeyboardInterrupt
+
+    for other, ends in ((cut_off, SystemExit), (other_rows, ValueError)):
+        monkeypatch.setattr(preference, "load_rows", other)
+        with pytest.raises(ends):
+            train_here(*words)
+        assert {name: record(again)[name] for name in runs.FINGERPRINTS} == then
+    monkeypatch.setattr(preference, "load_rows", load_rows)
+    train_here(*words)
+    assert record(again)["status"] == "finished"
+
+
+def test_a_folder_in_which_nothing_began_takes_other_rows(settings, tmp_path):
+    words = [*settings, *SHORT, "--out", str(tmp_path / "run"), "--stop_after", "1"]
+    with pytest.raises(ValueError):
+        train_here(*words, "--limit", "3")
+    assert record(tmp_path / "run")["data_fingerprint"]
+    train_here(*words)
+    assert training_steps(tmp_path / "run") == [1]
 
 
 def test_other_settings_are_refused_and_listed(again, settings):

@@ -197,6 +197,8 @@ OUT_OF_MEMORY = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"),
     "xpu": RuntimeError("XPU out of memory, please use `empty_cache`"),
+    "level_zero": RuntimeError("error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
     "python": MemoryError(),
 }
 
@@ -301,6 +303,15 @@ def test_the_loss_scale_follows_torchs_own():
         scales.append(state.scaler.get_scale() / 2**10)
     assert scales[:6] == [1, 1, 2, 1, 1, 1]
     assert max(scales) > 1 and min(scales) < 1
+
+
+@pytest.mark.parametrize(("before", "now"), [("fp32", "fp16"), ("fp16", "bf16")])
+def test_a_run_goes_on_in_another_precision(before, now):
+    """From an A100 or a CPU to a T4, and back."""
+    saved = build(precision=before).state_dict()
+    state = build(precision=now)
+    state.load_state_dict(saved)
+    assert state.scaler.is_enabled() == (now == "fp16")
 
 
 def test_a_real_fp16_overflow_is_skipped_and_the_scale_falls_until_it_fits():
