@@ -11,6 +11,7 @@ A decoder's answer to a text is read at its last token, an encoder's by its own 
 
 import copy
 import importlib.util
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import core
 from core import IGNORE_INDEX
 from models import pretrained
 
@@ -222,6 +224,20 @@ def depth_groups(
                 options = {"lr": rates[name] * lr, "weight_decay": decay, "part": name}
                 groups.append({"params": chosen, **options})
     return groups
+
+
+def train_but_frozen(model: nn.Module) -> None:
+    """Training mode, but evaluation mode for frozen parts: what they give must not vary.
+
+    The dropout of GPT-2's embeddings has no parameters and stands beside the blocks: it belongs
+    to the embeddings, as all that comes before the blocks.
+    """
+    core.train_but_frozen(model, True)
+    if pretrained.is_frozen(model.get_input_embeddings()):
+        blocks = pretrained.find_layers(model)
+        owner = next(m for m in model.modules() if any(c is blocks for c in m.children()))
+        for below in itertools.takewhile(lambda child: child is not blocks, owner.children()):
+            below.eval()
 
 
 # ------------------------------------------------------------------------- classification

@@ -27,9 +27,9 @@ def generate(
     from transformers import GenerationConfig
 
     before, _ = causal.added_tokens(tokenizer)
-    encoded = [
-        before + tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts
-    ]
+    # as in training, an <|endoftext|> that somebody wrote is text
+    plain = {"add_special_tokens": False, "split_special_tokens": True}
+    encoded = [before + tokenizer(prompt, **plain)["input_ids"] for prompt in prompts]
     positions = pretrained.max_positions(model.config) or 1 << 30
     longest = max(map(len, encoded), default=0)
     if longest >= positions:

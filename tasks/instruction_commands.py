@@ -132,9 +132,9 @@ def _answer_rows(config: GenerateConfig, template: str, answers: Any) -> None:
     lines = []
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
-        found = answers([instructions.prompt_of(row, template) for row in part])
-        for row, response in zip(part, found, strict=True):
-            lines.append(judging.answer_line(row, response))
+        prompts = [instructions.prompt_of(row, template) for row in part]
+        for row, prompt, response in zip(part, prompts, answers(prompts), strict=True):
+            lines.append(judging.answer_line(row, prompt, response))
         print(f"{len(lines):,} of {len(rows):,} rows", flush=True)
     core.write_text(Path(config.output), "".join(json.dumps(line) + "\n" for line in lines))
     print(f"answers: {config.output}")

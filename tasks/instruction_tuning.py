@@ -110,13 +110,31 @@ class InstructionTuning(tuning.Tuning):
             return instructions.InstructionData(
                 *(ids, rows, split, self.tokenizer.pad_token_id, config.max_length),
                 *(config.packing, 8 if config.compile else None, count),
+                answered=config.mask_prompt and split == "train",
             )
 
         few = None if config.eval_batches is None else config.eval_batches * config.batch
         self.train, self.val, self.test_data = part("train"), part("val", few), part("test")
         self.train_sample = part("train", min(TRAIN_SAMPLE, len(self.val.rows)))
+        if config.mask_prompt:
+            self.check_responses()
         if cut := self.train.cut + self.val.cut + self.test_data.cut:
             world.say(f"{cut:,} rows are longer than --max_length {config.max_length}: cut there")
+
+    def check_responses(self) -> None:
+        """ValueError where no row is left to train on, or none to choose the weights by."""
+        inside = f"inside --max_length {self.config.max_length}"
+        if self.train.left_out:
+            self.world.say(
+                f"{self.train.left_out:,} training rows have no token of a response {inside}: "
+                "left out"
+            )
+        held_out = any(map(self.val.has_response, self.val.index))
+        for name, there in (("training", len(self.train.rows)), ("validation", held_out)):
+            if not there:
+                raise ValueError(
+                    f"--mask_prompt: no {name} row has a token of a response {inside}: raise it"
+                )
 
     # -- model
 
@@ -192,6 +210,7 @@ class InstructionTuning(tuning.Tuning):
         labels = batch["labels"]
         if self.config.mask_prompt:
             labels = labels.masked_fill(~batch["is_response"], IGNORE_INDEX)
+        causal.train_but_frozen(model)  # train_step has put all of it into training mode
 
         def loss(model: nn.Module) -> Tensor:
             return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
@@ -214,12 +233,14 @@ class InstructionTuning(tuning.Tuning):
 
     def evaluate(self) -> dict[str, float]:
         """Loss and perplexity of validation and of some training rows, over all tokens and over
-        those of the responses; val_loss is over the tokens that are trained on."""
+        those of the responses if there are any; val_loss is over the tokens that are trained on."""
         found: dict[str, float] = {}
         for part, data in (("val", self.val), ("train_sample", self.train_sample)):
             totals = self.sums(data).sum(axis=0).reshape(2, 2)
             for kind, (loss_sum, targets) in zip(KINDS, totals, strict=True):
-                loss = float(loss_sum / max(targets, 1))
+                if targets == 0:  # all rows end before their response
+                    continue
+                loss = float(loss_sum / targets)
                 found[f"{part}_{kind}_loss"] = loss
                 found[f"{part}_{kind}_perplexity"] = math.exp(min(loss, 700))
         trained = KINDS[self.config.mask_prompt]

@@ -248,7 +248,8 @@ def encode(parts: Sequence[Sequence[tuple[str, bool]]], tokenizer: Any) -> Itera
     """Token ids of each text; those of its responses are written as ~id, which is negative.
 
     A token that reaches over the border between prompt and response belongs to the prompt unless
-    it begins in the response. The end of text follows, as a part of the response.
+    it begins in the response. The end of text follows, as a part of the response. ValueError where
+    the tokenizer has none, or finds it in a text.
     """
     end = tokenizer.eos_token_id
     if end is None:
@@ -257,6 +258,7 @@ def encode(parts: Sequence[Sequence[tuple[str, bool]]], tokenizer: Any) -> Itera
     encoded = tokenizer(
         ["".join(text for text, _ in row) for row in parts],
         **{"add_special_tokens": False, "return_attention_mask": False, "verbose": False},
+        split_special_tokens=True,  # an <|endoftext|> that somebody wrote is text like any other
         return_offsets_mapping=True,
     )
     for row, ids, offsets in zip(
@@ -265,6 +267,11 @@ def encode(parts: Sequence[Sequence[tuple[str, bool]]], tokenizer: Any) -> Itera
         is_response = np.concatenate([np.full(len(text), kind) for text, kind in row] + [[False]])
         starts = np.array([start for start, _ in offsets], np.int64)
         ids = np.array(ids, np.int64)
+        if (ids == end).any():  # a Unigram model has it among its pieces
+            raise ValueError(
+                f"a row has the text {tokenizer.eos_token}, which this tokenizer takes for the end "
+                "of text: take it out"
+            )
         answer = is_response[np.minimum(starts, len(is_response) - 1)].astype(bool)
         yield [*before, *np.where(answer, ~ids, ids).tolist(), ~end]
 
@@ -275,7 +282,7 @@ def cached_sequences(
     """`encode` of all rows, from the cache on disk."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     key = {
-        **{"kind": "instructions, version 1", "content": data_fingerprint(rows)},
+        **{"kind": "instructions, version 2", "content": data_fingerprint(rows)},
         **{"tokenizer": core.tokenizer_fingerprint(tokenizer), "template": template},
     }
 
@@ -293,6 +300,8 @@ class InstructionData:
     """The rows of one split as a data set for core's loaders; long ones keep their beginning.
 
     packing: the rows of a micro-batch stand end to end (models/packed.py); else they are padded.
+    answered: without the rows that end before their first response, which are counted in left_out;
+    a batch of them alone would have nothing to train on.
     """
 
     def __init__(
@@ -305,15 +314,22 @@ class InstructionData:
         packing: bool = True,
         ladder: int | None = None,
         count: int | None = None,
+        answered: bool = False,
     ):
         self.ids, self.pad, self.max_length = ids, pad, max_length
         self.packing, self.ladder = packing, ladder
         index = [i for i, row in enumerate(rows) if row.split == split]
-        self.index = np.array(index[:count], np.int64)
+        kept = [i for i in index if self.has_response(i)] if answered else index
+        self.left_out = len(index) - len(kept)
+        self.index = np.array(kept[:count], np.int64)
         self.rows = [rows[i] for i in self.index]
         whole = ids.lengths[self.index] - 1  # the last token is a label only
         self.lengths = self.tokens = np.minimum(whole, max_length)
         self.cut = int((whole > max_length).sum())
+
+    def has_response(self, i: int) -> bool:
+        """Whether a label of ids[i] inside max_length belongs to a response."""
+        return bool((self.ids[i][1 : self.max_length + 1] < 0).any())
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
         """input_ids, labels, is_response (rows, seq), or (1, tokens) with row_lengths (rows,).

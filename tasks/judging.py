@@ -120,6 +120,7 @@ def answers_of_run(config: JudgeConfig) -> Path:
         **{"weights": config.weights, "max_new_tokens": config.max_new_tokens},
         **{"rows": [row.id for row in rows], "template": template},
         "manifest": (run / "train/weights" / config.weights / "manifest.json").read_text(),
+        "version": 2,  # the lines of the first one had no prompt
     }
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     file = run / f"test/analysis/answers_{name}.jsonl"
@@ -133,23 +134,30 @@ def answers_of_run(config: JudgeConfig) -> Path:
         part = rows[start : start + 64]
         prompts = [instructions.prompt_of(row, template) for row in part]
         found = generation.generate(model, tokenizer, prompts, config.max_new_tokens)
-        lines += [answer_line(row, text) for row, text in zip(part, found, strict=True)]
+        lines += [
+            answer_line(row, prompt, text)
+            for row, prompt, text in zip(part, prompts, found, strict=True)
+        ]
         print(f"answered {len(lines):,} of {len(rows):,} test rows", flush=True)
     core.write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     return file
 
 
-def answer_line(row: instructions.Row, response: str) -> dict[str, str]:
-    """A line of an answers file."""
+def answer_line(row: instructions.Row, prompt: str, response: str) -> dict[str, str]:
+    """A line of an answers file. prompt: all that the model read; instruction, input and output
+    are of the last turn."""
     instruction, given, output = row.turns[-1]
     return {
         **{"id": row.id, "group": row.group, "instruction": instruction, "input": given},
-        **{"output": output, "model_response": response},
+        **{"prompt": prompt, "output": output, "model_response": response},
     }
 
 
 def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
-    """Lines of an answers file with id and group; ValueError (file, line, field)."""
+    """Lines of an answers file with id, group and prompt; ValueError (file, line, field).
+
+    Where a line has no prompt, as in older files, it is made of the instruction and the input.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; alpaca_sft.py generate --data writes one")
     rows = []
@@ -163,10 +171,15 @@ def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
         for name in FIELDS:
             if not isinstance(row, dict) or not isinstance(row.get(name), str):
                 raise ValueError(f"{file}, line {number}, field {name}: expected text")
-        own = arena.stable_hash("instruction", row["instruction"], row.get("input", ""))
+        asked = (row["instruction"], row.get("input", ""))
+        own = arena.stable_hash("instruction", *asked)
+        prompt = row.get("prompt", instructions.format_prompt(*asked))
+        if not isinstance(prompt, str):
+            raise ValueError(f"{file}, line {number}, field prompt: expected text")
         rows.append(
             {"id": str(row.get("id", number)), "group": str(row.get("group", own)), "input": ""}
             | {k: v for k, v in row.items() if k in (*FIELDS, "input")}
+            | {"prompt": prompt}
         )
     if not rows:
         raise ValueError(f"{file}: it holds no answers")
@@ -175,8 +188,16 @@ def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
 
 
 def answer_of(row: dict[str, str]) -> judge.Answer:
-    prompt = instructions.format_prompt(row["instruction"], row["input"])
-    return judge.Answer(row["id"], prompt, row["output"], row["model_response"])
+    return judge.Answer(row["id"], row["prompt"], row["output"], row["model_response"])
+
+
+def asked_of(row: dict[str, str]) -> str:
+    """What a preference run reads: one instruction as people ask it, without the template that it
+    has never seen; a conversation as the answering model read it."""
+    asked = (row["instruction"], row["input"])
+    if row["prompt"] in (instructions.format_prompt(*asked, t) for t in instructions.TEMPLATES):
+        return "\n\n".join(text for text in asked if text)
+    return row["prompt"]
 
 
 def write(
@@ -223,8 +244,9 @@ class PreferenceJudge:
     def __init__(self, run: Path, device: str):
         self.run = run
         check_preference_run(run)
-        self.predictor = preference.Predictor(
-            preference.PredictConfig(run=str(run), device=device, calibrated=True)
+        weights = json.loads((run / "test/metrics/metrics.json").read_text())["tested_with"]
+        self.predictor = preference.Predictor(  # the weights that were tested and calibrated
+            preference.PredictConfig(run=str(run), weights=weights, device=device, calibrated=True)
         )
 
     def __repr__(self) -> str:
@@ -235,10 +257,9 @@ class PreferenceJudge:
         pairs = []
         for order in (0, 1):
             for number, row in enumerate(rows):
-                asked = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
                 sides = ([row["model_response"]], [row["output"]])[:: -1 if order else 1]
                 name = f"{number}-{order}"
-                pairs.append(arena.PairRow(name, [asked], *sides, None, row["group"], ""))
+                pairs.append(arena.PairRow(name, [asked_of(row)], *sides, None, row["group"], ""))
         first, second = np.split(self.predictor(pairs), 2)
         wins = (first[:, 0] + second[:, 1] + first[:, 2] / 2 + second[:, 2] / 2) / 2
         empty = np.array([not row["model_response"].strip() for row in rows])

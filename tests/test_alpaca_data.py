@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_causal import END, tiny_tokenizer
 from tiny_instructions import alpaca_rows, build_models, texts, write_rows
 
 import core
@@ -135,6 +136,68 @@ def test_the_whole_text_is_tokenised_at_once_and_one_end_of_text_follows(models,
         assert tokenizer.decode(plain[signed < 0][:-1]) == response
 
 
+def sentence_pieces():
+    """Llama's kind: spaces as ▁, bytes for what is unknown, <s> in front."""
+    from tokenizers import Tokenizer, trainers
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Metaspace
+    from transformers import LlamaTokenizer
+
+    pieces = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
+    pieces.pre_tokenizer = Metaspace(prepend_scheme="first")
+    named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=named, show_progress=False)
+    pieces.train_from_iterator(texts(), trainer)
+    model = json.loads(pieces.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return LlamaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=True)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "chat", "llama"])
+def test_special_tokens_that_stand_in_a_row_are_text(kind, tmp_path):
+    tokenizer = sentence_pieces() if kind == "llama" else tiny_tokenizer(texts())
+    names = ["<s>", "</s>"] if kind == "llama" else [END]
+    if kind == "chat":  # as SmolLM2's
+        names = ["<|im_start|>", "<|im_end|>", END]
+        chat = {"eos_token": names[1], "additional_special_tokens": names[:1]}
+        tokenizer.add_special_tokens(chat)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = causal.load_tokenizer(str(tmp_path))
+    said = " ".join(["write", *names, "it"])
+    plain_row, row = (
+        instructions.build_row({"instruction": text, "input": text, "output": text}, "place", 1)
+        for text in ("write it", said)
+    )
+    both = [instructions.segments(r, "alpaca") for r in (plain_row, row)]
+    plain, ids = (
+        np.array([~i if i < 0 else i for i in signed])
+        for signed in instructions.encode(both, tokenizer)
+    )
+    before, _ = causal.added_tokens(tokenizer)
+    assert len(before) == (kind == "llama")
+    text = instructions.prompt_of(plain_row, "alpaca") + "write it"
+    whole = [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert plain.tolist() == [*whole, tokenizer.eos_token_id]
+    special = [tokenizer.convert_tokens_to_ids(name) for name in names]
+    assert tokenizer.eos_token_id in special
+    assert not np.isin(ids[len(before) : -1], special).any()
+    assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids).count(said) == 3
+
+
+def test_an_end_of_text_that_cannot_be_told_from_text_is_refused():
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+    from tokenizers.pre_tokenizers import Metaspace
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(Unigram([("</s>", 0.0), ("▁", -5.0), ("a", -5.0)], unk_id=1))
+    pieces.pre_tokenizer = Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>")
+    assert list(instructions.encode([[("a", False), ("a", True)]], tokenizer))[0][-1] == ~0
+    with pytest.raises(ValueError, match="a row has the text </s>, which this tokenizer takes"):
+        list(instructions.encode([[("a ", False), ("a </s>", True)]], tokenizer))
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_labels_are_the_next_tokens_and_the_padding_has_none(packing, models, rows):
     tokenizer = causal.load_tokenizer(str(models["gpt2"]))
@@ -160,6 +223,34 @@ def test_long_rows_keep_their_beginning(models, rows):
     batch = data.collate(np.array([1]), 0)
     first = ids[data.index[1]]
     assert batch["input_ids"][0].tolist() == np.where(first < 0, ~first, first)[:20].tolist()
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_that_end_before_their_response_can_be_left_out(packing, models, tmp_path):
+    given = alpaca_rows()
+    for number in (2, 5, 57):  # two of train, one of validation
+        given[number]["instruction"] = f"write {number} " * 40
+    (tmp_path / "rows.json").write_text(json.dumps(given))
+    rows, _ = instructions.load_rows(str(tmp_path / "rows.json"))
+    tokenizer = causal.load_tokenizer(str(models["gpt2"]))
+    ids = instructions.cached_sequences(rows, tokenizer, "alpaca", WORLD)
+    pad = tokenizer.pad_token_id
+
+    def part(split: str, size: int = MAX_LENGTH, **more):
+        return instructions.InstructionData(ids, rows, split, pad, size, packing, **more)
+
+    whole, data = part("train"), part("train", answered=True)
+    assert (whole.left_out, whole.cut, data.left_out, data.cut) == (0, 2, 2, 0)
+    assert {row.id for row in whole.rows} - {row.id for row in data.rows} == {"row-3", "row-6"}
+    for row in range(len(data.rows)):
+        assert data.collate(np.array([row]), 0)["is_response"].any()
+    assert not whole.collate(np.array([2, 5]), 0)["is_response"].any()
+    first = part("train", answered=True, count=4)
+    assert [row.id for row in first.rows] == ["row-1", "row-2", "row-4", "row-5"]
+    # the label after the last token counts, and no further one
+    begins = int(np.argmax(ids[0] < 0))
+    assert 0 in part("train", begins, answered=True).index
+    assert 0 not in part("train", begins - 1, answered=True).index
 
 
 # ------------------------------------------------------------------------------ packing
@@ -289,6 +380,15 @@ def test_answers_of_a_batch_are_those_one_by_one(kind, models):
     assert text.removeprefix(prompts[0]).strip() == together[0]
     drawn = [generation.generate(model, tokenizer, prompts, 6, 1.0, 50, seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_end_of_text_in_a_prompt_is_text_to_the_model_that_answers(models, monkeypatch):
+    model, tokenizer = load(models, "gpt2")
+    seen = []
+    answer = model.generate
+    monkeypatch.setattr(model, "generate", lambda **g: seen.append(g["input_ids"]) or answer(**g))
+    generation.generate(model, tokenizer, [f"write {END} it"], 2)
+    assert tokenizer.eos_token_id not in seen[0] and tokenizer.decode(seen[0][0]).count(END) == 1
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(models):

@@ -1,5 +1,6 @@
 """alpaca_sft.py end to end: full and LoRA, resuming, processes, configs, commands."""
 
+import csv
 import importlib
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import torch
 import yaml
 from conftest import PROJECT, run_script
 from safetensors.torch import load_file
-from tiny_instructions import build_models, write_rows
+from tiny_instructions import alpaca_rows, build_models, write_rows
 
 import alpaca_sft
 import core
@@ -22,7 +23,7 @@ from models import pretrained
 from reports import page
 from settings import parse_settings
 from tasks import instruction_commands as commands
-from tasks import instruction_tuning
+from tasks import instruction_tuning, instructions, judging
 from tasks.arena import strip_control
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +239,77 @@ def test_masking_the_prompt_trains_and_selects_on_responses(models, rows, tmp_pa
     assert metrics_of(tmp_path)["trained_on"] == "response"
 
 
+def rows_with_long_prompts(path: Path, numbers: range | tuple) -> Path:
+    given = alpaca_rows()
+    for number in numbers:
+        given[number]["instruction"] = f"write {number} " * 40
+    path.write_text(json.dumps(given))
+    return path
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_masked_prompts_that_fill_max_length_are_left_out(packing, models, tmp_path, capfd):
+    # of 51 rows for training, 6 for the test, 3 for validation
+    long = rows_with_long_prompts(tmp_path / "rows.json", (*range(0, 40), 52, 57))
+    words = words_of(models, long, "gpt2", "--mask_prompt", "--sample_tokens=0")
+    words += [f"--packing={packing}", "--batch=1", "--micro_batch=1", f"--out={tmp_path / 'run'}"]
+    assert train(*words).status == "finished"
+    said = capfd.readouterr().out
+    assert "40 training rows have no token of a response inside --max_length 128: left out" in said
+    assert "2 rows are longer than --max_length 128: cut there" in said
+    assert len(lines_of(tmp_path / "run")) == 11
+    found = metrics_of(tmp_path / "run")
+    with open(tmp_path / "run/test/metrics/predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["response_num_targets"]) > 0 for row in table] == [True, False, *[True] * 4]
+    sums = [sum(float(r[f"response_{n}"]) for r in table) for n in ("loss_sum", "num_targets")]
+    assert found["response_loss"] == pytest.approx(sums[0] / sums[1]) and found["n"] == 6
+
+
+def test_masked_prompts_need_a_response_to_train_on_and_to_select_by(models, rows, tmp_path):
+    words = [*words_of(models, rows, "gpt2", "--mask_prompt"), f"--out={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match="no training row has a token of a response inside --max"):
+        train(*words, "--max_length=20")
+    long = rows_with_long_prompts(tmp_path / "rows.json", range(57, 60))
+    with pytest.raises(ValueError, match="no validation row has a token of a response inside"):
+        train(*words, f"--data={long}")
+
+
+def test_without_a_response_in_reach_no_figure_of_responses_is_made_up(models, rows, tmp_path):
+    words = words_of(models, rows, "gpt2", "--max_length=20", "--sample_tokens=0")
+    train(*words, f"--out={tmp_path}")
+    last = lines_of(tmp_path, "val_loss")[-1]
+    assert last["val_loss"] == last["val_all_loss"] > 0
+    found = [*last, *metrics_of(tmp_path), *metrics_of(tmp_path, "baseline")]
+    assert not any("response" in name for name in found)
+
+
+@pytest.mark.parametrize("tuned", ["--freeze=bottom:1", "--lora_layers=last:1"])
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_frozen_blocks_drop_nothing(tuned, packing, models, rows, tmp_path):
+    """In a training step a frozen block gives the same twice, the one above it does not."""
+    words = [*words_of(models, rows), tuned, "--dropout=0.5", f"--packing={packing}", *QUIET]
+    words += LORA if "lora" in tuned else []
+    config = parse_settings(alpaca_sft.Config, [*words, f"--out={tmp_path}"], "x")[0]
+    with core.distributed(config) as world, runs.Run(config, world) as run:
+        config = instruction_tuning.with_recipe(config)
+        task = instruction_tuning.InstructionTuning(config, world, run)
+        state = task.build_state(task.load_model())
+        given: list[list[torch.Tensor]] = [[], []]
+        for block, outputs in zip(pretrained.find_layers(state.model), given, strict=True):
+            block.register_forward_hook(
+                lambda _, __, out, outputs=outputs: outputs.append(
+                    (out[0] if isinstance(out, tuple) else out).detach()
+                )
+            )
+        batch = task.train.collate(torch.arange(3).numpy(), 0)
+        for seed in (0, 1):
+            state.model.train()  # as core.train_step
+            core.seed_everything(seed, world.device)
+            task.loss_sum(state.model, batch)
+    assert torch.equal(*given[0]) and not torch.allclose(*given[1])
+
+
 def test_frozen_blocks_stay_and_what_is_above_them_learns(models, rows, tmp_path):
     words = words_of(models, rows, "llama", "--freeze=bottom:1", "--baseline=false")
     train(*words, "--sample_tokens=0", f"--out={tmp_path}")
@@ -318,9 +390,15 @@ def test_answers_to_the_rows_of_a_file(finished, rows, tmp_path, capsys):
     run_command(capsys, "generate", *words, f"--output={tmp_path / 'a.jsonl'}", "--device=cpu")
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(lines) == 6 and {"id", "instruction", "output", "model_response"} <= lines[0].keys()
+    for line in lines:
+        asked = instructions.format_prompt(line["instruction"], line["input"])
+        assert line["prompt"] == asked
     one = [f"--instruction={lines[0]['instruction']}", f"--input={lines[0]['input']}"]
     said = run_command(capsys, "generate", words[0], *one, words[3], "--device=cpu")
     assert said.strip() == strip_control(lines[0]["model_response"]).strip()
+    judged = judging.JudgeConfig(run=str(out), max_new_tokens=4, device="cpu")
+    own = judging.answers_of_run(judged).read_text().splitlines()
+    assert [json.loads(line) for line in own] == lines
 
 
 def test_lines_of_standard_input_are_answered(finished, capsys, monkeypatch):

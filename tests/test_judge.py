@@ -15,7 +15,7 @@ from run_folders import classifier, write_run
 
 from evaluation import judge
 from settings import parse_settings
-from tasks import judging
+from tasks import instructions, judging
 
 KEY = "sk-secret-1234567890"
 FAST = {"first_wait_seconds": 0.001, "timeout_seconds": 0.3}
@@ -328,6 +328,51 @@ def test_a_line_without_an_answer_is_named(tmp_path):
         judging.read_answers(tmp_path / "a.jsonl", None)
 
 
+CONVERSATION = [
+    ("system", "Be brief."),
+    ("user", "Name a bird."),
+    ("assistant", "A heron."),
+    ("user", "Another."),
+    ("assistant", "A wren."),
+]
+
+
+def test_the_judge_sees_the_conversation_that_was_answered(tmp_path):
+    messages = [{"role": role, "content": text} for role, text in CONVERSATION]
+    row = instructions.build_row({"messages": messages}, "place", 1)
+    prompt = instructions.prompt_of(row, "alpaca")
+    line = judging.answer_line(row, prompt, "A stork.")
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    (found,) = judging.read_answers(tmp_path / "a.jsonl", None)
+    question = judge.build_question(judging.answer_of(found))
+    assert prompt in question and judging.asked_of(found) == prompt
+    assert all(text in question for _, text in [*CONVERSATION, ("", "A stork.")])
+
+
+@pytest.mark.parametrize("template", instructions.TEMPLATES)
+def test_one_instruction_is_judged_with_the_template_and_by_a_preference_run_without(
+    template, tmp_path
+):
+    row = instructions.build_row({"instruction": "Add.", "input": "1 2", "output": "3"}, "p", 1)
+    prompt = instructions.prompt_of(row, template)
+    line = judging.answer_line(row, prompt, "4")
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    (found,) = judging.read_answers(tmp_path / "a.jsonl", None)
+    assert judging.answer_of(found) == judge.Answer("row-1", prompt, "3", "4")
+    assert judging.asked_of(found) == "Add.\n\n1 2"
+
+
+def test_older_answers_without_a_prompt_are_read_and_a_wrong_one_is_named(tmp_path):
+    old = {"instruction": "Add.", "input": "1 2", "output": "3", "model_response": "4"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(old) + "\n")
+    (found,) = judging.read_answers(tmp_path / "a.jsonl", None)
+    assert judging.answer_of(found).prompt == instructions.format_prompt("Add.", "1 2")
+    assert judging.asked_of(found) == "Add.\n\n1 2"
+    (tmp_path / "a.jsonl").write_text(json.dumps(old | {"prompt": ["a"]}) + "\n")
+    with pytest.raises(ValueError, match="line 1, field prompt: expected text"):
+        judging.read_answers(tmp_path / "a.jsonl", None)
+
+
 # ----------------------------------------------------------------------- preference run
 
 
@@ -365,7 +410,7 @@ def test_a_preference_run_is_asked_in_both_orders(tmp_path, tiny_bert, pair_csv,
     monkeypatch.setattr(judging, "check_preference_run", lambda run: None)
     rows = [
         {"instruction": "write", "input": "", "group": "g", "output": "a good film"}
-        | {"model_response": text}
+        | {"prompt": instructions.format_prompt("write"), "model_response": text}
         for text in ("a good film", "", "slow and sad")
     ]
     found = judging.PreferenceJudge(out, "cpu").score(rows)
