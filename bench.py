@@ -117,6 +117,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     add("--picture", type=Path, help="ratios of all that --output holds")
     add("--side", help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
+    add("--seed", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if not arguments.output and (arguments.markdown or arguments.picture):
         parser.error("--markdown and --picture show what --output FILE holds: name it, too")

@@ -1,14 +1,16 @@
 """GLUE, not speed: is eval_bert.py as good as transformers' Trainer on the same rows?
 
-python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb
+python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb --repeats 3
 
-Writes run folders to results/bench/glue and compares each pair with report.py.
+--repeats: seeds of each side, 0 and on. Writes run folders to results/bench/glue (those that are
+finished stay) and compares both sides of each task with report.py.
 """
 
 import argparse
 import csv
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,7 @@ def settings(arguments: argparse.Namespace, task: str) -> list[str]:
         *("--model=minilm", f"--suite={task}", f"--data={arguments.data}"),
         *("--lr=1e-4", f"--epochs={arguments.epochs}", "--batch=32", "--max_length=128"),
         *("--schedule=linear", "--warmup_frac=0", "--test_with=final", "--max_grad_norm=1"),
-        *(f"--precision={arguments.precision}", "--seed=0", "--page=false"),
+        *(f"--precision={arguments.precision}", f"--seed={arguments.seed}", "--page=false"),
     ]
 
 
@@ -34,19 +36,22 @@ def run(arguments: argparse.Namespace) -> Found:
     """Each task by eval_bert.py and by transformers' Trainer, then report.py compare."""
     for task in arguments.tasks.split(","):
         ours, peer = (Path("results/bench/glue", task, side) for side in ("ours", "peer"))
-        words = settings(arguments, task)
-        commands = [[sys.executable, str(PROJECT / "eval_bert.py"), *words, f"--out={ours}"]]
-        words = ["glue", "--side=peer", f"--data={arguments.data}", f"--epochs={arguments.epochs}"]
-        words += [f"--precision={arguments.precision}"]
-        if not (peer / "run.json").exists():
-            words += [f"--tasks={task}", f"--folder={peer}"]
-            commands.append([sys.executable, str(PROJECT / "bench.py"), *words])
-        commands.append(
-            [sys.executable, str(PROJECT / "report.py"), "compare", str(peer), str(ours)]
-        )
-        for command in commands:
-            subprocess.run(command, check=True)
+        for arguments.seed in range(arguments.repeats):
+            seed = f"seed_{arguments.seed}"
+            words = [*settings(arguments, task), f"--out={ours / seed}"]
+            call(arguments.threads, "eval_bert.py", *words)
+            words = [f"--data={arguments.data}", f"--epochs={arguments.epochs}"]
+            words += [f"--precision={arguments.precision}", f"--tasks={task}"]
+            words += [f"--seed={arguments.seed}", f"--folder={peer / seed}"]
+            if not (peer / seed / "run.json").exists():
+                call(arguments.threads, "bench.py", "glue", "--side=peer", *words)
+        call(arguments.threads, "report.py", "compare", str(peer), str(ours))
     return Found()  # report.py has said it
+
+
+def call(threads: int, script: str, *words: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, str(PROJECT / script), *words], check=True, env=environment)
 
 
 def peer(arguments: argparse.Namespace) -> dict:

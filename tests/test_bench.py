@@ -62,6 +62,45 @@ def test_a_side_is_told_what_the_row_was_told():
     assert differ == {"side", "folder"}
 
 
+def test_glue_asks_each_side_for_each_seed(monkeypatch, tmp_path):
+    import eval_bert
+    from benchmarks import glue
+    from settings import parse_settings
+
+    calls = []
+    monkeypatch.setattr(glue, "call", lambda threads, *words: calls.append((threads, *words)))
+    monkeypatch.chdir(tmp_path)
+    words = "glue --data glue --tasks rte,cola --epochs 2 --precision bf16 --threads 1 --repeats 2"
+    glue.run(bench.parse(words.split()))
+    assert {threads for threads, *_ in calls} == {1} and len(calls) == 2 * (2 * 2 + 1)
+    for _, script, *words in calls[5:]:  # of CoLA
+        if script == "report.py":
+            assert words == [
+                "compare",
+                "results/bench/glue/cola/peer",
+                "results/bench/glue/cola/ours",
+            ]
+            continue
+        if script == "bench.py":
+            told = bench.parse(words)
+            seed, folder = told.seed, str(told.folder)
+            assert (told.side, told.tasks) == ("peer", "cola") and folder.endswith(
+                f"peer/seed_{seed}"
+            )
+            words = glue.settings(told, told.tasks)
+        config, _ = parse_settings(eval_bert.Config, words, "eval_bert.py")
+        assert (config.suite, config.precision, config.epochs, config.data) == (
+            "cola",
+            "bf16",
+            2,
+            "glue",
+        )
+        if script == "eval_bert.py":
+            seed = config.seed
+            assert config.out == f"results/bench/glue/cola/ours/seed_{seed}"
+        assert config.seed == seed and seed in (0, 1)
+
+
 @pytest.mark.parametrize("words", (["mlm", "--peer=lightning"], ["mlm", "--markdown=table.md"]))
 def test_what_cannot_be_done_is_said(words, capsys):
     with pytest.raises(SystemExit):
