@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> Found:
     """Each task by eval_bert.py and by transformers' Trainer, then report.py compare."""
     for task in arguments.tasks.split(","):
         ours, peer = (Path("results/bench/glue", task, side) for side in ("ours", "peer"))
-        for arguments.seed in range(arguments.repeats):
-            seed = f"seed_{arguments.seed}"
+        for number in range(arguments.repeats):
+            arguments.seed, seed = number, f"seed_{number}"
             words = [*settings(arguments, task), f"--out={ours / seed}"]
             call(arguments.threads, "eval_bert.py", *words)
             words = [f"--data={arguments.data}", f"--epochs={arguments.epochs}"]
