@@ -67,7 +67,9 @@ def _steps_in(folder: str) -> list[str]:
         raise ValueError(
             f"{folder}: give two steps or more, or a folder that has one folder a step"
         )
-    return [str(each) for each in sorted(path.iterdir()) if each.is_dir()]
+    folders = {run.parent for run in path.glob("*/run.json")}  # a run a step, or its seeds
+    folders |= {run.parent.parent for run in path.glob("*/*/run.json")}
+    return sorted(map(str, folders))
 
 
 def _cells(arm: Arm, columns: Sequence[str]) -> dict[str, Cell]:

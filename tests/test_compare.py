@@ -81,6 +81,7 @@ def test_each_step_is_compared_with_the_one_before_it(runs, report):
 def test_a_folder_of_steps_is_read_in_the_order_of_names(runs, report, tmp_path):
     for name, arm in (("1_weak", "weak"), ("2_strong", "strong"), ("0_again", "again")):
         shutil.copytree(runs / arm / "seed_0", tmp_path / name / "seed_0")
+    (tmp_path / "3_has_not_begun").mkdir()
     said = report("steps", tmp_path, "--markdown")
     names = re.findall(r"^\| (\d_\w+) ", said, re.MULTILINE)
     assert names == ["0_again", "1_weak", "2_strong"]
