@@ -130,15 +130,12 @@ def choose_precision(asked: str, device: str, machine: Machine, model_type: str 
     """bf16 | fp16 | fp32. DeBERTa's attention overflows in fp16, so it never gets it."""
     if "deberta" in model_type and asked == "fp16":
         raise ValueError("--precision fp16: DeBERTa's attention overflows in it: use bf16 or fp32")
-    scales = device != "xpu" or machine.xpu_fp64  # what scales fp16's losses needs float64 there
-    if asked == "fp16" and not scales:
-        raise ValueError("--precision fp16: this XPU has no float64, which it needs: use bf16")
     if asked != "auto":
         return asked
     if device == "cuda":
         half = "bf16" if machine.cuda_capability >= (8, 0) else "fp16"
     elif device == "xpu":
-        half = "bf16" if machine.xpu_bf16 else "fp16" if scales else "fp32"
+        half = "bf16" if machine.xpu_bf16 else "fp16" if machine.xpu_fp64 else "fp32"
     else:  # a CPU repeats bit for bit in fp32; MPS autocast is young: ask for it by name
         return "fp32"
     return "fp32" if half == "fp16" and "deberta" in model_type else half
@@ -460,7 +457,7 @@ def _tokens_are_whole(folder: Path) -> bool:
     try:
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         return (folder / "ids.bin").stat().st_size == 4 * int(offsets[-1])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, EOFError):
         return False
 
 
@@ -963,6 +960,8 @@ class State:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.layer_of = {key: layer_of(name) for key, name in trained.items()}
         enabled = self.precision == "fp16"
+        if enabled and self.world.device.type == "xpu" and not self.world.machine.xpu_fp64:
+            raise ValueError("--precision fp16: training in it needs float64, which this XPU lacks")
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=enabled)
 
     def autocast(self) -> Any:

@@ -80,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     watch.add_argument("--once", action="store_true", help="print the state and stop")
 
     power = command("power", "how many rows and seeds would show a difference, before any run")
+    add_power_options(power)
+    return parser
+
+
+def add_power_options(power: argparse.ArgumentParser) -> None:
     power.add_argument("--difference", type=float, help="to be seen, in the metric's unit")
     power.add_argument("--accuracy", type=float, help="expected accuracy, 0 to 1")
     power.add_argument("--disagreement", type=float, help=(
@@ -96,7 +101,6 @@ def build_parser() -> argparse.ArgumentParser:
         "take these figures from earlier runs: two seeds of one setting, or more"
     ))  # fmt: skip
     power.add_argument("--metric", default="accuracy", help="of --like (default accuracy)")
-    return parser
 
 
 def run_command(arguments: argparse.Namespace) -> str:

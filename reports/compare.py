@@ -258,11 +258,11 @@ def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Ar
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise ValueError(f"{twice[0]} would be in two arms")
     for arm in arms:
-        arm.runs = _without_repeats(arm.runs)
+        arm.runs = without_repeats(arm.runs)
     return arms
 
 
-def _without_repeats(runs: Sequence[RunFolder]) -> list[RunFolder]:
+def without_repeats(runs: Sequence[RunFolder]) -> list[RunFolder]:
     """Runs of the same settings and seed are one draw: the first finished one stands for them."""
     kept: dict[Any, RunFolder] = {}
     for run in sorted(runs, key=lambda run: run.status != "finished"):

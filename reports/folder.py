@@ -56,8 +56,11 @@ class RunFolder:
     def sessions(self) -> list[dict[str, Any]]:
         """The record for each start of the run, with the device, versions and commit it met."""
         found = self.record.get("sessions")
-        sessions = found if isinstance(found, list) else []
-        return [self.record | each for each in sessions if isinstance(each, dict)] or [self.record]
+        found = found if isinstance(found, list) else []
+        sessions = [each for each in found if isinstance(each, dict)]
+        # what an older session did not write down is unknown, not what the last one met
+        common = {k: v for k, v in self.record.items() if not any(k in each for each in sessions)}
+        return [common | each for each in sessions] or [self.record]
 
     @cached_property
     def lines(self) -> tuple[list[dict], list[dict]]:

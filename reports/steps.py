@@ -6,15 +6,16 @@ from pathlib import Path
 from evaluation import comparisons
 from reports.compare import (
     Arm,
-    build_arms,
     compare,
     differences,
     mean_interval,
     metrics_in_common,
     refusal,
+    shortest_tails,
     show_p,
+    without_repeats,
 )
-from reports.folder import interval_of, is_run, shared_notes
+from reports.folder import find_runs, interval_of, is_run, shared_notes
 from reports.table import Cell, build_table, render
 
 
@@ -27,7 +28,9 @@ def report(
     steps, in the order of their names. metric: that of the differences, else the first that all
     have. columns: those of `table` to show beside it. ValueError when the rows are not the same.
     """
-    arms = build_arms(_steps_in(paths[0]) if len(paths) == 1 else paths)
+    arms, notes = _arms_of(_steps_in(paths[0]) if len(paths) == 1 else paths)
+    if len(arms) < 2:
+        raise ValueError("\n".join([*notes, "give two steps or more, or a folder of them"]))
     if why := refusal(arms):
         raise ValueError(f"not compared: {why}")
     metric = metric or metrics_in_common(arms)[0]
@@ -48,9 +51,12 @@ def report(
                 "": Cell(step.verdict if step.over_seeds else verdict),
             }
         lines.append(line)
+    table = render(list(lines[0]), lines, style)
+    if style == "csv":
+        return table
     runs = [run for arm in arms for run in arm.runs]
-    notes = [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
-    text = [*notes, *shared_notes(runs), render(list(lines[0]), lines, style), ""]
+    notes += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
+    text = [*notes, *shared_notes(runs), table, ""]
     text.append(f"p-values are Holm-corrected over these {len(found)} steps.")
     if not all(step.over_seeds for step in found):
         text.append(
@@ -70,6 +76,23 @@ def _steps_in(folder: str) -> list[str]:
     folders = {run.parent for run in path.glob("*/run.json")}  # a run a step, or its seeds
     folders |= {run.parent.parent for run in path.glob("*/*/run.json")}
     return sorted(map(str, folders))
+
+
+def _arms_of(paths: Sequence[str]) -> tuple[list[Arm], list[str]]:
+    """(each path as a step, of its runs with test rows; notes on those without)."""
+    arms, notes = [], []
+    labels = shortest_tails([Path(path).absolute().parts for path in paths])
+    for label, path in zip(labels, paths, strict=True):
+        there = find_runs(path)
+        runs = [run for run in without_repeats(there) if Arm("", [run]).predictions]
+        kept = {run.path for run in runs}
+        notes += [
+            f"note: {run.path} has no test rows yet, or repeats a run"
+            for run in there
+            if run.path not in kept
+        ]
+        arms += [Arm(label, runs)] if runs else []
+    return arms, notes
 
 
 def _cells(arm: Arm, columns: Sequence[str]) -> dict[str, Cell]:

@@ -142,7 +142,8 @@ def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -
     values = [float(value) for value in map(number, raw) if value is not None]
     if not values or name in setting:
         value = setting.get(name, raw[0])
-        return Cell(value if not isinstance(value, float) else show(value))
+        written = isinstance(value, int | float) and not isinstance(value, bool)
+        return Cell(show(value) if written else value)
     if isinstance(raw[0], int) and set(raw) == {raw[0]}:  # a count, the same in all runs
         return Cell(raw[0])
     if len(group) > 1:

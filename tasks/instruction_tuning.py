@@ -198,6 +198,8 @@ class InstructionTuning(tuning.Tuning):
             every = math.ceil(loader.steps_per_epoch / EVALUATIONS)
             state = self.state
             state.evaluation_due = lambda: state.clock.done or state.step % every == 0
+        frozen = not all(parameter.requires_grad for parameter in self.state.model.parameters())
+        self.frozen_dropout = frozen and config.dropout != 0
         if adapted:
             trained = sum(parameter.numel() for parameter in self.state.parameters)
             world.say(f"LoRA: {trained:,} parameters in {len(adapted)} adapters")
@@ -210,7 +212,8 @@ class InstructionTuning(tuning.Tuning):
         labels = batch["labels"]
         if self.config.mask_prompt:
             labels = labels.masked_fill(~batch["is_response"], IGNORE_INDEX)
-        causal.train_but_frozen(model)  # train_step has put all of it into training mode
+        if self.frozen_dropout:
+            causal.train_but_frozen(model)  # train_step has put all of it into training mode
 
         def loss(model: nn.Module) -> Tensor:
             return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)

@@ -88,8 +88,28 @@ def test_a_folder_of_steps_is_read_in_the_order_of_names(runs, report, tmp_path)
     assert "Two runs are two models" in said and "better" not in said and "differ |" in said
 
 
+def test_a_ladder_may_return_and_what_is_not_finished_is_left_out(runs, report, tmp_path):
+    for number, arm in enumerate(("weak", "strong", "weak", "strong")):
+        shutil.copytree(runs / arm, tmp_path / f"{number}_{arm}")
+    (tmp_path / "2_weak/seed_1/test/metrics/predictions.csv").unlink()
+    shutil.rmtree(tmp_path / "3_strong/seed_0/test")
+    steps = [tmp_path / name for name in ("0_weak", "1_strong", "2_weak", "3_strong/seed_0")]
+    said = report("steps", *steps, "--metric=accuracy")
+    lines = [re.split(r"\s{2,}", line) for line in said.splitlines()]
+    assert [line[:3] for line in lines if re.match(r"\d_", line[0])] == [
+        ["0_weak", "-", "0, 1, 2"],
+        ["1_strong", "lr 0.0001 → 0.0003", "0, 1, 2"],
+        ["2_weak", "lr 0.0003 → 0.0001", "0, 2"],
+    ]
+    assert said.count("no test rows yet") == 2
+    table = report("steps", *steps[:2], "--csv", "--metric=accuracy").splitlines()
+    assert len(table) == 3 and table[0].startswith("step,what changed,seeds,accuracy,accuracy_low")
+
+
 def test_what_is_no_ladder_is_refused(runs, report, tmp_path):
     assert "two steps or more" in report("steps", runs / "weak/seed_0", fails=True)
+    shutil.copytree(runs / "weak", tmp_path / "ladder/0_weak")
+    assert "two steps or more" in report("steps", tmp_path / "ladder", fails=True)
     write_run(tmp_path / "other/seed_0", classifier(100, 1.0, 0))
     said = report("steps", runs / "weak", tmp_path / "other", fails=True)
     assert "not compared: the test rows are not the same" in said
@@ -184,11 +204,15 @@ def test_a_run_that_went_on_elsewhere_says_so(tmp_path, report):
     write_run(tmp_path / "whole", rows, **there, sessions=[there])
     write_run(tmp_path / "parts", rows, **there, sessions=[here, there, there])
     write_run(tmp_path / "old", rows, **there)  # without a list of sessions
+    older = {name: value for name, value in here.items() if name != "device_name"}
+    write_run(tmp_path / "unnamed", rows, **there, sessions=[older, there])
     said = report("compare", tmp_path / "whole", tmp_path / "parts")
     lines = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()]
     assert ["device_name", "T4", "A100 then T4"] in lines
     assert ["versions.torch", "2", "1 then 2"] in lines
     assert "The environment differs too (device_name, versions.torch)" in said
+    said = report("compare", tmp_path / "whole", tmp_path / "unnamed")
+    assert re.search(r"device_name +T4 +- then T4\n", said)
     same = report("compare", tmp_path / "whole", tmp_path / "old")
     assert "No setting, data or environment differs" in same
 
