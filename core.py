@@ -288,7 +288,7 @@ def single_world(asked_device: str) -> World:
 
 def say_device(world: World, precision: str, attention: str) -> None:
     """What was chosen, in one line."""
-    device = f"{world.device.type}: {device_name(world.device)}"
+    device = f"{world.device.type}, {device_name(world.device)}"
     ipex = f" · ipex {world.machine.ipex}" if ipex_matches(world.machine) else ""
     processes = f"{world.size} processes ({world.backend})" if world.size > 1 else "1 process"
     world.say(

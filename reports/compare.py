@@ -627,6 +627,12 @@ def report(
     if why:
         lines += [f"Compared unpaired, although {why}: each figure on its own rows.", ""]
     lines += [*_figures_as_text(arms, found, style), "", *(c.sentence for c in found), ""]
+    return "\n".join([*lines, *caveats(found)])
+
+
+def caveats(found: Sequence[Comparison]) -> list[str]:
+    """What has to be said below these comparisons."""
+    lines = []
     if len(found) > 1:
         lines.append(f"p-values are Holm-corrected over these {len(found)} comparisons.")
     if not all(comparison.over_seeds for comparison in found):
@@ -634,7 +640,7 @@ def report(
             "Two runs are two models. What a change of method does is judged over seeds: "
             f"{comparisons.MIN_SEEDS} or more an arm."
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _differences_as_text(arms: Sequence[Arm], style: str) -> list[str]:
@@ -672,13 +678,19 @@ def _figures_as_text(arms: Sequence[Arm], found: list[Comparison], style: str) -
 
 
 def _figure(arm: Arm, name: str) -> str:
+    value, low, high = figure_of(arm, name)
+    text = f"{value:.4f}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    seeds = len(arm.predictions)
+    return text if seeds == 1 else f"{text} ({seeds} seeds)"
+
+
+def figure_of(arm: Arm, name: str) -> tuple[float, float, float]:
+    """A metric with its interval: the mean over seeds, or a run's own (NaN where it gave none)."""
     values = [rows.value(name) for rows in arm.predictions]
-    if len(values) == 1:
-        interval = interval_of(arm.predictions[0].reported, name)
-        text = f"{values[0]:.4f}"
-        return f"{text} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
-    mean, low, high = mean_interval(values)
-    return f"{mean:.4f} [{low:.4f}, {high:.4f}] ({len(values)} seeds)"
+    if len(values) > 1:
+        return mean_interval(values)
+    interval = interval_of(arm.predictions[0].reported, name) or (math.nan, math.nan)
+    return (values[0], *interval)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

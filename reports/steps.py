@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation import comparisons
 from reports.compare import (
     Arm,
+    caveats,
     compare,
     differences,
-    mean_interval,
+    figure_of,
     metrics_in_common,
     refusal,
     shortest_tails,
     show_p,
     without_repeats,
 )
-from reports.folder import find_runs, interval_of, is_run, shared_notes
+from reports.folder import find_runs, is_run, shared_notes
 from reports.table import Cell, build_table, render
 
 
@@ -38,8 +38,8 @@ def report(
     lines = []
     for number, arm in enumerate(arms):
         line = {"step": Cell(arm.label), "what changed": Cell("")}
-        line |= {**_cells(arm, ["seeds"]), metric: _figure(arm, metric)}
-        line |= _cells(arm, columns or [])
+        cells = _cells(arm, ["seeds", *(columns or [])])
+        line |= {"seeds": cells.pop("seeds"), metric: Cell(*figure_of(arm, metric)), **cells}
         line |= {name: Cell("") for name in ("against the one before", "p", "")}
         if number:
             step = found[number - 1]
@@ -56,14 +56,7 @@ def report(
         return table
     runs = [run for arm in arms for run in arm.runs]
     notes += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
-    text = [*notes, *shared_notes(runs), table, ""]
-    text.append(f"p-values are Holm-corrected over these {len(found)} steps.")
-    if not all(step.over_seeds for step in found):
-        text.append(
-            "Two runs are two models. What a change of method does is judged over seeds: "
-            f"{comparisons.MIN_SEEDS} or more a step."
-        )
-    return "\n".join(text)
+    return "\n".join([*notes, *shared_notes(runs), table, "", *caveats(found)])
 
 
 def _steps_in(folder: str) -> list[str]:
@@ -84,7 +77,8 @@ def _arms_of(paths: Sequence[str]) -> tuple[list[Arm], list[str]]:
     labels = shortest_tails([Path(path).absolute().parts for path in paths])
     for label, path in zip(labels, paths, strict=True):
         there = find_runs(path)
-        runs = [run for run in without_repeats(there) if Arm("", [run]).predictions]
+        tested = [run for run in there if (run.path / "test/metrics/predictions.csv").is_file()]
+        runs = without_repeats(tested)
         kept = {run.path for run in runs}
         notes += [
             f"note: {run.path} has no test rows yet, or repeats a run"
@@ -100,13 +94,6 @@ def _cells(arm: Arm, columns: Sequence[str]) -> dict[str, Cell]:
     if len(lines) > 1:
         raise ValueError(f"{arm.label}: its runs differ in more than the seed")
     return lines[0]
-
-
-def _figure(arm: Arm, metric: str) -> Cell:
-    values = [rows.value(metric) for rows in arm.predictions]
-    if len(values) > 1:
-        return Cell(*mean_interval(values))
-    return Cell(values[0], *(interval_of(arm.predictions[0].reported, metric) or ()))
 
 
 def changes(before: Arm, arm: Arm) -> str:

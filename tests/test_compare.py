@@ -75,7 +75,9 @@ def test_each_step_is_compared_with_the_one_before_it(runs, report):
     assert [line[1] for line in lines] == ["-", "nothing", "lr 0.0001 → 0.0003"]
     arms = compare.build_arms(ladder)
     assert compare._figure(arms[2], "log_loss").removesuffix(" (3 seeds)") in lines[2]
-    assert "Holm-corrected over these 2 steps" in said and "Two runs are two models" not in said
+    assert (
+        "Holm-corrected over these 2 comparisons" in said and "Two runs are two models" not in said
+    )
 
 
 def test_a_folder_of_steps_is_read_in_the_order_of_names(runs, report, tmp_path):
