@@ -62,7 +62,9 @@ def report(
 def _steps_in(folder: str) -> list[str]:
     """ValueError where a folder is a run, or no folder."""
     path = Path(folder)
-    if not path.is_dir() or is_run(path):
+    if not path.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if is_run(path):
         raise ValueError(
             f"{folder}: give two steps or more, or a folder that has one folder a step"
         )
