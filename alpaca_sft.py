@@ -20,13 +20,12 @@ over all tokens (as in the runs this repeats) or, with --mask_prompt, over the r
 reports both, ten times an epoch.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import core
 import runs
-from models import pretrained
+from experiments.experiment import or_embedded
 from models.lora import LoraConfig
 from settings import Settings
 
@@ -68,7 +67,7 @@ class Config(Settings):
     lora_head: bool = True
     """an adapter at the output matrix as well"""
     freeze: str = "none"
-    """without LoRA, what stays as it is: none, bottom (embeddings, half the blocks) or bottom:k"""
+    """without LoRA, what stays unchanged: none, bottom (embeddings, half the blocks) or bottom:k"""
     dropout: float | None = 0.0
     """dropout everywhere in the model; null: its own"""
     packing: bool | None = None
@@ -123,41 +122,55 @@ class Config(Settings):
 
 
 # What the script does without any settings where there is no hub.
-EMBEDDED = {
-    **{"model": "tiny-gpt2", "init": "random", "size": "tiny", "data": "reviews"},
-    **{"limit": 3000, "max_length": 192},
-    **{"lr": 2e-3, "batch": 16, "epochs": 2.0, "sample_tokens": 24},
+EMBEDDED: dict[str, Any] = {
+    "what": "a tiny GPT-2 on instructions about film reviews",
+    "fast": True,
+    "model": "tiny-gpt2",
+    "init": "random",
+    "size": "tiny",
+    "data": "reviews",
+    "limit": 3000,
+    "max_length": 192,
+    "lr": 2e-3,
+    "batch": 16,
+    "epochs": 2.0,
+    "sample_tokens": 24,
 }
 
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        if pretrained.use_embedded(given, world, "a tiny GPT-2 on instructions about film reviews"):
-            precision = pretrained.embedded_precision(config.precision, world)
-            config = dataclasses.replace(config, **EMBEDDED, precision=precision)
-        train(config, world)
+        train(or_embedded(config, given, world, **EMBEDDED), world)
 
 
 def train(config: Config, world: core.World) -> runs.Run:
-    from tasks import instruction_tuning
+    from experiments import instructions
 
-    config = instruction_tuning.with_recipe(config)
+    config = instructions.with_recipe(config)
     with runs.Run(config, world) as run:
-        task = instruction_tuning.InstructionTuning(config, world, run)
-        state = task.build_state(task.load_model())
+        experiment = instructions.InstructionTuning(config, world)
+        state = experiment.build_state(experiment.load_model())
         if config.dry_run:
-            run.dry_run(state, task.loss_sum)
+            run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
             return run
-        task.evaluate_baseline()
-        run.resume(state, task.evaluate)
+        run.write_baseline(lambda: experiment.baseline(state))
+        run.resume(state, experiment)
         while not run.done(state):
-            stats = core.train_step(state, task.loss_sum)
+            stats = core.train_step(state, experiment.loss_sum)
             run.after_step(state, stats)
-        run.finish(state, task.test)
+        run.finish(state, experiment)
     return run
 
 
 if __name__ == "__main__":
-    from tasks.instruction_commands import COMMANDS
+    from commands import generate, judge, merge_export, params
 
-    runs.launch(main, Config, COMMANDS)
+    commands = {
+        "convert": (merge_export.convert, merge_export.ConvertConfig),
+        "generate": (generate.generate, generate.GenerateConfig),
+        "judge": (judge.run_judge, judge.JudgeConfig),
+        "merge": (merge_export.merge, merge_export.WriteConfig),
+        "export": (merge_export.export, merge_export.WriteConfig),
+        "params": (params.params, params.ParamsConfig),
+    }
+    runs.launch(main, Config, commands)

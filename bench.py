@@ -1,4 +1,4 @@
-"""How fast is it, beside what people would use instead? One row a comparison, measured in pairs.
+"""How fast is it, beside what people would use instead? Comparisons, measured in pairs.
 
     python -m pip install -r requirements-bench.txt
     python bench.py mlm                       # pretraining against transformers' Trainer
@@ -10,12 +10,12 @@
     python bench.py glue --data FOLDER --tasks rte,mrpc,cola,stsb     # not speed: is it as good?
     python bench.py all --data FOLDER --output bench.json --markdown bench.md --picture bench.png
     python bench.py table --output bench.json --markdown bench.md     # of what was measured before
-    python bench.py all --quick               # does every row run? Tiny, one pair, says no speed
+    python bench.py all --quick               # does everything run? Tiny, one pair, says no speed
 
-A row is a file in benchmarks/. Ours and the peer run as processes of their own, one after the
-other, in turns: a machine's speed drifts, and only the ratio of neighbours says anything. Same
+A comparison is a file in benchmarks/. Ours and the peer run as processes of their own, one after
+the other, in turns: a machine's speed drifts, and only the ratio of neighbours says anything. Same
 model, rows, batch, steps, precision and threads. The first steps of each are not counted. Where
-the final losses do not agree, the row is void.
+the final losses do not agree, the comparison is void.
 
 all: FOLDER holds preference/pandalm.csv, alpaca/alpaca_en_demo.json, headlines/hn_titles.txt and
 glue/MRPC; what it lacks is left out. --output collects: what was measured by the same command
@@ -40,9 +40,9 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks import Found, Line, run_side
+from benchmarks import Line, Measured, run_side
 
-ROWS = sorted(p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py"))
+COMPARISONS = sorted(p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py"))
 # of all; {data}: a file or folder of --data
 PLAN = [
     "preference --data {data}/preference/pandalm.csv --repeats 3 --steps 8",
@@ -82,10 +82,10 @@ def main(words: list[str]) -> None:
     arguments = parse(words)
     if arguments.side:
         return print(json.dumps(measure(arguments)))
-    if arguments.row == "all":
+    if arguments.comparison == "all":
         run_all(arguments)
-    elif arguments.row != "table":
-        run_row(arguments, words)
+    elif arguments.comparison != "table":
+        run_comparison(arguments, words)
     if arguments.markdown or arguments.picture:
         from benchmarks import _tables
 
@@ -99,20 +99,20 @@ def parse(words: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("row", choices=[*ROWS, "all", "table"])
-    add("--data", default="hub", help="file or folder of a row that reads data, or hub")
-    add("--model", default="minilm", help="encoder of the preference rows (default minilm)")
-    add("--peer", help="of rows that have several: the names are in the row's file")
+    add("comparison", choices=[*COMPARISONS, "all", "table"])
+    add("--data", default="hub", help="file or folder of a comparison that reads data, or hub")
+    add("--model", default="minilm", help="encoder, of those that fine-tune one (default minilm)")
+    add("--peer", help="of comparisons that have several: their files name them")
     add("--tasks", default="rte,mrpc,cola,stsb", help="of glue; lora: of sft")
     add("--epochs", default="3", help="of glue, frozen and phase1 (default 3)")
-    add("--precision", default="fp32", help="fp32 (default) or bf16, of rows of encoders")
+    add("--precision", default="fp32", help="fp32 (default) or bf16, of encoders and headlines")
     add("--width", type=int, default=256, help="of headlines' model (default 256)")
     add("--eager", action="store_true", help="headlines' side without --compile")
     add("--repeats", type=int, default=5, help="pairs (default 5)")
     add("--steps", type=int, default=20, help="counted steps a run (default 20)")
     add("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    add("--quick", action="store_true", help="tiny, one pair of two steps: does the row run?")
-    add("--output", type=Path, help="JSON of every run of all rows; adds to it")
+    add("--quick", action="store_true", help="tiny, one pair of two steps: does it run?")
+    add("--output", type=Path, help="JSON of every run of all comparisons; adds to it")
     add("--markdown", type=Path, help="table of all that --output holds")
     add("--picture", type=Path, help="ratios of all that --output holds")
     add("--side", help=argparse.SUPPRESS)
@@ -121,17 +121,17 @@ def parse(words: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if not arguments.output and (arguments.markdown or arguments.picture):
         parser.error("--markdown and --picture show what --output FILE holds: name it, too")
-    if arguments.row == "table":
+    if arguments.comparison == "table":
         if not (arguments.output and (arguments.markdown or arguments.picture)):
             parser.error("table: name --output FILE, which is read, and --markdown or --picture")
         if not arguments.output.exists():
             parser.error(
-                f"--output {arguments.output}: no such file; a row measured with it makes it"
+                f"--output {arguments.output}: no such file; a comparison measured with it makes it"
             )
     if arguments.quick:
         arguments.repeats, arguments.steps = 1, 2
-    if arguments.row in ROWS:
-        peers = getattr(load_row(arguments.row), "PEERS", {})
+    if arguments.comparison in COMPARISONS:
+        peers = getattr(load_comparison(arguments.comparison), "PEERS", {})
         if arguments.peer and arguments.peer not in peers:
             known = f"one of {', '.join(peers)}" if peers else "none: it has one peer"
             parser.error(f"--peer {arguments.peer}: expected {known}")
@@ -139,7 +139,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def load_row(name: str) -> Any:
+def load_comparison(name: str) -> Any:
     return importlib.import_module(f"benchmarks.{name}")
 
 
@@ -162,18 +162,21 @@ def run_all(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def run_row(arguments: argparse.Namespace, words: list[str]) -> None:
-    row = load_row(arguments.row)
-    found = row.run(arguments) if hasattr(row, "run") else compare(row, arguments)
-    for line in found.lines:
+def run_comparison(arguments: argparse.Namespace, words: list[str]) -> None:
+    comparison = load_comparison(arguments.comparison)
+    if hasattr(comparison, "run"):
+        measured = comparison.run(arguments)
+    else:
+        measured = compare(comparison, arguments)
+    for line in measured.lines:
         print(line)
-    if arguments.output and (found.lines or found.tables):
-        keep(arguments.output, words, found)
+    if arguments.output and (measured.lines or measured.tables):
+        keep(arguments.output, words, measured)
 
 
-def compare(row: Any, arguments: argparse.Namespace) -> Found:
+def compare(comparison: Any, arguments: argparse.Namespace) -> Measured:
     """Pairs of both sides; what each gave, then their ratio."""
-    rate, check = getattr(row, "RATE", "tokens_per_second"), getattr(row, "CHECK", "loss")
+    rate, check = rate_and_check(comparison)
     pairs = []
     for repeat in range(arguments.repeats):
         # who goes first changes, too
@@ -186,33 +189,38 @@ def compare(row: Any, arguments: argparse.Namespace) -> Found:
         if check in ours:
             text += f", {check} {ours[check]:.3f} and {peer[check]:.3f}"
         print(text, flush=True)
-    return Found([summary(arguments, pairs)], pairs)
+    return Measured([summary(arguments, pairs)], pairs)
 
 
 def measure(arguments: argparse.Namespace) -> dict:
-    """One side in this process: what it found, its peak memory, ours' share of the machine's."""
+    """One side in this process: its figures, its peak memory, ours' share of the machine's."""
     from benchmarks import _peak
 
-    row, counted = load_row(arguments.row), None
+    comparison, counted = load_comparison(arguments.comparison), None
     with contextlib.ExitStack() as stack:
-        if arguments.side == "ours" and getattr(row, "COUNTED", True):
+        if arguments.side == "ours" and getattr(comparison, "COUNTED", True):
             counted = stack.enter_context(_peak.counted_flops())
         try:
-            found = getattr(row, arguments.side)(arguments)
+            figures = getattr(comparison, arguments.side)(arguments)
         except ModuleNotFoundError as error:
             raise SystemExit(f"{error.name} is not here: {INSTALL}") from None
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if counted and counted.tokens:
         peak = _peak.peak_flops(arguments.precision)
-        flops = counted.per_token * found["tokens_per_second"]
-        found |= {"flops_per_second": flops, "peak_flops": peak, "share_of_peak": flops / peak}
-    return {"peak_memory_gib": memory, **found}
+        flops = counted.per_token * figures["tokens_per_second"]
+        figures |= {"flops_per_second": flops, "peak_flops": peak, "share_of_peak": flops / peak}
+    return {"peak_memory_gib": memory, **figures}
+
+
+def rate_and_check(comparison: Any) -> tuple[str, str]:
+    """Names of what is compared, and of what must be equal on both sides."""
+    return getattr(comparison, "RATE", "tokens_per_second"), getattr(comparison, "CHECK", "loss")
 
 
 def summary(arguments: argparse.Namespace, pairs: list[dict]) -> Line:
     """Ratios of neighbours, medians and means over the pairs."""
-    row = load_row(arguments.row)
-    rate, check = getattr(row, "RATE", "tokens_per_second"), getattr(row, "CHECK", "loss")
+    comparison = load_comparison(arguments.comparison)
+    rate, check = rate_and_check(comparison)
 
     def ratio(pair: dict, name: str) -> float:
         return pair["ours"][name] / pair["peer"][name]
@@ -228,32 +236,31 @@ def summary(arguments: argparse.Namespace, pairs: list[dict]) -> Line:
         ours, peer = (statistics.median(p[side][rate] for p in pairs) for side in ("ours", "peer"))
         note = f"{ours:.2f} s against {peer:.2f} s"
     return Line(
-        what=getattr(row, "WHAT", arguments.row)
-        + (" (LoRA)" if arguments.row == "sft" and arguments.tasks == "lora" else ""),
-        peer=getattr(row, "PEERS", {}).get(arguments.peer) or getattr(row, "PEER", "the peer"),
+        what=getattr(comparison, "WHAT", arguments.comparison)
+        + (" (LoRA)" if arguments.comparison == "sft" and arguments.tasks == "lora" else ""),
+        peer=getattr(comparison, "PEERS", {}).get(arguments.peer)
+        or getattr(comparison, "PEER", "the peer"),
         unit="speed" if less_is_better else rate.replace("_", " "),
         ratios=ratios,
         memory=statistics.median(ratio(pair, "peak_memory_gib") for pair in pairs),
         checks=checks,
-        tolerance=getattr(row, "TOLERANCE", 0.1),
+        tolerance=getattr(comparison, "TOLERANCE", 0.1),
         checked="losses" if check == "loss" else check,
         share_of_peak=statistics.median(shares) if None not in shares else None,
         note=note,
     )
 
 
-def keep(output: Path, words: list[str], found: Found) -> None:
-    """Adds a row to the JSON file, with the machine, the versions, the commit and the date."""
+def keep(output: Path, words: list[str], measured: Measured) -> None:
+    """Adds a comparison to the file, with the machine, the versions, the commit and the date."""
     files = ("--output", "--markdown", "--picture")
     shown = [
         w for i, w in enumerate(words) if not w.startswith(files) and words[i - 1] not in files
     ]
     command = shlex.join(["python", "bench.py", *shown])
-    measured = json.loads(output.read_text()) if output.exists() else {}
-    lines = [dataclasses.asdict(line) for line in found.lines]
-    rest = {"runs": found.runs, "tables": found.tables}
-    measured[command] = {**environment(), "lines": lines, **rest}
-    output.write_text(json.dumps(measured, indent=1))
+    saved = json.loads(output.read_text()) if output.exists() else {}
+    saved[command] = environment() | dataclasses.asdict(measured)
+    output.write_text(json.dumps(saved, indent=1))
 
 
 def environment() -> dict[str, Any]:

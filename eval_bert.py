@@ -16,15 +16,19 @@ rows cut from the training set. --data: the hub, or a folder with CoLA/train.tsv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import core
 import runs
+from data import glue
+from experiments.experiment import or_embedded
+from experiments.glue import EMBEDDED, FineTuning, FineTuningConfig, suite_metrics, with_recipe
+from runs.suite import begin_suite, drop_checkpoints, finish_suite, stop_suite
 from settings import Aliases, precision_words
-from tasks import fine_tuning, glue
 
 
 @dataclass
-class Config(fine_tuning.Config):
+class Config(FineTuningConfig):
     """Settings of eval_bert.py."""
 
     suite: str = "glue"
@@ -33,15 +37,15 @@ class Config(fine_tuning.Config):
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        config = fine_tuning.or_embedded(config, given, world)
+        config = or_embedded(config, given, world, **EMBEDDED)
         if config.suite == "mlm":
-            from tasks import pretraining_commands
+            from commands.validate import validate
 
-            found = pretraining_commands.validate(config.model, world, config.weights)
-            return world.say("\n".join(f"{name} {value}" for name, value in found.items()))
+            metrics = validate(config.model, world, config.weights)
+            return world.say("\n".join(f"{name} {value}" for name, value in metrics.items()))
         tasks = glue.find_tasks(config.suite)
         for task in tasks:  # of all tasks before the first one trains
-            glue.check_source(task, fine_tuning.with_recipe(config, task).data)
+            glue.check_source(task, with_recipe(config, task).data)
         if len(tasks) == 1:
             fine_tune(tasks[0], config, world)
         else:
@@ -50,28 +54,30 @@ def main(config: Config, given: bool) -> None:
 
 def fine_tune(task: glue.Task, config: Config, world: core.World) -> runs.Run:
     """One task, in a run folder of its own."""
-    config = dataclasses.replace(fine_tuning.with_recipe(config, task), suite=task.name)
+    config = dataclasses.replace(with_recipe(config, task), suite=task.name)
     with runs.Run(config, world) as run:
-        work = fine_tuning.FineTuning(config, world, run, task)
-        state = work.build_state(work.load_model())
+        experiment = FineTuning(config, world, task)
+        state = experiment.build_state(experiment.load_model())
         if config.dry_run:
-            run.dry_run(state, glue.loss_sum)
+            run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
             return run
-        run.resume(state, work.evaluate)
+        run.resume(state, experiment)
         while not run.done(state):
-            stats = core.train_step(state, glue.loss_sum)
+            stats = core.train_step(state, experiment.loss_sum)
             run.after_step(state, stats)
-        run.finish(state, work.test)
+        run.finish(state, experiment)
     return run
 
 
 def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World) -> None:
     """Task after task, in folders below that of the suite, which gets the averages."""
+    names = [task.name for task in tasks]
     with runs.Run(config, world) as suite:
-        fine_tuning.begin_suite(suite, tasks)
+        begin_suite(suite, names)
         for task in tasks:
             world.say(f"---- {task.name}")
-            own = dataclasses.replace(config, out=str(suite.folder / task.name), fresh=False)
+            folder = (suite.folder or Path("dry_run")) / task.name
+            own = dataclasses.replace(config, out=str(folder), fresh=False)
             try:
                 run = fine_tune(task, own, world)
             except SystemExit as end:
@@ -79,11 +85,10 @@ def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World)
                     raise
                 continue
             if run.status == "stopped":
-                suite.status, suite.exit_reason = "stopped", f"{task.name}: {run.exit_reason}"
-                return
-            fine_tuning.drop_checkpoints(run)
+                return stop_suite(suite, task.name, run)
+            drop_checkpoints(run)
         if not config.dry_run:
-            fine_tuning.finish_suite(suite, tasks)
+            finish_suite(suite, names, suite_metrics)
 
 
 # ------------------------------------------------------------------------ published words

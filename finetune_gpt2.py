@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Literal
 
 import core
+import files
 import runs
-from models import pretrained
+from experiments.experiment import embedded_precision
+from files import PROJECT
 from settings import Settings
-from tasks import attention, baselines
 
 
 @dataclass
@@ -109,17 +110,17 @@ class Config(Settings):
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        if given or world.from_rank_0(world.rank == 0 and pretrained.hub_answers()):
+        if given or world.from_rank_0(world.rank == 0 and files.hub_answers()):
             fine_tune(config, world)
         else:
             show_embedded(config, world)
 
 
 def is_language(config: Config) -> bool:
-    from tasks import language, texts
+    from data import documents, texts
 
     labelled = config.task in (*texts.HUB, "reviews")
-    named = labelled or config.task in (*language.WIKITEXT, "reviews_text")
+    named = labelled or config.task in (*documents.WIKITEXT, "reviews_text")
     path = Path(config.data or config.task)
     if config.data is not None or not named:
         texts.require_path(path)
@@ -127,38 +128,54 @@ def is_language(config: Config) -> bool:
 
 
 def fine_tune(config: Config, world: core.World) -> runs.Run:
-    from tasks import language, texts, tuning
+    from experiments import classification, language, phases
 
-    kind = language.LanguageModelling if is_language(config) else texts.Classification
-    config = tuning.with_recipe(config, is_language(config))
+    models_text = is_language(config)
+    kind = language.LanguageModelling if models_text else classification.Classification
+    config = phases.with_recipe(config, models_text)
     with runs.Run(config, world) as run:
-        task = kind(config, world, run)
-        state = task.build_state(task.load_model())
+        experiment = kind(config, world)
+        state = experiment.build_state(experiment.load_model())
         if config.dry_run:
-            run.dry_run(state, task.loss_sum)
+            run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
             return run
-        task.evaluate_baseline()
-        run.resume(state, task.evaluate)
+        run.write_baseline(lambda: experiment.baseline(state))
+        run.resume(state, experiment)
         while not run.done(state):
             # phase 1: the head on features that are computed once; phase 2: everything
-            stats = core.train_step(state, task.loss_sum) if task.begin_step() else None
+            begun = experiment.begin_step(state)
+            stats = core.train_step(state, experiment.loss_sum) if begun else None
             run.after_step(state, stats)
-        run.finish(state, task.test)
+        run.finish(state, experiment)
     return run
 
 
 # What the script does without any settings where there is no hub: a language model on the reviews,
 # then a classifier that starts from it beside one that starts from random weights. As
 # configs/gpt2/reviews_*.yaml, which say why.
-EMBEDDED = {
+EMBEDDED: dict[str, dict] = {
     "language_model": {
-        **{"task": "reviews_text", "init": "random", "size": "tiny", "lr": 4e-3, "epochs": 1.0},
-        **{"limit": 2000, "max_length": 128, "stride": 128, "batch": 8, "micro_batch": 4},
-        **{"lr_factors": [1.0, 1.0, 1.0]},
+        "task": "reviews_text",
+        "init": "random",
+        "size": "tiny",
+        "lr": 4e-3,
+        "epochs": 1.0,
+        "limit": 2000,
+        "max_length": 128,
+        "stride": 128,
+        "batch": 8,
+        "micro_batch": 4,
+        "lr_factors": [1.0, 1.0, 1.0],
     },
     "from_language_model": {
-        **{"task": "reviews", "lr": 5e-4, "head_epochs": 0, "limit": 6000},
-        **{"train_frac": 0.25, "max_length": 128, "batch": 8, "lr_factors": [1.0, 1.0, 1.0]},
+        "task": "reviews",
+        "lr": 5e-4,
+        "head_epochs": 0,
+        "limit": 6000,
+        "train_frac": 0.25,
+        "max_length": 128,
+        "batch": 8,
+        "lr_factors": [1.0, 1.0, 1.0],
     },
 }
 # the same but for where it starts, or the comparison would say nothing
@@ -172,7 +189,7 @@ def show_embedded(config: Config, world: core.World) -> None:
         "no settings were given and the hub cannot be reached: the embedded default it is, a tiny "
         f"GPT-2 on film reviews, in {root}"
     )
-    precision = pretrained.embedded_precision(config.precision, world)
+    precision = embedded_precision(config.precision, world)
     config = dataclasses.replace(config, precision=precision)
     for name, settings in EMBEDDED.items():
         if name != "language_model":
@@ -188,13 +205,15 @@ def show_embedded(config: Config, world: core.World) -> None:
             return
     if world.rank == 0:
         arms = [str(root / "from_random"), str(root / "from_language_model")]
-        report = [sys.executable, str(core.PROJECT / "report.py"), "compare", *arms]
+        report = [sys.executable, str(PROJECT / "report.py"), "compare", *arms]
         subprocess.run(report, check=False)
 
 
 if __name__ == "__main__":
+    from commands import attention, tfidf
+
     commands = {
         "attention": (attention.show_attention, attention.Config),
-        "tfidf": (baselines.tfidf, baselines.Config),
+        "tfidf": (tfidf.tfidf, tfidf.Config),
     }
     runs.launch(main, Config, commands)

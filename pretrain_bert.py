@@ -16,11 +16,12 @@ the share of the budget that is spent, in whatever unit it is measured.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import core
 import runs
-from tasks import pretraining
-from tasks.pretraining_commands import COMMANDS
+from experiments import pretraining
+from experiments.experiment import or_embedded
 
 
 @dataclass
@@ -30,19 +31,35 @@ class Config(pretraining.Config):
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        config = pretraining.or_embedded(config, given, world)
+        config = or_embedded(config, given, world, **pretraining.EMBEDDED)
         with runs.Run(config, world) as run:
-            task = pretraining.Pretraining(config, world, run)
-            state = task.build_state()
+            experiment = pretraining.Pretraining(config, world)
+            state = experiment.build_state(experiment.load_model())
             if config.dry_run:
-                return run.dry_run(state, task.loss_sum, task.start_timing)
-            run.resume(state, task.evaluate)
+                return run.dry_run(state, lambda: update(state, experiment))
+            run.resume(state, experiment)
             while not run.done(state):
-                # grows the model and estimates the curvature where that is due
-                stats = core.train_step(state, task.loss_sum) if task.before_step() else None
-                run.after_step(state, stats)
-            run.finish(state, task.test)
+                run.after_step(state, update(state, experiment))
+            run.finish(state, experiment)
+
+
+def update(state: core.State, experiment: pretraining.Pretraining) -> dict[str, Any] | None:
+    """One step, and what it spent of the budget; None when a signal cut it off."""
+    # grows the model and estimates the curvature where that is due
+    if not experiment.before_step(state):
+        return None
+    stats = core.train_step(state, experiment.loss_sum, experiment.choose_layers)
+    if stats is not None:
+        experiment.charge(state, stats["work"])
+    return stats
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, COMMANDS, pretraining.ALIASES)
+    from commands import calibrate, download, extract
+
+    commands = {
+        "extract_il_losses": (extract.extract_il_losses, extract.ExtractConfig, extract.ALIASES),
+        "calibrate": (calibrate.calibrate, calibrate.CalibrateConfig),
+        "download": (download.download, download.DownloadConfig),
+    }
+    runs.launch(main, Config, commands, pretraining.ALIASES)

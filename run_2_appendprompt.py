@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import core
 import runs
-from tasks import preference
+from commands import predict
+from experiments import preference
+from experiments.experiment import or_embedded
 
 
 @dataclass
@@ -26,18 +28,18 @@ class Config(preference.Config):
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        config = preference.or_embedded(config, given, world)
+        config = or_embedded(config, given, world, **preference.EMBEDDED)
         with runs.Run(config, world) as run:
-            task = preference.Preference(config, world, run, with_prompt=True)
-            state = task.build_state(task.load_encoder())
+            experiment = preference.Preference(config, world, run.folder, with_prompt=True)
+            state = experiment.build_state(experiment.load_encoder())
             if config.dry_run:
-                return run.dry_run(state, task.loss_sum)
-            run.resume(state, task.evaluate)
+                return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
+            run.resume(state, experiment)
             while not run.done(state):
-                stats = core.train_step(state, task.loss_sum)
+                stats = core.train_step(state, experiment.loss_sum)
                 run.after_step(state, stats)
-            run.finish(state, task.test)
+            run.finish(state, experiment)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, {"predict": (preference.predict, preference.PredictConfig)})
+    runs.launch(main, Config, {"predict": (predict.predict, predict.PredictConfig)})

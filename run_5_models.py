@@ -14,8 +14,10 @@ from typing import Literal
 
 import core
 import runs
+from commands import predict
+from experiments import preference
+from experiments.experiment import or_embedded
 from models import pretrained
-from tasks import preference
 
 
 @dataclass
@@ -27,29 +29,30 @@ class Config(preference.Config):
     freeze: str = "none"
     """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
     cache_features: bool = True
-    """compute what frozen parts give once, for later runs, too; false: run them in each step"""
+    """compute the outputs of frozen parts once, also for later runs; false: in each step"""
 
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        config = preference.or_embedded(config, given, world)
+        config = or_embedded(config, given, world, **preference.EMBEDDED)
         with runs.Run(config, world) as run:
-            task = preference.Preference(config, world, run, with_prompt=True)
-            encoder = task.load_encoder(config.init)
+            experiment = preference.Preference(config, world, run.folder, with_prompt=True)
+            encoder = experiment.load_encoder(config.init)
             pretrained.freeze(encoder, config.freeze)
-            state = task.build_state(encoder)
+            state = experiment.build_state(encoder)
+            keeps = config.cache_features and config.freeze != "none"
             if config.dry_run:
-                if config.cache_features and config.freeze != "none":
+                if keeps:
                     world.say("note: timed with the frozen part in each step; a run keeps it")
-                return run.dry_run(state, task.loss_sum)
-            if config.cache_features and config.freeze != "none":
-                task.keep_frozen()
-            run.resume(state, task.evaluate)
+                return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
+            if keeps:
+                experiment.keep_frozen(state)
+            run.resume(state, experiment)
             while not run.done(state):
-                stats = core.train_step(state, task.loss_sum)
+                stats = core.train_step(state, experiment.loss_sum)
                 run.after_step(state, stats)
-            run.finish(state, task.test)
+            run.finish(state, experiment)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, {"predict": (preference.predict, preference.PredictConfig)})
+    runs.launch(main, Config, {"predict": (predict.predict, predict.PredictConfig)})

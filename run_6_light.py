@@ -31,8 +31,15 @@ from torch.utils.data import DataLoader
 
 import core
 import runs
-from methods.schedules import schedule_for
-from tasks import preference
+from data.pairs import PairData
+from evaluation.metrics import softmax
+from experiments import preference
+from experiments.experiment import Result, or_embedded, schedule_of
+from files import write_text
+from methods.optimizers import parameter_groups
+from models import pairs
+from runs.folder import environment_facts
+from runs.results import summary_lines, write_result
 
 try:
     import lightning as L
@@ -48,8 +55,18 @@ PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name)}}
 # What our loop does and Lightning's does not, or not in the same sense.
 NOT_HERE = (
-    *("micro_batch", "group_by_length", "optimizer", "backend", "compile", "swap"),
-    *("eval_every", "keep_every", "log", "monitor", "page", "dry_run"),
+    "micro_batch",
+    "group_by_length",
+    "optimizer",
+    "backend",
+    "compile",
+    "swap",
+    "eval_every",
+    "keep_every",
+    "log",
+    "monitor",
+    "page",
+    "dry_run",
 )
 
 
@@ -104,23 +121,23 @@ class PairModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         loss, logits = self.loss(batch)
         accuracy = (logits.argmax(dim=-1) == batch["labels"]).float().mean()
-        found = {"val_loss": loss, "val_accuracy": accuracy}
-        self.log_dict(found, sync_dist=True, batch_size=len(batch["labels"]))
+        metrics = {"val_loss": loss, "val_accuracy": accuracy}
+        self.log_dict(metrics, sync_dist=True, batch_size=len(batch["labels"]))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return preference.pair_outputs(self.model, batch)
+        return pairs.pair_outputs(self.model, batch)
 
     def configure_optimizers(self) -> dict[str, Any]:
         config, total = self.config, int(self.trainer.estimated_stepping_batches)
         head_lr = config.lr if config.head_lr is None else config.head_lr
-        groups = core.parameter_groups(
-            {"encoder": self.model.encoder, "head": self.model.head},
+        groups = parameter_groups(
+            {"encoder": self.model.encoder.parameters(), "head": self.model.head.parameters()},
             {"encoder": config.lr, "head": head_lr},
             config.weight_decay,
         )
         # Lightning does not clip the gradients of a fused optimizer in fp16
         optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != PRECISION["fp16"])
-        factor = schedule_for(config, total)
+        factor = schedule_of(config, total)
         schedule = LambdaLR(optimizer, lambda step: factor(step / total))
         return {
             "optimizer": optimizer,
@@ -155,8 +172,8 @@ class MetricsLines(L.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(True) if self.path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-        core.write_text(self.path, "".join(kept))
-        self.run.write_record()
+        write_text(self.path, "".join(kept))
+        self.run.record.write_record()
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.since = time.perf_counter()
@@ -167,14 +184,14 @@ class MetricsLines(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
         now = time.perf_counter()
         took, self.since = now - self.since, now
-        counts = {name: int(found[name]) for name in ("examples", "tokens")}
+        counts = {name: int(values[name]) for name in ("examples", "tokens")}
         for name, more in (counts | {"seconds": took}).items():
             self.sums[name] += more
         epoch = trainer.current_epoch + (index + 1) / trainer.num_training_batches
-        line = {"step": trainer.global_step, "epoch": epoch, "train_loss": found["train_loss"]}
+        line = {"step": trainer.global_step, "epoch": epoch, "train_loss": values["train_loss"]}
         per_second = {f"{name}_per_second": count / took for name, count in counts.items()}
         self.write(line | {"lr": self.lr} | self.sums | per_second)
         self.steps_here += 1
@@ -182,8 +199,9 @@ class MetricsLines(L.Callback):
             raise KeyboardInterrupt(f"--stop_after {self.stop_after}")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        found = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
-        self.write({"step": trainer.global_step, **found})
+        metrics = trainer.callback_metrics.items()
+        values = {name: value.item() for name, value in metrics if name.startswith("val_")}
+        self.write({"step": trainer.global_step, **values})
         self.since = time.perf_counter()  # evaluation is no training time
 
 
@@ -194,9 +212,9 @@ class Task(preference.Preference):
         """The same initial weights as run 2's."""
         encoder = self.load_encoder()
         torch.manual_seed(core.mix_seed(self.config.seed, 4))
-        head = preference.build_head(self.config, encoder.config.hidden_size)
+        head = pairs.build_head(self.config.head, encoder.config.hidden_size, self.config.dropout)
         L.seed_everything(self.config.seed)
-        # from_pretrained leaves evaluation mode on, and Lightning leaves modes as they are
+        # from_pretrained leaves evaluation mode on, and Lightning changes no modes
         return PairModule(self.config, core.PairClassifier(encoder, head)).train()
 
     def train_loader(self) -> DataLoader:
@@ -205,27 +223,27 @@ class Task(preference.Preference):
     def val_loader(self) -> DataLoader:
         return build_loader(self.val, self.config)
 
-    def probabilities(self, data: preference.PairData) -> tuple[np.ndarray, np.ndarray]:
+    def probabilities(self, state: Any, data: PairData) -> tuple[np.ndarray, np.ndarray]:
         values = self.trainer.predict(self.module, build_loader(data, self.config))
         values = torch.cat(values).float().cpu().numpy()
-        return preference.softmax(values[:, :3]), preference.softmax(values[:, 3:])
+        return softmax(values[:, :3]), softmax(values[:, 3:])
 
-    def score_on_one_process(self, module: PairModule, weights: str) -> tuple[dict, list[dict]]:
-        """Metrics and rows with a checkpoint's weights; on one process, as Lightning advises."""
+    def score_on_one_process(self, module: PairModule, weights: str) -> Result:
+        """The test with a checkpoint's weights; on one process, as Lightning advises."""
         saved = torch.load(weights, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
-        self.module, self.state = module, SimpleNamespace(best_step=saved["global_step"])
+        self.module, best_step = module, saved["global_step"]
         self.trainer = build_trainer(self.config, self.world, self.precision, devices=1)
-        metrics, rows = self.test()
-        tested = {"tested_with": self.config.test_with, "best_step": saved["global_step"]}
-        return metrics | tested, rows
+        result = self.test(SimpleNamespace(config=self.config, best_step=best_step))
+        result.metrics.update({"tested_with": self.config.test_with, "best_step": best_step})
+        return result
 
 
-def collate(data: preference.PairData, rows: list[int]) -> dict[str, Tensor]:
+def collate(data: PairData, rows: list[int]) -> dict[str, Tensor]:
     return data.collate(np.array(rows), None)
 
 
-def build_loader(data: preference.PairData, config: Config, shuffle: bool = False) -> DataLoader:
+def build_loader(data: PairData, config: Config, shuffle: bool = False) -> DataLoader:
     return DataLoader(
         range(len(data.lengths)),
         batch_size=config.batch // config.devices,
@@ -236,27 +254,30 @@ def build_loader(data: preference.PairData, config: Config, shuffle: bool = Fals
 
 
 def build_trainer(config: Config, world: core.World, precision: str, **more: Any) -> L.Trainer:
-    fixed = {
-        **{"accelerator": world.device.type, "precision": PRECISION[precision], "logger": False},
-        **{"deterministic": config.deterministic, "enable_model_summary": False},
-    }
-    return L.Trainer(**fixed | more)
+    return L.Trainer(
+        accelerator=world.device.type,
+        precision=PRECISION[precision],
+        logger=False,
+        deterministic=config.deterministic,
+        enable_model_summary=False,
+        **more,
+    )
 
 
 def main(config: Config, given: bool) -> None:
     world = dataclasses.replace(core.single_world(config.device), rank=rank_zero_only.rank)
     if world.device.type == "xpu":
         raise ValueError("Lightning has no accelerator for xpu: --accelerator cpu")
-    config = preference.or_embedded(config, given, world)
+    config = or_embedded(config, given, world, **preference.EMBEDDED)
     run = runs.Run(config, world)
     with run if world.rank == 0 else contextlib.nullcontext():
         if world.rank == 0:
             os.environ["ABLATE_RUN_FOLDER"] = str(run.folder)  # for the processes that fit starts
         elif folder := config.out or os.environ.get("ABLATE_RUN_FOLDER"):
-            run.folder = Path(folder)
+            run.record.path = Path(folder)
         else:
             raise ValueError("under torchrun all processes must be told the run folder: --out")
-        task = Task(config, world, run, with_prompt=True)
+        task = Task(config, world, run.folder, with_prompt=True)
         train(config, task, run)
 
 
@@ -275,33 +296,42 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
         config,
         task.world,
         task.precision,
-        **{"devices": config.devices, "strategy": config.strategy, "callbacks": callbacks},
-        **{"max_epochs": int(config.epochs), "gradient_clip_val": config.max_grad_norm},
-        **{"log_every_n_steps": 1, "num_sanity_val_steps": 0},
+        devices=config.devices,
+        strategy=config.strategy,
+        callbacks=callbacks,
+        max_epochs=int(config.epochs),
+        gradient_clip_val=config.max_grad_norm,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
     )
     module = task.build_module()
     own = weights / "last.ckpt"
     saved = config.ckpt_path or (own if own.exists() else None)
-    run.record(**runs.environment_facts(task.world, task.precision, run.folder))
-    run.record(world_size=config.devices, lightning=L.__version__)
+    record = run.record
+    record.facts |= task.facts | environment_facts(task.world, task.precision, run.folder)
+    record.facts |= {"world_size": config.devices, "lightning": L.__version__}
     try:
         trainer.fit(module, task.train_loader(), task.val_loader(), ckpt_path=saved)
     except SystemExit:  # how Lightning ends after Ctrl-C and SIGTERM
-        run.status, run.exit_reason = "stopped", run.signal or "interrupted"
+        run.end("stopped", task.world.signal or "interrupted")
         return task.world.say(f"stopped; the same command continues {run.folder}")
     trainer.save_checkpoint(own)  # --save_every leaves the last steps out
-    run.record(steps=trainer.global_step, total_steps=trainer.global_step)
-    run.record(seconds=round(callbacks[0].sums["seconds"], 3))
+    record.facts |= {
+        "steps": trainer.global_step,
+        "total_steps": trainer.global_step,
+        "seconds": round(callbacks[0].sums["seconds"], 3),
+    }
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return
     tested = best.best_model_path if config.test_with == "best" else str(own)
-    metrics, rows = task.score_on_one_process(module, tested)
-    core.write_text(run.folder / "test/metrics/predictions.csv", runs.csv_text(rows))
-    core.write_text(run.folder / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
-    run.status, run.exit_reason = "finished", "all steps done"
-    print("\n".join([f"finished: {run.folder}", *runs.summary_lines(metrics)]))
+    result = task.score_on_one_process(module, tested)
+    for verdict in result.verdicts:
+        record.verdict(verdict)
+    write_result(run.folder / "test", result)
+    run.end("finished", "all steps done")
+    print("\n".join([f"finished: {run.folder}", *summary_lines(result.metrics)]))
 
 
 if __name__ == "__main__":

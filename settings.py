@@ -68,7 +68,7 @@ class Settings:
     deterministic: bool = False
     """deterministic kernels on a GPU (a CPU always repeats bit for bit)"""
     limit: int | None = None
-    """rows in all at most (nested: a smaller limit is a subset); null: all"""
+    """rows in total at most (nested: a smaller limit is a subset); null: all"""
     train_frac: float = 1.0
     """share of the training rows to use (nested)"""
     workers: int = 0
@@ -106,6 +106,11 @@ class Settings:
         self._require("warmup_frac", lambda value: 0 <= value <= 1, "a share from 0 to 1")
         self._require("train_frac", lambda value: 0 < value <= 1, "a share above 0, up to 1")
 
+    @property
+    def length_steps(self) -> int | None:
+        """How many lengths sequences are padded to; None: to any multiple of 8."""
+        return 8 if self.compile else None
+
     def _require(self, name: str, fits: Callable[[float], bool], expected: str) -> None:
         value = getattr(self, name)
         if value is not None and not fits(value):
@@ -114,13 +119,23 @@ class Settings:
 
 # Settings that may differ when a run is continued: they do not change what is computed.
 FREE_SETTINGS = {
-    *("out", "fresh", "device", "backend", "workers", "save_every", "keep_every"),
-    *("log", "monitor", "page", "dry_run", "stop_after"),
+    "out",
+    "fresh",
+    "device",
+    "backend",
+    "workers",
+    "save_every",
+    "keep_every",
+    "log",
+    "monitor",
+    "page",
+    "dry_run",
+    "stop_after",
 }
 C = TypeVar("C")
 
 
-# An older or published name: the name here, or what gives the settings here from its value.
+# An older or published name: the name here, or a function from its value to the settings here.
 Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
 
 
@@ -143,7 +158,7 @@ def parse_settings(
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     types, aliases = field_types(kind), aliases or {}
-    known = [*types, *aliases, "config"]
+    valid_names = [*types, *aliases, "config"]
     words, configs = [], []
     pending = list(argv)
     while pending:
@@ -161,10 +176,10 @@ def parse_settings(
             bare = not pending or pending[0].startswith("--")
             bare = bare or (types.get(key) is bool and "=" in pending[0])  # --fresh batch=8
             if bare and types.get(key) is not bool:
-                _check_names([key], known, "flag --")
+                _check_names([key], valid_names, "flag --")
                 raise SystemExit(f"{prog}: --{key} needs a value")
             value = "true" if bare else pending.pop(0)
-        _check_names([key], known, "setting ")
+        _check_names([key], valid_names, "setting ")
         if key == "config":
             content = _read_yaml(value)
             _check_names(flatten(content), types, f"{value}: setting ")
@@ -189,13 +204,13 @@ def parse_settings(
 
 def field_types(kind: type, prefix: str = "") -> dict[str, type]:
     """The type of every setting by name, those of inner dataclasses as section.name."""
-    found: dict[str, type] = {}
+    types: dict[str, type] = {}
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
-            found |= field_types(field.type, f"{prefix}{field.name}.")
+            types |= field_types(field.type, f"{prefix}{field.name}.")
         else:
-            found[f"{prefix}{field.name}"] = field.type
-    return found
+            types[f"{prefix}{field.name}"] = field.type
+    return types
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -208,7 +223,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _build(kind: type, value: Any) -> Any:
-    """The inner dataclass of what the parser gives; other values as they are."""
+    """The inner dataclass from the parser's namespace; other values unchanged."""
     if not dataclasses.is_dataclass(kind) or isinstance(value, kind):
         return value
     return kind(**{f.name: _build(f.type, value[f.name]) for f in dataclasses.fields(kind)})
@@ -224,10 +239,10 @@ def _read_yaml(path: str) -> dict:
     return content
 
 
-def _check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(known)
+def _check_names(names: Iterable[str], valid_names: Iterable[str], where: str) -> None:
+    valid_names = list(valid_names)
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        if name not in valid_names:
+            near = difflib.get_close_matches(str(name), valid_names, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "see --help"
             raise SystemExit(f"unknown {where}{name}: {hint}")

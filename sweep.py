@@ -153,16 +153,16 @@ def parse_values(text: str) -> list:
 
 def parse_words(flag: str, words: Sequence[str]) -> dict[str, str]:
     """name=text, each name once."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for word in words:
         name, _, text = word.partition("=")
         name = name.removeprefix("--").replace("-", "_")
         if not name or not all(part.strip() for part in text.split(",")):
             raise refuse(f"{flag} {word}: expected name=value (a script's name comes before flags)")
-        if name in found:
+        if name in texts:
             raise refuse(f"{flag}: {name} is given twice")
-        found[name] = text
-    return found
+        texts[name] = text
+    return texts
 
 
 def parse_seeds(given: Any) -> list[int]:
@@ -351,7 +351,8 @@ class Plan:
             "tune_by": self.tune_by,
             "arms": {
                 arm.label: {
-                    **{"script": arm.script, "seeds": arm.seeds},
+                    "script": arm.script,
+                    "seeds": arm.seeds,
                     **({"tune": arm.tune} if arm.tune else {}),
                     **arm.settings,
                 }
@@ -380,23 +381,23 @@ def has_labels(script: Path) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_finished(run: Run) -> bool:
     """Finished with these very settings; of anything else the script itself is the judge."""
     record = read_json(run.folder / "run.json")
     script, *words = record.get("command") or [""]
-    theirs = dict(str(word).removeprefix("--").partition("=")[::2] for word in words)
-    ours = {name: text_of(value) for name, value in run.settings.items()}
-    names = (theirs.keys() | ours.keys()) - FREE_SETTINGS
+    recorded = dict(str(word).removeprefix("--").partition("=")[::2] for word in words)
+    settings = {name: text_of(value) for name, value in run.settings.items()}
+    names = (recorded.keys() | settings.keys()) - FREE_SETTINGS
     return (
         record.get("status") == "finished"
         and script == Path(run.script).name
-        and all(theirs.get(name) == ours.get(name) for name in names)
+        and all(recorded.get(name) == settings.get(name) for name in names)
     )
 
 
@@ -590,11 +591,15 @@ def validation_figure(folder: Path, name: str) -> float:
     """A run's val_loss or another figure, of the weights that it is tested with: at the end with
     test_with: final, else at the lowest val_loss. NaN when no evaluation was finite."""
     lines = (folder / "train/metrics/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [line for line in map(json.loads, lines) if line.get("val_loss") is not None]
-    if not found:
+    evaluations = [line for line in map(json.loads, lines) if line.get("val_loss") is not None]
+    if not evaluations:
         return math.nan
     tested_with = read_yaml(folder / "config.yaml").get("test_with")
-    line = found[-1] if tested_with == "final" else min(found, key=lambda line: line["val_loss"])
+    line = (
+        evaluations[-1]
+        if tested_with == "final"
+        else min(evaluations, key=lambda line: line["val_loss"])
+    )
     if name not in line:
         raise refuse(f"tune_by {name}: the runs have {', '.join(n for n in line if n != 'step')}")
     return line[name]

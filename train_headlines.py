@@ -11,7 +11,7 @@
 
 The default is the best that we know; configs/headlines/ has the way there from the exercise's
 baseline, one change a file. Every evaluation gives the figure of the exercise beside the one that
-counts, nats per character over the whole validation text (tasks/headlines.py says how they differ).
+counts, nats per character over the whole validation text (data/titles.py says how they differ).
 """
 
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ from typing import Literal
 
 import core
 import runs
+from experiments import headlines
+from experiments.experiment import or_embedded
 from settings import Settings
-from tasks import headlines
-from tasks.headlines_commands import COMMANDS
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Config(Settings):
     dropout: float = 0.1
     """of embeddings and of each branch's output"""
     r_drop: float = 1.0
-    """R-Drop's α: two passes, of different dropout, shall agree; 0: one pass, at .6 of the cost"""
+    """R-Drop's α: draws two passes of different dropout together; 0: one pass, .6 of the cost"""
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"
     """muon (for the layers' matrices, adamw for the rest), adamw (fused) or plain sgd"""
     lr: float = 2e-3
@@ -121,18 +121,25 @@ class Config(Settings):
 
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
-        config = headlines.or_embedded(config, given, world)
+        config = or_embedded(config, given, world, **headlines.EMBEDDED)
         with runs.Run(config, world) as run:
-            task = headlines.Headlines(config, world, run)
-            state = task.build_state()
+            experiment = headlines.Headlines(config, world, run.folder)
+            state = experiment.build_state(experiment.load_model())
             if config.dry_run:
-                run.dry_run(state, task.loss_sum)
-                return task.say_cost()
-            run.resume(state, task.evaluate)
+                run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
+                return experiment.say_cost(state)
+            run.resume(state, experiment)
             while not run.done(state):
-                run.after_step(state, core.train_step(state, task.loss_sum))
-            run.finish(state, task.test)
+                run.after_step(state, core.train_step(state, experiment.loss_sum))
+            run.finish(state, experiment)
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, COMMANDS)
+    from commands import inspect, titles
+
+    commands = {
+        "inspect": (inspect.inspect, inspect.InspectConfig),
+        "generate": (titles.generate, titles.GenerateConfig),
+        "export": (titles.export, titles.ExportConfig),
+    }
+    runs.launch(main, Config, commands)

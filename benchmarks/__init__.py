@@ -1,8 +1,8 @@
-"""What bench.py compares: a file a row, with ours(arguments) and peer(arguments).
+"""What bench.py compares: a file a comparison, with ours(arguments) and peer(arguments).
 
 Each runs in a process of its own and returns {RATE: …, "loss": …, anything else worth keeping};
-arguments: steps (to count), folder (its own, empty), data, model, quick, and what a row reads
-besides. A row's file may set
+arguments: steps (to count), folder (its own, empty), data, model, quick, and what else a
+comparison reads. Its file may set
 
     RATE       what is compared, tokens_per_second by default; of "seconds" less is better
     CHECK      what must be equal on both sides for the pair to count, "loss" by default
@@ -11,8 +11,8 @@ besides. A row's file may set
     WHAT       what is compared, in the table
     COUNTED    False where no training steps are to be counted for the share of the peak
 
-A row that does not fit has run(arguments) -> Found, which does it all. Peers that bench.py can do
-without are imported where they are used.
+A comparison that does not fit has run(arguments) -> Measured, which does it all. Peers that
+bench.py can do without are imported where they are used.
 """
 
 import argparse
@@ -68,8 +68,8 @@ class Line:
 
 
 @dataclass
-class Found:
-    """What a row gives: lines for the table, every run, and tables of its own by title."""
+class Measured:
+    """What a comparison gives: lines for the table, every run, and tables of its own by title."""
 
     lines: list[Line] = field(default_factory=list)
     runs: list[dict] = field(default_factory=list)
@@ -112,8 +112,13 @@ def timed_trainer(
             ended.append(time.perf_counter())
 
     fixed = {
-        **{"output_dir": str(folder), "max_steps": steps + WARM_UP, "logging_steps": 1},
-        **{"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True},
+        "output_dir": str(folder),
+        "max_steps": steps + WARM_UP,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
     }
     trainer = trainer_class(args=arguments_class(**fixed | settings), callbacks=[Clock()], **parts)
     trainer.train()
@@ -150,7 +155,7 @@ def side_words(side: str, arguments: argparse.Namespace, folder: str) -> list[st
     names = ("data", "model", "peer", "tasks", "epochs", "precision", "steps", "threads", "width")
     words = [f"--{n}={getattr(arguments, n)}" for n in names if getattr(arguments, n) is not None]
     words += [f"--{name}" for name in ("quick", "eager") if getattr(arguments, name)]
-    return [arguments.row, *words, f"--side={side}", f"--folder={folder}"]
+    return [arguments.comparison, *words, f"--side={side}", f"--folder={folder}"]
 
 
 def run_side(side: str, arguments: argparse.Namespace) -> dict:

@@ -57,13 +57,13 @@ def counted_flops() -> Iterator[Counted]:
 
     plain, counted = core.train_step, Counted()
 
-    def train_step(state: Any, loss_sum: Any) -> Any:
+    def train_step(*arguments: Any, **more: Any) -> Any:
         if counted.steps == WARM_UP:
-            return plain(state, loss_sum)
+            return plain(*arguments, **more)
         with flop_counter() as counter:
-            stats = plain(state, loss_sum)
+            stats = plain(*arguments, **more)
         counted.flops += counter.get_total_flops()
-        counted.tokens += stats["tokens_in_step"] if stats else 0
+        counted.tokens += stats["work"].tokens if stats else 0
         counted.steps += 1
         return stats
 

@@ -21,22 +21,22 @@ def write(measured: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def lines_of(measured: dict[str, Any]) -> Iterator[tuple[str, Line]]:
     """(command, line) of every comparison; `what` also says data, precision and width."""
-    for command, row in measured.items():
+    for command, comparison in measured.items():
         words = shlex.split(command)
         pairs = list(zip(words, words[1:], strict=False))
         told = [Path(b).stem for a, b in pairs if a in ("--data", "--precision")]
         told += [f"width {b}" for a, b in pairs if a == "--width"]
         told += ["not compiled"] if "--eager" in words else []
         about = f" ({', '.join(told)})" if told else ""
-        for line in row["lines"]:
+        for line in comparison["lines"]:
             yield command, Line(**line | {"what": line["what"] + about})
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """One row a line, the tables of rows without a peer, and where and when it was measured."""
+    """A table of all lines, the tables of what has no peer, and where and when it was measured."""
     from tabulate import tabulate
 
-    rows = []
+    entries = []
     for command, line in lines_of(measured):
         low, high, count = min(line.ratios), max(line.ratios), len(line.ratios)
         pairs = f"{count} pairs" if count > 1 else "1 pair"
@@ -46,36 +46,40 @@ def markdown(measured: dict[str, Any]) -> str:
             losses = f"{line.checks[0]:.3f}, {line.checks[1]:.3f}"
         elif line.checks:
             note = f"{line.checks[0]:,.0f} and {line.checks[1]:,.0f} {line.checked}"
-        rows.append(
+        entries.append(
             {
-                **{"what": line.what, "beside": line.peer},
+                "what": line.what,
+                "beside": line.peer,
                 "ours": f"VOID: the {line.checked} differ" if line.void else ratio,
                 "memory": "" if line.memory is None else f"{line.memory:.2f} ×",
                 "losses": losses,
                 "share of peak": f"{line.share_of_peak:.0%}" if line.share_of_peak else "",
-                **{"note": note, "command": f"`{command}`"},
+                "note": note,
+                "command": f"`{command}`",
             }
         )
-    parts = [table(tabulate, rows)] if rows else []
-    for row in measured.values():
-        for title, found in row["tables"].items():
-            parts += [f"{title}:", table(tabulate, found)]
-    places = {place(row): None for row in measured.values()}
+    parts = [table(tabulate, entries)] if entries else []
+    for comparison in measured.values():
+        for title, points in comparison["tables"].items():
+            parts += [f"{title}:", table(tabulate, points)]
+    places = {place(comparison): None for comparison in measured.values()}
     return "\n\n".join([*parts, *places]) + "\n"
 
 
-def table(tabulate: Any, rows: list[dict]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[row.get(name, "") for name in names] for row in rows]
+def table(tabulate: Any, entries: list[dict]) -> str:
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    cells = [[entry.get(name, "") for name in names] for entry in entries]
     return tabulate(cells, names, tablefmt="github", floatfmt=",.3g", intfmt=",")
 
 
-def place(row: dict[str, Any]) -> str:
-    machine, versions = row["machine"], row["versions"]
+def place(comparison: dict[str, Any]) -> str:
+    """Where and when it was measured."""
+    machine, versions = comparison["machine"], comparison["versions"]
+    changes = " with changes" if comparison["dirty"] else ""
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; torch "
         f"{versions['torch']}, transformers {versions['transformers']}; commit "
-        f"`{row['commit'][:7]}`{' with changes' if row['dirty'] else ''}, {row['date'][:10]}"
+        f"`{comparison['commit'][:7]}`{changes}, {comparison['date'][:10]}"
     )
 
 

@@ -60,28 +60,32 @@ def peer(arguments: argparse.Namespace) -> dict:
     import transformers
 
     import core
+    from data.documents import Streams, load_documents
+    from data.rows import subset
     from models import causal
-    from tasks import glue, language
 
     folder = build(arguments.folder / "model")
-    documents, separated, _ = language.load_documents("reviews_text", None, 0.02, 0.02)
-    documents = glue.subset(documents, 40 * (arguments.steps + WARM_UP))
-    world = core.World(core.torch.device("cpu"), core.Machine())
+    documents, separated, _ = load_documents("reviews_text", None, 0.02, 0.02)
+    documents = subset(documents, 40 * (arguments.steps + WARM_UP))
+    world = core.single_world("cpu")
     tokenizer = causal.load_tokenizer(str(folder))
-    tokens = language.Streams(documents, separated, tokenizer, world).part("train").tokens
+    tokens = Streams(documents, separated, tokenizer, world).part("train").tokens
     count = len(tokens) // LENGTH
     rows = [tokens[i * LENGTH : (i + 1) * LENGTH].tolist() for i in range(count)]
     transformers.set_seed(0)
-    found = timed_trainer(
+    trained = timed_trainer(
         arguments.folder / "peer",
         arguments.steps,
         {
-            **{"per_device_train_batch_size": BATCH, "learning_rate": LR, "weight_decay": 0.01},
-            **{"lr_scheduler_type": "constant", "max_grad_norm": 1.0},
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": LR,
+            "weight_decay": 0.01,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 1.0,
         },
         model=transformers.AutoModelForCausalLM.from_pretrained(folder),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
         data_collator=transformers.default_data_collator,
     )
-    trained = arguments.steps * BATCH * LENGTH
-    return {"tokens_per_second": trained / found["seconds"], "loss": found["loss"]}
+    num_tokens = arguments.steps * BATCH * LENGTH
+    return {"tokens_per_second": num_tokens / trained["seconds"], "loss": trained["loss"]}

@@ -14,20 +14,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import WARM_UP, Found, Line, preference
+from benchmarks import WARM_UP, Line, Measured, preference
 
 GOAL = 0.02  # of the time
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """The ratio of the time of a step, with saving to without."""
     import torch
 
     import core
     import run_2_appendprompt
     import runs
+    from experiments.preference import Preference
     from settings import parse_settings
-    from tasks import preference as tasks
 
     torch.set_num_threads(arguments.threads)
     times: dict[bool, list[float]] = {True: [], False: []}
@@ -37,21 +37,21 @@ def run(arguments: argparse.Namespace) -> Found:
         words = preference.words(arguments)
         config, _ = parse_settings(run_2_appendprompt.Config, [*words, "--stop_after=null"])
         with core.distributed(config) as world, runs.Run(config, world) as under_test:
-            task = tasks.Preference(config, world, under_test, with_prompt=True)
-            state = task.build_state(task.load_encoder())
-            under_test.resume(state, task.evaluate)
+            experiment = Preference(config, world, under_test.folder, with_prompt=True)
+            state = experiment.build_state(experiment.load_encoder())
+            under_test.resume(state, experiment)
             for block in range(-1, 2 * arguments.repeats):
                 saves = bool(block % 2) == bool(block // 2 % 2)  # on off off on on off off …
                 started = time.perf_counter()
                 for _ in range(WARM_UP if block < 0 else arguments.steps):
-                    under_test.after_step(state, core.train_step(state, task.loss_sum))
+                    under_test.after_step(state, core.train_step(state, experiment.loss_sum))
                 trained = time.perf_counter()
                 if saves:
                     under_test.save(state)
                 if block >= 0:
                     times[saves].append(time.perf_counter() - started)
                     saving += [time.perf_counter() - trained] if saves else []
-            under_test.status, under_test.exit_reason = "stopped", "measured"
+            under_test.end("stopped", "measured")
     step = (sum(times[True]) + sum(times[False]) - sum(saving)) / arguments.repeats
     step /= 2 * arguments.steps
     save = statistics.median(saving)
@@ -64,4 +64,4 @@ def run(arguments: argparse.Namespace) -> Found:
         f"({save:.2f} s a checkpoint, {step:.2f} s a step: {GOAL:.0%} at one every "
         f"{save / (GOAL * step):.0f} steps)",
     )
-    return Found([line], [{"with": times[True], "without": times[False], "saving": saving}])
+    return Measured([line], [{"with": times[True], "without": times[False], "saving": saving}])

@@ -48,8 +48,8 @@ def peer(arguments: argparse.Namespace) -> dict:
     from datasets import Dataset
     from sentence_transformers.cross_encoder import CrossEncoder, losses, trainer, training_args
 
+    from data import glue
     from models import pretrained
-    from tasks import glue
 
     config = settings(arguments)
     (task,) = glue.find_tasks("mrpc")
@@ -60,17 +60,20 @@ def peer(arguments: argparse.Namespace) -> dict:
     )
     texts = [list(row.fields.values()) for row in rows]
     columns = {"sentence1": [a for a, _ in texts], "sentence2": [b for _, b in texts]}
-    found = timed_trainer(
+    trained = timed_trainer(
         arguments.folder / "peer",
         arguments.steps,
         {
-            **{"per_device_train_batch_size": BATCH, "learning_rate": LR, "weight_decay": 0.01},
-            **{"lr_scheduler_type": "constant", "bf16": config.precision == "bf16"},
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": LR,
+            "weight_decay": 0.01,
+            "lr_scheduler_type": "constant",
+            "bf16": config.precision == "bf16",
         },
         (trainer.CrossEncoderTrainer, training_args.CrossEncoderTrainingArguments),
         model=model,
         train_dataset=Dataset.from_dict(columns | {"label": [int(row.label) for row in rows]}),
         loss=losses.CrossEntropyLoss(model),
     )
-    rate = arguments.steps * BATCH / found["seconds"]
-    return {"examples_per_second": rate, "loss": found["loss"]}
+    rate = arguments.steps * BATCH / trained["seconds"]
+    return {"examples_per_second": rate, "loss": trained["loss"]}

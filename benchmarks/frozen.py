@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Found, Line, preference, script, side_words, timed_process
+from benchmarks import Line, Measured, preference, script, side_words, timed_process
 
 BATCH, LR, TOLERANCE = 32, 1e-3, 0.02
 
@@ -32,13 +32,13 @@ def words(arguments: argparse.Namespace, folder: Path) -> list[str]:
     ]
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """First run, next run and the Trainer in turns, each with a cache of its own."""
     runs = []
     for repeat in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as folder:
             runs.append(once(arguments, Path(folder)))
-        text = ", ".join(f"{side} {found['seconds']:.1f} s" for side, found in runs[-1].items())
+        text = ", ".join(f"{side} {figures['seconds']:.1f} s" for side, figures in runs[-1].items())
         print(f"repeat {repeat + 1}: {text}", flush=True)
 
     def line(side: str) -> Line:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> Found:
             note=f"{median('seconds', side):.1f} s against {median('seconds', 'trainer'):.1f} s",
         )
 
-    return Found([line("first"), line("next")], runs)
+    return Measured([line("first"), line("next")], runs)
 
 
 def once(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
@@ -65,17 +65,17 @@ def once(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, flo
         "OMP_NUM_THREADS": str(arguments.threads),
         "ABLATE_CACHE": str(folder / "cache"),
     }
-    found = {}
+    figures = {}
     for side in ("first", "next"):
         command = script("run_5_models.py", *words(arguments, folder / side))
         seconds, memory, _ = timed_process(command, folder, **environment)
         metrics = json.loads((folder / side / "test/metrics/metrics.json").read_text())
-        found[side] = {"seconds": seconds, "memory": memory, "loss": metrics["log_loss"]}
+        figures[side] = {"seconds": seconds, "memory": memory, "loss": metrics["log_loss"]}
     command = script("bench.py", *side_words("peer", arguments, str(folder)))
     seconds, memory, said = timed_process(command, folder, **environment)
     loss = json.loads(said.strip().splitlines()[-1])["loss"]
-    found["trainer"] = {"seconds": seconds, "memory": memory, "loss": loss}
-    return found
+    figures["trainer"] = {"seconds": seconds, "memory": memory, "loss": loss}
+    return figures
 
 
 def peer(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,27 +88,39 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
 
     given = words(arguments, arguments.folder / "peer")
     config, _ = parse_settings(run_5_models.Config, given, "bench.py")
-    task = preference.load_task(config)
-    model = preference.build_model(task)
+    experiment = preference.load_experiment(config)
+    model = preference.build_model(experiment)
     model.encoder.requires_grad_(False).eval()
     model.encoder.train = lambda mode=True: model.encoder  # stays in evaluation mode
-    parts = [(data, np.arange(len(data.index))) for data in (task.train, task.val, task.test_data)]
-    train, val, test = (preference.dataset(task, *part) for part in parts)
+    train, val, test = (
+        preference.dataset(experiment, data, np.arange(len(data.index)))
+        for data in (experiment.train, experiment.val, experiment.test_data)
+    )
     settings = transformers.TrainingArguments(
-        **{"output_dir": os.path.join(arguments.folder, "trainer"), "report_to": []},
-        **{"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 2 * BATCH},
-        **{"num_train_epochs": config.epochs, "learning_rate": LR, "weight_decay": 0.01},
-        **{"warmup_steps": config.warmup_frac, "use_cpu": True, "disable_tqdm": True},
-        **{"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True},
-        **{"metric_for_best_model": "loss", "remove_unused_columns": False},
-        **{"bf16": config.precision == "bf16", "label_names": ["labels"]},
+        output_dir=os.path.join(arguments.folder, "trainer"),
+        report_to=[],
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=2 * BATCH,
+        num_train_epochs=config.epochs,
+        learning_rate=LR,
+        weight_decay=0.01,
+        warmup_steps=config.warmup_frac,
+        use_cpu=True,
+        disable_tqdm=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        remove_unused_columns=False,
+        bf16=config.precision == "bf16",
+        label_names=["labels"],
     )
     trainer = transformers.Trainer(
         model=model,
         args=settings,
         train_dataset=train,
         eval_dataset=val,
-        data_collator=preference.Collator(task.tokenizer),
+        data_collator=preference.Collator(experiment.tokenizer),
     )
     trainer.train()
     return {"loss": trainer.predict(test).metrics["test_loss"]}

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Found
+from benchmarks import Measured
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def settings(arguments: argparse.Namespace, task: str) -> list[str]:
     ]
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """Each task by eval_bert.py and by transformers' Trainer, then report.py compare."""
     for task in arguments.tasks.split(","):
         ours, peer = (Path("results/bench/glue", task, side) for side in ("ours", "peer"))
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Found:
             if not (peer / seed / "run.json").exists():
                 call(arguments.threads, "bench.py", "glue", "--side=peer", *words)
         call(arguments.threads, "report.py", "compare", str(peer), str(ours))
-    return Found()  # report.py has said it
+    return Measured()  # report.py has said it
 
 
 def call(threads: int, script: str, *words: str) -> None:
@@ -60,14 +60,15 @@ def peer(arguments: argparse.Namespace) -> dict:
     import transformers
 
     import eval_bert
+    from data import glue
+    from experiments.glue import predictions, score
     from models import pretrained
     from settings import parse_settings
-    from tasks import glue as tasks
 
     words = settings(arguments, arguments.tasks)
     config, _ = parse_settings(eval_bert.Config, words, "bench.py")
-    (task,) = tasks.find_tasks(config.suite)
-    rows, _ = tasks.load_task(task, config.data, val_frac=config.val_frac)
+    (task,) = glue.find_tasks(config.suite)
+    rows, _ = glue.load_task(task, config.data, val_frac=config.val_frac)
     tokenizer = pretrained.load_tokenizer(config.model)
     transformers.set_seed(config.seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -108,32 +109,36 @@ def peer(arguments: argparse.Namespace) -> dict:
     trainer.train()
     test_rows = [row for row in rows if row.split == "test"]
     values = np.asarray(trainer.predict(encoded("test")).predictions, np.float32)
-    write_peer(arguments.folder, config, rows, tasks.score(task, test_rows, values))
-    write_predictions(arguments.folder, tasks.predictions(task, test_rows, values))
+    write_peer(arguments.folder, config, rows, score(task, test_rows, values))
+    write_predictions(arguments.folder, predictions(task, test_rows, values))
     return {}
 
 
-def write_predictions(folder: Path, predictions: list[dict]) -> None:
+def write_predictions(folder: Path, rows: list[dict]) -> None:
     with open(folder / "test/metrics/predictions.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(predictions[0]))
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(predictions)
+        writer.writerows(rows)
 
 
 def write_peer(out: Path, config: Any, rows: list, metrics: dict) -> None:
     """What report.py needs of a run that was none of ours."""
     import yaml
 
-    from tasks import glue as tasks
-    from tasks.arena import split_fingerprint
+    from data.glue import data_fingerprint
+    from data.rows import split_fingerprint
 
     folder = out / "test/metrics"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (out / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
     record = {
-        **{"schema_version": 1, "status": "finished", "script": "transformers.Trainer"},
-        **{"seed": config.seed, "device": "cpu", "split_fingerprint": split_fingerprint(rows)},
-        "data_fingerprint": tasks.data_fingerprint(rows),
+        "schema_version": 1,
+        "status": "finished",
+        "script": "transformers.Trainer",
+        "seed": config.seed,
+        "device": "cpu",
+        "split_fingerprint": split_fingerprint(rows),
+        "data_fingerprint": data_fingerprint(rows),
     }
     (out / "run.json").write_text(json.dumps(record))

@@ -47,15 +47,13 @@ def settings(folder: Path, arguments: argparse.Namespace, *more: str) -> Any:
     return parse_settings(train_headlines.Config, words, "bench.py")[0]
 
 
-def token_rows(arguments: argparse.Namespace) -> Any:
-    """The task, which has the tokens of both sides."""
+def load_experiment(arguments: argparse.Namespace) -> Any:
+    """The experiment, which has the tokens of both sides."""
     import core
-    import runs
-    from tasks import headlines
+    from experiments.headlines import Headlines
 
-    config = settings(arguments.folder / "run", arguments, "--dry_run=true")
-    world = core.single_world("cpu")
-    return headlines.Headlines(config, world, runs.Run(config, world))
+    config = settings(arguments.folder / "run", arguments)
+    return Headlines(config, core.single_world("cpu"), None)
 
 
 def ours(arguments: argparse.Namespace) -> dict:
@@ -63,9 +61,9 @@ def ours(arguments: argparse.Namespace) -> dict:
     import train_headlines
 
     with contextlib.redirect_stdout(sys.stderr):
-        task = token_rows(arguments)
-        batch = round(TOKENS / task.train.lengths.mean())
-        epochs = (arguments.steps + WARM_UP) * batch / len(task.train.lengths)
+        train = load_experiment(arguments).train
+        batch = round(TOKENS / train.lengths.mean())
+        epochs = (arguments.steps + WARM_UP) * batch / len(train.lengths)
         more = [f"--batch={batch}", f"--micro_batch={-(-batch // 2)}", f"--epochs={epochs}"]
         more.append(f"--compile={not (arguments.quick or arguments.eager)}")
         config = settings(arguments.folder / "run", arguments, *more)
@@ -79,10 +77,10 @@ def peer(arguments: argparse.Namespace) -> dict:
     import torch.nn.functional as F
 
     with contextlib.redirect_stdout(sys.stderr):
-        task = token_rows(arguments)
+        experiment = load_experiment(arguments)
     torch.manual_seed(0)
-    stream = torch.from_numpy(task.train_stream.tokens.astype("int64"))
-    model = build_peer(len(task.tokenizer), arguments.width)
+    stream = torch.from_numpy(experiment.train_stream.tokens.astype("int64"))
+    model = build_peer(len(experiment.tokenizer), arguments.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
     rows, ended, losses = TOKENS // BLOCK, [], []
     for _ in range(arguments.steps + WARM_UP):

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from benchmarks import WARM_UP, Found, rates_of_run
+from benchmarks import WARM_UP, Measured, rates_of_run
 
 PROJECT = Path(__file__).resolve().parent.parent
 LIGHT, OURS = "run_6_light", "run_2_appendprompt"
@@ -33,7 +33,7 @@ REVIEWS = ["--data=reviews", "--lr=1e-4", "--head_lr=1e-3", "--page=false"]
 SMALL = [*REVIEWS, "--limit=250", "--batch=16", "--max_length=64", "--epochs=2", "--dropout=0"]
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """Prints one finding a line; for the tables of speed it has none."""
     import torch
 
@@ -51,11 +51,11 @@ def run(arguments: argparse.Namespace) -> Found:
         print(second_epoch(small, folder / "second"))
         print(describe(stop_and_continue(LIGHT, small, folder / "two", after=3, processes=2)))
         print(describe(fewer_processes(small, folder / "two", folder / "one", after=3)))
-        found = validate(small, folder / f"{LIGHT} whole/train/weights/last.ckpt", folder / "val")
-        print("validation: " + json.dumps(found))
+        weights = folder / f"{LIGHT} whole/train/weights/last.ckpt"
+        print("validation: " + json.dumps(validate(small, weights, folder / "val")))
         print(dropout_in_training(small, folder / "modes"))
         print(speed(arguments, folder / "speed"))
-    return Found()
+    return Measured()
 
 
 def build_small_encoder(folder: Path) -> Path:
@@ -81,7 +81,7 @@ def build_small_encoder(folder: Path) -> Path:
 
 def code_lines(path: Path) -> int:
     """Lines that hold code: no blank ones, comments or docstrings."""
-    found, start_of_statement = set(), True
+    numbers, start_of_statement = set(), True
     skipped = (tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING)
     with open(path, "rb") as file:
         for token in tokenize.tokenize(file.readline):
@@ -90,20 +90,24 @@ def code_lines(path: Path) -> int:
             text = token.type == tokenize.STRING and start_of_statement
             start_of_statement = token.type == tokenize.NEWLINE
             if not text and token.type != tokenize.NEWLINE:
-                found |= set(range(token.start[0], token.end[0] + 1))
-    return len(found)
+                numbers |= set(range(token.start[0], token.end[0] + 1))
+    return len(numbers)
 
 
 def lines_of_code() -> str:
     import lightning
 
-    ours = {name: code_lines(PROJECT / f"{name}.py") for name in (LIGHT, OURS, "core", "runs")}
     package = Path(lightning.__file__).parent
-    theirs = sum(
-        code_lines(p) for part in ("pytorch", "fabric") for p in (package / part).rglob("*.py")
-    )
-    counts = ", ".join(f"{name}.py {number:,}" for name, number in ours.items())
-    return f"lines of code: {counts}; lightning's pytorch and fabric {theirs:,}"
+    groups = {f"{name}.py": [PROJECT / f"{name}.py"] for name in (LIGHT, OURS)}
+    groups["core.py, device.py and files.py"] = [
+        PROJECT / f"{name}.py" for name in ("core", "device", "files")
+    ]
+    groups["runs/"] = list((PROJECT / "runs").glob("*.py"))
+    groups["lightning's pytorch and fabric"] = [
+        path for part in ("pytorch", "fabric") for path in (package / part).rglob("*.py")
+    ]
+    counts = (f"{name} {sum(map(code_lines, paths)):,}" for name, paths in groups.items())
+    return "lines of code: " + "; ".join(counts)
 
 
 # -------------------------------------------------------------------------- continuing
@@ -148,7 +152,9 @@ def compare(what: str, whole: Path, continued: Path, after: int, epochs: int = 2
     place = next((s for s in range(len(tokens)) if tokens[s : s + len(rest)] == rest), None)
     answers = [(out / "test/metrics/predictions.csv").read_bytes() for out in (whole, continued)]
     return {
-        **{"what": what, "after": after, "in_epoch": in_epoch},
+        "what": what,
+        "after": after,
+        "in_epoch": in_epoch,
         "first": None if place is None else place + 1,
         "same_rows": tokens_again == tokens,
         "same_losses": losses_again == losses,
@@ -189,13 +195,13 @@ def stop_and_continue(
 def mended(words: list[str], total_steps: int, folder: Path, after: int) -> Iterator[str]:
     """What a stateful loader does for a run that is stopped in mid-epoch and continued."""
     with stateful(None):
-        found = stop_and_continue(LIGHT, words, folder / "stateful", after)
-        yield "StatefulDataLoader: " + describe(found)
+        result = stop_and_continue(LIGHT, words, folder / "stateful", after)
+        yield "StatefulDataLoader: " + describe(result)
     with stateful(total_steps):
-        found = stop_and_continue(LIGHT, words, folder / "counted", after)
-        yield "StatefulDataLoader, steps counted by hand: " + describe(found)
-        found = stop_and_continue(LIGHT, [*words, "--dropout=0.1"], folder / "dropout", after)
-        yield "StatefulDataLoader, steps counted by hand, dropout .1: " + describe(found)
+        result = stop_and_continue(LIGHT, words, folder / "counted", after)
+        yield "StatefulDataLoader, steps counted by hand: " + describe(result)
+        result = stop_and_continue(LIGHT, [*words, "--dropout=0.1"], folder / "dropout", after)
+        yield "StatefulDataLoader, steps counted by hand, dropout .1: " + describe(result)
 
 
 def fewer_processes(words: list[str], two: Path, out: Path, after: int) -> dict[str, Any]:
@@ -209,27 +215,27 @@ def fewer_processes(words: list[str], two: Path, out: Path, after: int) -> dict[
     return compare(f"{LIGHT}, 2 processes, then 1", two.with_name(f"{two.name} whole"), out, after)
 
 
-def describe(found: dict[str, Any]) -> str:
-    after, end = found["after"], found["in_epoch"]
-    if found["same_losses"]:
+def describe(result: dict[str, Any]) -> str:
+    after, end = result["after"], result["in_epoch"]
+    if result["same_losses"]:
         return (
-            f"{found['what']}, stopped after step {after} of {end}: continued bit for bit, "
-            f"{'the same' if found['same_predictions'] else 'OTHER'} test predictions"
+            f"{result['what']}, stopped after step {after} of {end}: continued bit for bit, "
+            f"{'the same' if result['same_predictions'] else 'OTHER'} test predictions"
         )
     rows = "batches that the run without a stop never saw"
-    if found["same_rows"]:
+    if result["same_rows"]:
         rows = "the right rows"
-    elif found["first"]:
-        rows = f"the batches of steps {found['first']} to {found['first'] + end - after - 1}"
+    elif result["first"]:
+        rows = f"the batches of steps {result['first']} to {result['first'] + end - after - 1}"
     return (
-        f"{found['what']}, stopped after step {after} of {end}: steps {after + 1} to {end} ran on "
-        f"{rows}; losses differ by up to {found['largest']:.3f}"
+        f"{result['what']}, stopped after step {after} of {end}: steps {after + 1} to {end} ran on "
+        f"{rows}; losses differ by up to {result['largest']:.3f}"
     )
 
 
 def second_epoch(words: list[str], out: Path) -> str:
     """One epoch, then the second from the checkpoint that ended the first: which rows?"""
-    found = {}
+    answers = {}
     for name, processes in (("1 process", 1), ("2 processes", 2)):
         whole, first, second = (out / f"{name} {part}" for part in ("whole", "first", "second"))
         train(LIGHT, words, whole, processes)
@@ -240,15 +246,15 @@ def second_epoch(words: list[str], out: Path) -> str:
         again[0] -= sum(steps_of(first)[1])  # the count goes on from the checkpoint's
         half = len(tokens) // 2
         orders = {"the second epoch's": tokens[half:], "the first epoch's again": tokens[:half]}
-        found[name] = next((k for k, order in orders.items() if order == again), "another")
-    return "continued between two epochs, the order of the rows is: " + json.dumps(found)
+        answers[name] = next((k for k, order in orders.items() if order == again), "another")
+    return "continued between two epochs, the order of the rows is: " + json.dumps(answers)
 
 
 # -------------------------------------------------------------------------- validation
 
 
 def open_task(words: list[str], out: Path) -> tuple[Any, Any]:
-    """(task, module) of run_6_light.py, as it makes them before it trains."""
+    """(experiment, module) of run_6_light.py, as it makes them before it trains."""
     import core
     import run_6_light
     import runs
@@ -257,9 +263,9 @@ def open_task(words: list[str], out: Path) -> tuple[Any, Any]:
     config, _ = parse_settings(run_6_light.Config, [*words, f"--out={out}"], "bench.py")
     world = core.single_world("cpu")
     with contextlib.redirect_stdout(sys.stderr), runs.Run(config, world) as run:
-        task = run_6_light.Task(config, world, run, with_prompt=True)
-        run.status, run.exit_reason = "stopped", "measured"
-        return task, task.build_module()
+        experiment = run_6_light.Task(config, world, run.folder, with_prompt=True)
+        run.end("stopped", "measured")
+        return experiment, experiment.build_module()
 
 
 def each_row_once(loader: Any) -> Any:
@@ -312,37 +318,34 @@ def validate(words: list[str], weights: Path, out: Path) -> dict[str, dict[str, 
     import torch
 
     import run_6_light
+    from data.pairs import PairData
     from evaluation import metrics
-    from tasks import preference
+    from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
+    from experiments.preference import predict_pairs
 
     torch.set_num_threads(1)
-    task, module = open_task(words, out)
+    experiment, module = open_task(words, out)
     saved = torch.load(weights, map_location="cpu", weights_only=True)
     module.load_state_dict(saved["state_dict"])
-    val, config = task.val, task.config
+    val, config, world = experiment.val, experiment.config, experiment.world
     odd = val.index[: (len(val.index) - 1) // 2 * 2 + 1]
-    val = preference.PairData(val.ids, odd, val.labels, val.pad, val.max_length)
+    val = PairData(val.ids, odd, val.labels, val.pad, val.max_length)
     loader = run_6_light.build_loader(val, config)
     once = each_row_once(loader)
 
     def by_lightning(loader: Any, devices: int, module: Any = module, **more: Any) -> dict:
         more |= {"strategy": "ddp_fork"} if devices > 1 else {}
         more |= {"devices": devices, "enable_progress_bar": False}
-        trainer = run_6_light.build_trainer(config, task.world, "fp32", **more)
+        trainer = run_6_light.build_trainer(config, world, "fp32", **more)
         # a forked process must not compute with threads, for those stayed behind
         one = mock.patch.dict(os.environ, OMP_NUM_THREADS="1")
         with contextlib.redirect_stdout(sys.stderr), one:
             return trainer.validate(module, loader)[0]
 
-    model = SimpleNamespace(
-        model=module.model,
-        world=task.world,
-        autocast=contextlib.nullcontext,
-        stop_requested=lambda: False,
-    )
-    p, _ = preference.predict_pairs(model, val, average=False)
+    state = SimpleNamespace(model=module.model, world=world, autocast=contextlib.nullcontext)
+    p, _ = predict_pairs(state, val, average=False)
     exact = metrics.classification_metrics(
-        p, val.labels[odd], range(len(odd)), preference.CLASSES, intervals=False
+        p, val.labels[odd], range(len(odd)), CLASSES, intervals=False
     )
     own = {"use_distributed_sampler": False}
     return {
@@ -371,15 +374,20 @@ def dropout_in_training(words: list[str], out: Path) -> str:
             layers = [m for m in module.modules() if isinstance(m, nn.Dropout)]
             self.counts = sum(layer.training for layer in layers), len(layers)
 
-    task, module = open_task([*words, "--warmup_frac=0"], out)
+    experiment, module = open_task([*words, "--warmup_frac=0"], out)
     module.model.encoder.eval()  # as from_pretrained gives it
     look = Look()
     trainer = run_6_light.build_trainer(
-        *(task.config, task.world, "fp32"),
-        **{"callbacks": [look], "max_steps": 1, "limit_val_batches": 0},
-        **{"enable_checkpointing": False, "enable_progress_bar": False},
+        experiment.config,
+        experiment.world,
+        "fp32",
+        callbacks=[look],
+        max_steps=1,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
-    trainer.fit(module, task.train_loader())
+    trainer.fit(module, experiment.train_loader())
     return (
         f"from_pretrained, then fit: dropout is on in {look.counts[0]} of {look.counts[1]} layers"
     )
@@ -396,17 +404,17 @@ def speed(arguments: argparse.Namespace, folder: Path) -> str:
     """
     limit = f"--limit={(arguments.steps + WARM_UP) * 20}"  # four fifths of them are for training
     words = ["--model=minilm", *REVIEWS, limit, "--batch=16", "--max_length=64", "--epochs=1"]
-    found: dict[str, list[dict[str, float]]] = {OURS: [], LIGHT: []}
+    figures: dict[str, list[dict[str, float]]] = {OURS: [], LIGHT: []}
     for repeat in range(arguments.repeats):
         for script in (OURS, LIGHT) if repeat % 2 == 0 else (LIGHT, OURS):
             out, before = folder / f"{repeat} {script}", processor_seconds()
             command = [sys.executable, f"{script}.py", *words, f"--out={out}"]
             subprocess.run(command, cwd=PROJECT, capture_output=True, check=True)
-            found[script].append({**rates_of_run(out), "seconds": processor_seconds() - before})
-    pairs = list(zip(found[OURS], found[LIGHT], strict=True))
+            figures[script].append({**rates_of_run(out), "seconds": processor_seconds() - before})
+    pairs = list(zip(figures[OURS], figures[LIGHT], strict=True))
     rates = sorted(a["examples_per_second"] / b["examples_per_second"] for a, b in pairs)
     whole = sorted(b["seconds"] / a["seconds"] for a, b in pairs)
-    losses = [statistics.mean(each["loss"] for each in found[script]) for script in found]
+    losses = [statistics.mean(each["loss"] for each in figures[script]) for script in figures]
     void = "" if abs(losses[0] - losses[1]) < 0.1 else "VOID, the losses do not agree: "
     return (
         f"speed: {void}{OURS} trains {statistics.median(rates):.2f} times as many rows a second "

@@ -19,14 +19,14 @@ MLM = {"model": "hf-bert-mini", "data": "reviews", "vocab_size": 30522, "batch":
 
 def settings(folder: Path, steps: int) -> Any:
     """A Config of pretrain_bert.py."""
+    from experiments.pretraining import Config
     from settings import parse_settings
-    from tasks import pretraining
 
     words = [f"{name}={value}" for name, value in MLM.items()]
     words += [f"budget={steps + WARM_UP}", "budget_unit=steps", "micro_batch=32", "lr=1e-3"]
     words += ["validation.fraction=0.02", "validation.truncate_to=32", "precision=fp32"]
     words += ["schedule=constant", "warmup_frac=0", f"out={folder}", "page=false"]
-    return parse_settings(pretraining.Config, words, "bench.py")[0]
+    return parse_settings(Config, words, "bench.py")[0]
 
 
 def ours(arguments: argparse.Namespace) -> dict:
@@ -45,23 +45,24 @@ def peer(arguments: argparse.Namespace) -> dict:
     import transformers
 
     import core
+    from experiments.pretraining import load_parts
     from models import bert
-    from tasks import pretraining
 
     config = settings(arguments.folder / "run", arguments.steps)
-    corpus, split = pretraining.load_parts(
-        config, core.World(core.torch.device("cpu"), core.Machine())
-    )
+    corpus, split = load_parts(config, core.single_world("cpu"))
     transformers.set_seed(0)
     model = bert.build_masked_lm(config.model, corpus.vocab_size, config.seed, config.max_length)
     rows = corpus.rows(split.train[: 64 * config.batch].astype(np.int64)).astype(np.int64)
-    found = timed_trainer(
+    trained = timed_trainer(
         arguments.folder / "peer",
         arguments.steps,
         {
-            **{"per_device_train_batch_size": config.batch, "learning_rate": config.lr},
-            **{"lr_scheduler_type": "constant", "adam_beta2": 0.98},
-            **{"weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm},
+            "per_device_train_batch_size": config.batch,
+            "learning_rate": config.lr,
+            "lr_scheduler_type": "constant",
+            "adam_beta2": 0.98,
+            "weight_decay": config.weight_decay,
+            "max_grad_norm": config.max_grad_norm,
         },
         model=model,
         train_dataset=[{"input_ids": row.tolist()} for row in rows],
@@ -70,4 +71,4 @@ def peer(arguments: argparse.Namespace) -> dict:
         ),
     )
     tokens = arguments.steps * config.batch * config.max_length
-    return {"tokens_per_second": tokens / found["seconds"], "loss": found["loss"]}
+    return {"tokens_per_second": tokens / trained["seconds"], "loss": trained["loss"]}

@@ -16,34 +16,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import WARM_UP, Found, Line
+from benchmarks import WARM_UP, Line, Measured
 
 
 class Counted:
-    """A monitor, and the seconds that its calls took."""
+    """A monitor that can be switched off, and the seconds that its calls took."""
 
     def __init__(self, monitor: Any):
-        self.monitor, self.seconds = monitor, 0.0
+        self.monitor, self.seconds, self.on = monitor, 0.0, True
 
     def sample(self, *moments: float) -> dict[str, float]:
+        if not self.on:
+            return {}
         started = time.perf_counter()
-        found = self.monitor.sample(*moments)
+        amounts = self.monitor.sample(*moments)
         self.seconds += time.perf_counter() - started
-        return found
+        return amounts
 
     def add(self, **amounts: float) -> None:
-        self.monitor.add(**amounts)
+        if self.on:
+            self.monitor.add(**amounts)
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """The ratio of the time a step takes, with monitoring to without."""
     import torch
 
     import core
     import finetune_gpt2
     import runs
+    from experiments.classification import Classification
+    from experiments.phases import with_recipe
     from settings import parse_settings
-    from tasks import texts, tuning
 
     torch.set_num_threads(arguments.threads)
     total = 2 * arguments.repeats * arguments.steps + WARM_UP
@@ -53,22 +57,23 @@ def run(arguments: argparse.Namespace) -> Found:
     times: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         config = dataclasses.replace(config, out=str(Path(folder) / "run"), epochs=float(total))
-        config = tuning.with_recipe(config, False)
-        with core.distributed(config) as world, runs.Run(config, world) as under_test:
-            task = texts.Classification(config, world, under_test)
-            state = task.build_state(task.load_model())
-            under_test.resume(state, task.evaluate)
-            counted = Counted(under_test.monitor)
-            for block in range(-1, 2 * arguments.repeats):
-                watched = bool(block % 2) == bool(block // 2 % 2)  # on off off on on off off …
-                under_test.monitor = counted if watched else None
-                started = time.perf_counter()
-                for _ in range(WARM_UP if block < 0 else arguments.steps):
-                    task.begin_step()
-                    under_test.after_step(state, core.train_step(state, task.loss_sum))
-                if block >= 0:
-                    times[watched].append(time.perf_counter() - started)
-            under_test.status, under_test.exit_reason = "stopped", "measured"
+        config = with_recipe(config, False)
+        with core.distributed(config) as world:
+            under_test = runs.Run(config, world)
+            counted = under_test.monitor = Counted(under_test.monitor)  # before its log has it
+            with under_test:
+                experiment = Classification(config, world)
+                state = experiment.build_state(experiment.load_model())
+                under_test.resume(state, experiment)
+                for block in range(-1, 2 * arguments.repeats):
+                    counted.on = bool(block % 2) == bool(block // 2 % 2)  # on off off on on off …
+                    started = time.perf_counter()
+                    for _ in range(WARM_UP if block < 0 else arguments.steps):
+                        experiment.begin_step(state)
+                        under_test.after_step(state, core.train_step(state, experiment.loss_sum))
+                    if block >= 0:
+                        times[counted.on].append(time.perf_counter() - started)
+                under_test.end("stopped", "measured")
     ratios = [on / off for on, off in zip(times[True], times[False], strict=True)]
     step = sum(times[True]) / arguments.repeats / arguments.steps
     note = f"{1000 * step:.1f} ms a step; inside the monitor "
@@ -77,4 +82,4 @@ def run(arguments: argparse.Namespace) -> Found:
         first, _, third = statistics.quantiles(ratios, n=4)
         note = f"quartiles {first:.3f} to {third:.3f}; {note}"
     line = Line("monitoring", "the same run without", "time of a step", ratios, note=note)
-    return Found([line], [{"with": times[True], "without": times[False]}])
+    return Measured([line], [{"with": times[True], "without": times[False]}])

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import Found, Line
+from benchmarks import Line, Measured
 
 SETTINGS = ["--task=reviews", "init=random", "size=tiny", "--limit=500", "--max_length=256"]
 SETTINGS += ["--batch=16", "--micro_batch=16", "--lr=1e-3", "--page=false", "--crop=false"]
@@ -27,24 +27,25 @@ def phase_1(folder: Path, epochs: str, cached: bool) -> tuple[float, float]:
     import core
     import finetune_gpt2
     import runs
+    from experiments.classification import Classification
+    from experiments.phases import with_recipe
     from settings import parse_settings
-    from tasks import texts, tuning
 
     words = [*SETTINGS, f"--head_epochs={epochs}", f"--cache_features={cached}".lower()]
     config, _ = parse_settings(finetune_gpt2.Config, [*words, f"--out={folder}"], "bench.py")
-    config = tuning.with_recipe(config, False)
+    config = with_recipe(config, False)
     with core.distributed(config) as world, runs.Run(config, world) as run:
-        task = texts.Classification(config, world, run)
-        state = task.build_state(task.load_model())
+        experiment = Classification(config, world)
+        state = experiment.build_state(experiment.load_model())
         started, losses = time.perf_counter(), []
-        for _ in range(task.phase_2_step):
-            task.begin_step()
-            losses.append(core.train_step(state, task.loss_sum)["train_loss"])
-        run.status, run.exit_reason = "stopped", "measured"
+        for _ in range(experiment.phase_2_step):
+            experiment.begin_step(state)
+            losses.append(core.train_step(state, experiment.loss_sum)["train_loss"])
+        run.end("stopped", "measured")
         return time.perf_counter() - started, statistics.mean(losses[-5:])
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """How many times faster the first and the next run are."""
     import torch
 
@@ -60,10 +61,10 @@ def run(arguments: argparse.Namespace) -> Found:
                 sides[side].append(seconds)
                 losses.append(loss)
     assert max(losses) - min(losses) < 1e-3, f"the losses differ: {losses}"
-    found = Found(runs=[sides])
+    measured = Measured(runs=[sides])
     for side in ("first", "again"):
         before, after = (statistics.median(sides[name]) for name in ("each step", side))
-        found.lines.append(
+        measured.lines.append(
             Line(
                 what=f"phase1, {arguments.epochs} passes, {side} run",
                 peer="blocks in each step",
@@ -72,4 +73,4 @@ def run(arguments: argparse.Namespace) -> Found:
                 note=f"{before:.1f} s against {after:.2f} s, loss {losses[-1]:.3f}",
             )
         )
-    return found
+    return measured

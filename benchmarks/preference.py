@@ -15,7 +15,6 @@ neither grouped nor compiled.
 
 import argparse
 import contextlib
-import dataclasses
 import math
 import statistics
 import sys
@@ -60,19 +59,16 @@ def ours(arguments: argparse.Namespace) -> dict:
     return rates_of_run(arguments.folder / "run")
 
 
-def load_task(config: Any) -> Any:
+def load_experiment(config: Any) -> Any:
     """The rows and tokens of ours."""
     import core
-    import runs
-    from tasks import preference
+    from experiments.preference import Preference
 
-    config = dataclasses.replace(config, dry_run=True)  # no run folder
-    world = core.World(core.torch.device("cpu"), core.Machine())
     with contextlib.redirect_stdout(sys.stderr):
-        return preference.Preference(config, world, runs.Run(config, world), with_prompt=True)
+        return Preference(config, core.single_world("cpu"), None, with_prompt=True)
 
 
-def build_model(task: Any) -> Any:
+def build_model(experiment: Any) -> Any:
     """Encoder and head as ours has them, from the same weights."""
     import torch
     from torch import nn
@@ -95,21 +91,22 @@ def build_model(task: Any) -> Any:
             loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
             return {"loss": loss, "logits": logits}
 
-    encoder = pretrained.load_encoder(task.config.model, "pretrained", "sdpa", task.config.seed)
-    torch.manual_seed(core.mix_seed(task.config.seed, 4))
+    config = experiment.config
+    encoder = pretrained.load_encoder(config.model, "pretrained", "sdpa", config.seed)
+    torch.manual_seed(core.mix_seed(config.seed, 4))
     model = PairModel(encoder, encoder.config.hidden_size)
-    torch.manual_seed(task.config.seed)
+    torch.manual_seed(config.seed)
     return model
 
 
-def dataset(task: Any, data: Any, order: Any) -> Any:
+def dataset(experiment: Any, data: Any, order: Any) -> Any:
     """Rows `order` of a PairData as people keep them."""
     from datasets import Dataset
 
     rows = []
     for place in order:
         number = int(data.index[place])
-        a, b = (task.train.ids[n].tolist() for n in (2 * number, 2 * number + 1))
+        a, b = (experiment.ids[n].tolist() for n in (2 * number, 2 * number + 1))
         row = {"input_ids": a, "input_ids_b": b, "label": int(data.labels[number])}
         rows.append(row | {"length": max(len(a), len(b))})
     return Dataset.from_list(rows)
@@ -142,23 +139,28 @@ def peer(arguments: argparse.Namespace) -> dict:
     from settings import parse_settings
 
     config, _ = parse_settings(run_2_appendprompt.Config, words(arguments), "bench.py")
-    task = load_task(config)
+    experiment = load_experiment(config)
     steps = arguments.steps + WARM_UP
-    sampler = core.StepSampler(task.train, config, task.world, BATCH)
+    sampler = core.StepSampler(experiment.train, config, experiment.world, BATCH)
     order = np.concatenate([np.concatenate(sampler.global_batch(step)[1]) for step in range(steps)])
-    collator = Collator(task.tokenizer)
+    collator = Collator(experiment.tokenizer)
     train = train_lightning if arguments.peer == "lightning" else train_trainer
-    found = train(arguments, build_model(task), dataset(task, task.train, order), collator)
+    rows = dataset(experiment, experiment.train, order)
+    trained = train(arguments, build_model(experiment), rows, collator)
     counted = sum(collator.tokens[WARM_UP:steps])
-    return {"tokens_per_second": counted / found["seconds"], "loss": found["loss"]}
+    return {"tokens_per_second": counted / trained["seconds"], "loss": trained["loss"]}
 
 
 def train_trainer(arguments: argparse.Namespace, model: Any, rows: Any, collator: Any) -> dict:
     strategy = "group_by_length" if arguments.peer == "trainer_grouped" else "sequential"
     settings = {
-        **{"per_device_train_batch_size": BATCH, "learning_rate": LR, "weight_decay": 0.01},
-        **{"lr_scheduler_type": "constant", "train_sampling_strategy": strategy},
-        **{"remove_unused_columns": False, "bf16": arguments.precision == "bf16"},
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": LR,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": strategy,
+        "remove_unused_columns": False,
+        "bf16": arguments.precision == "bf16",
         "torch_compile": arguments.peer == "trainer_compiled",
     }
     return timed_trainer(
@@ -192,11 +194,16 @@ def train_lightning(arguments: argparse.Namespace, model: Any, rows: Any, collat
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=LR, weight_decay=0.01)
 
-    model.train()  # from_pretrained leaves it in evaluation mode, and Lightning as it finds it
+    model.train()  # from_pretrained leaves it in evaluation mode, and Lightning changes no modes
     trainer = lightning.Trainer(
-        **{"accelerator": "cpu", "devices": 1, "max_steps": arguments.steps + WARM_UP},
-        **{"logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
-        **{"gradient_clip_val": 1.0, "default_root_dir": Path(arguments.folder)},
+        accelerator="cpu",
+        devices=1,
+        max_steps=arguments.steps + WARM_UP,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        gradient_clip_val=1.0,
+        default_root_dir=Path(arguments.folder),
         precision="bf16-mixed" if arguments.precision == "bf16" else "32-true",
     )
     loader = torch.utils.data.DataLoader(rows, batch_size=BATCH, collate_fn=collator)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import (
     WARM_UP,
-    Found,
+    Measured,
     mlm,
     preference,
     rates_of_run,
@@ -37,9 +37,9 @@ POINTS = {
 QUICK = {"rows": [100, 200], "length": [16, 32]}
 
 
-def run(arguments: argparse.Namespace) -> Found:
+def run(arguments: argparse.Namespace) -> Measured:
     """A table a quantity."""
-    found = Found()
+    measured = Measured()
     points = QUICK if arguments.quick else POINTS
     if "=" in arguments.tasks:
         axis, value = arguments.tasks.split("=")
@@ -48,20 +48,20 @@ def run(arguments: argparse.Namespace) -> Found:
         table = []
         for value in values:
             arguments.tasks = f"{axis}={value}"
-            row = {axis: value, **run_side("ours", arguments)}
-            found.runs.append(row)
+            point = {axis: value, **run_side("ours", arguments)}
+            measured.runs.append(point)
             names = ("seconds to the first step", "seconds a step", "peak_memory_gib")
-            table.append({name: row[name] for name in (axis, *names) if name in row})
+            table.append({name: point[name] for name in (axis, *names) if name in point})
             print(", ".join(f"{name} {number:,.2f}" for name, number in table[-1].items()))
-        found.tables[f"How ours grows with {axis}"] = table
-    return found
+        measured.tables[f"How ours grows with {axis}"] = table
+    return measured
 
 
 def ours(arguments: argparse.Namespace) -> dict:
     """One point."""
     axis, value = arguments.tasks.split("=")
-    measured = {"rows": with_rows, "length": with_length, "vocabulary": with_vocabulary}[axis]
-    return measured(arguments, int(value))
+    measure = {"rows": with_rows, "length": with_length, "vocabulary": with_vocabulary}[axis]
+    return measure(arguments, int(value))
 
 
 def write_pairs(path: Path, rows: int, words: int, arguments: argparse.Namespace) -> Path:
@@ -97,7 +97,7 @@ def with_length(arguments: argparse.Namespace, length: int) -> dict:
 
 
 def train(arguments: argparse.Namespace, more: list[str]) -> None:
-    """run_2_appendprompt.py with some settings of the preference row replaced."""
+    """run_2_appendprompt.py with some of preference's settings replaced."""
     import run_2_appendprompt
     from settings import parse_settings
 

@@ -73,24 +73,22 @@ def ours(arguments: argparse.Namespace) -> dict:
 def peer(arguments: argparse.Namespace) -> dict:
     """TRL's SFTTrainer on the same rows in the same order, tokenised as ours are."""
     import numpy as np
-    import torch
 
     import core
-    import runs
-    from tasks import instruction_tuning
+    from experiments import instructions
 
-    config = instruction_tuning.with_recipe(config_of(arguments))
-    world = core.World(torch.device("cpu"), core.Machine())
+    config = instructions.with_recipe(config_of(arguments))
+    world = core.single_world("cpu")
     with contextlib.redirect_stdout(sys.stderr):
-        task = instruction_tuning.InstructionTuning(config, world, runs.Run(config, world))
-    sampler = core.StepSampler(task.train, config, world, BATCH)
+        data = instructions.InstructionTuning(config, world).train
+    sampler = core.StepSampler(data, config, world, BATCH)
     steps = arguments.steps + WARM_UP
     order = np.concatenate([np.concatenate(sampler.global_batch(step)[1]) for step in range(steps)])
     rows, tokens = [], []
     for number in order:
-        signed = task.train.ids[task.train.index[number]][: MAX_LENGTH + 1]  # the last: a label
+        signed = data.ids[data.index[number]][: MAX_LENGTH + 1]  # the last: a label
         rows.append({"input_ids": np.where(signed < 0, ~signed, signed).tolist()})
-        tokens.append(int(task.train.tokens[number]))
+        tokens.append(int(data.tokens[number]))
     extra: dict[str, Any] = {}
     if arguments.tasks == "lora":
         from peft import LoraConfig
@@ -99,11 +97,11 @@ def peer(arguments: argparse.Namespace) -> dict:
         extra["peft_config"] = LoraConfig(
             r=16, lora_alpha=16, target_modules=targets, fan_in_fan_out=True, task_type="CAUSAL_LM"
         )
-    found = train_peer(arguments, config, rows, extra)
+    trained = train_peer(arguments, config, rows, extra)
     per_step = np.array(tokens).reshape(steps, BATCH).sum(axis=1)
     # Trainer divides the sum by the labels before they are shifted, one a row too many
-    losses = np.array(found["losses"]) * (per_step + BATCH) / per_step
-    rate = per_step[WARM_UP:].sum() / found["seconds"]
+    losses = np.array(trained["losses"]) * (per_step + BATCH) / per_step
+    rate = per_step[WARM_UP:].sum() / trained["seconds"]
     return {"tokens_per_second": float(rate), "loss": float(losses[-5:].mean())}
 
 
@@ -124,11 +122,22 @@ def train_peer(arguments: argparse.Namespace, config: Any, rows: list, extra: di
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     settings = {
-        **{"per_device_train_batch_size": BATCH, "learning_rate": LR, "max_length": MAX_LENGTH + 1},
-        **{"lr_scheduler_type": "constant", "weight_decay": 0.1, "max_grad_norm": 1.0},
-        **{"bf16": False, "activation_checkpointing": False, "seed": 0, "logging_steps": 1},
-        **{"max_steps": arguments.steps + WARM_UP, "output_dir": str(arguments.folder / "peer")},
-        **{"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True},
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": LR,
+        "max_length": MAX_LENGTH + 1,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "seed": 0,
+        "logging_steps": 1,
+        "max_steps": arguments.steps + WARM_UP,
+        "output_dir": str(arguments.folder / "peer"),
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
     }
     trainer = InOrder(
         model=transformers.AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32),

@@ -57,19 +57,26 @@ def peer(arguments: argparse.Namespace) -> dict:
             ended.append(time.time())
 
     config, _ = parse_settings(run_2_appendprompt.Config, words(arguments), "bench.py")
-    task = preference.load_task(config)
-    rows = preference.dataset(task, task.train, range(len(task.train.index)))
+    experiment = preference.load_experiment(config)
+    train = experiment.train
+    rows = preference.dataset(experiment, train, range(len(train.index)))
     settings = transformers.TrainingArguments(
-        **{"output_dir": str(arguments.folder / "peer"), "max_steps": 1, "logging_steps": 1},
-        **{"per_device_train_batch_size": preference.BATCH, "remove_unused_columns": False},
-        **{"use_cpu": True, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
+        output_dir=str(arguments.folder / "peer"),
+        max_steps=1,
+        logging_steps=1,
+        per_device_train_batch_size=preference.BATCH,
+        remove_unused_columns=False,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
     )
     trainer = transformers.Trainer(
-        model=preference.build_model(task),
+        model=preference.build_model(experiment),
         args=settings,
         callbacks=[Clock()],
         train_dataset=rows,
-        data_collator=preference.Collator(task.tokenizer),
+        data_collator=preference.Collator(experiment.tokenizer),
     )
     trainer.train()
     return {"seconds": since_start(ended[0]), "loss": trainer.state.log_history[0]["loss"]}

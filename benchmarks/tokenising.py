@@ -26,10 +26,10 @@ COUNTED = False
 
 def known_texts(arguments: argparse.Namespace) -> list[str]:
     """The film reviews, or the lines of --data."""
-    from tasks import reviews
+    from data.reviews import load_reviews
 
     if arguments.data == "hub":
-        return [review.text for review in reviews.load_reviews()]
+        return [review.text for review in load_reviews()]
     return Path(arguments.data).read_text(encoding="utf-8").splitlines()
 
 
@@ -41,19 +41,20 @@ def numbered_texts(arguments: argparse.Namespace) -> list[str]:
 
 def ours(arguments: argparse.Namespace) -> dict:
     import core
+    from data.tokens import cached_tokens, encode_texts
     from models import pretrained
 
     os.environ["ABLATE_CACHE"] = str(arguments.folder)
-    tokenizer, given = pretrained.load_tokenizer(arguments.model), numbered_texts(arguments)
-    world = core.World(core.torch.device("cpu"), core.Machine())
+    tokenizer, texts = pretrained.load_tokenizer(arguments.model), numbered_texts(arguments)
+    world = core.single_world("cpu")
     started = time.perf_counter()
 
     def build():
-        return core.encode_texts(tokenizer, given, len(given), "tokenising", quiet=True)
+        return encode_texts(tokenizer, texts, len(texts), "tokenising", quiet=True)
 
-    ids = core.cached_tokens({"kind": "benchmark"}, build, world)
+    ids = cached_tokens({"kind": "benchmark"}, build, world)
     seconds = time.perf_counter() - started
-    return {"texts_per_second": len(given) / seconds, "tokens": len(ids.ids)}
+    return {"texts_per_second": len(texts) / seconds, "tokens": len(ids.ids)}
 
 
 def peer(arguments: argparse.Namespace) -> dict:
@@ -62,9 +63,9 @@ def peer(arguments: argparse.Namespace) -> dict:
 
     from models import pretrained
 
-    tokenizer, given = pretrained.load_tokenizer(arguments.model), numbered_texts(arguments)
+    tokenizer, texts = pretrained.load_tokenizer(arguments.model), numbered_texts(arguments)
     # on disk, as map keeps in memory what comes from memory
-    datasets.Dataset.from_dict({"text": given}).save_to_disk(arguments.folder / "texts")
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(arguments.folder / "texts")
     rows = datasets.load_from_disk(arguments.folder / "texts")
     started = time.perf_counter()
 
@@ -75,10 +76,10 @@ def peer(arguments: argparse.Namespace) -> dict:
 
     processes = arguments.threads if arguments.peer == "processes" else None
     with contextlib.redirect_stdout(sys.stderr):
-        found = rows.map(encode, batched=True, num_proc=processes, remove_columns=["text"])
+        encoded = rows.map(encode, batched=True, num_proc=processes, remove_columns=["text"])
     seconds = time.perf_counter() - started
     import pyarrow.compute
 
-    lengths = pyarrow.compute.list_value_length(found.data.column("input_ids"))
+    lengths = pyarrow.compute.list_value_length(encoded.data.column("input_ids"))
     tokens = pyarrow.compute.sum(lengths).as_py()
-    return {"texts_per_second": len(given) / seconds, "tokens": tokens}
+    return {"texts_per_second": len(texts) / seconds, "tokens": tokens}

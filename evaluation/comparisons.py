@@ -154,8 +154,13 @@ def two_arms(
     width = t.ppf(0.975, df) * math.sqrt(variance)
     p = 2 * t.sf(abs(difference) / math.sqrt(variance), df)
     return Difference(
-        *(float(np.mean(a)), float(np.mean(b)), difference - width, difference + width),
-        *(float(p), rows, seeds),
+        float(np.mean(a)),
+        float(np.mean(b)),
+        difference - width,
+        difference + width,
+        float(p),
+        rows,
+        seeds,
     )
 
 

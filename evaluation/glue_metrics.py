@@ -1,7 +1,7 @@
 """The metrics of GLUE and SuperGLUE that are no plain accuracy, each with its interval.
 
 Every one is a function of column sums, so value and interval come from one formula: the sums of
-the rows as they are, and of whole groups drawn with replacement (`stats.cluster_bootstrap`).
+all the rows, and of whole groups drawn with replacement (`stats.cluster_bootstrap`).
 
     added_metrics(("f1", "matthews_correlation"), predictions, labels, groups)
 

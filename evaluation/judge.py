@@ -2,8 +2,8 @@
 
     backend = Gemini("gemini-2.5-flash")            # key: GEMINI_API_KEY
     backend = OpenAI("llama3", "http://localhost:11434/v1")     # key, where needed: OPENAI_API_KEY
-    found = score_answers(answers, backend, repeats=1, cache=Cache(path))
-    judge_metrics(found, groups)                    # {"judge": 41.2, "judge_ci95": [..], …}
+    scores = score_answers(answers, backend, repeats=1, cache=Cache(path))
+    judge_metrics(scores, groups)                   # {"judge": 41.2, "judge_ci95": [..], …}
 
 An answer that the judge did not give a whole number from 0 to 100 is unscored: counted and left
 out, never 0. An empty response is 0 without a call. Scores are kept in a file, so that asking again
@@ -80,9 +80,9 @@ def parse_score(text: Any) -> int | None:
     if not isinstance(text, str):
         return None
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
-    found = re.fullmatch(r"(?:score\s*[:=]\s*)?(\d{1,3})(?:\s*/\s*100)?\.?", text, re.IGNORECASE)
-    if found:
-        score: Any = int(found[1])
+    match = re.fullmatch(r"(?:score\s*[:=]\s*)?(\d{1,3})(?:\s*/\s*100)?\.?", text, re.IGNORECASE)
+    if match:
+        score: Any = int(match[1])
     else:
         try:
             value = json.loads(text)
@@ -162,10 +162,13 @@ class Gemini(Backend):
         return {
             "contents": [{"role": "user", "parts": [{"text": question}]}],
             "generationConfig": {
-                **{"temperature": 0, "seed": seed, "maxOutputTokens": OUTPUT_TOKENS},
+                "temperature": 0,
+                "seed": seed,
+                "maxOutputTokens": OUTPUT_TOKENS,
                 "responseMimeType": "application/json",
                 "responseSchema": {
-                    **{"type": "object", "properties": {"score": score}},
+                    "type": "object",
+                    "properties": {"score": score},
                     "required": ["score"],
                 },
             },
@@ -238,8 +241,8 @@ def ask(
             problem = f"HTTP {status}: {backend.hide(reply.text)}"
             if status not in (408, 425, 429) and status < 500:
                 raise Refused(f"{backend.kind} at {backend.site} says {problem}")
-            asked = reply.headers.get("Retry-After", "")
-            wait = max(wait, float(asked)) if re.fullmatch(r"\d{1,6}", asked) else wait
+            retry_after = reply.headers.get("Retry-After", "")
+            wait = max(wait, float(retry_after)) if re.fullmatch(r"\d{1,6}", retry_after) else wait
         if attempt + 1 < ATTEMPTS:
             time.sleep(min(wait, LONGEST_WAIT_SECONDS))
     raise Unreachable(
@@ -294,7 +297,7 @@ def score_answers(
     Raises Refused, and Unreachable when several questions in a row get no reply.
     """
     scores = np.full((len(answers), repeats), np.nan)
-    asked: dict[str, tuple[str, int, list[tuple[int, int]]]] = {}
+    questions: dict[str, tuple[str, int, list[tuple[int, int]]]] = {}
     for row, answer in enumerate(answers):
         if not answer.response.strip():
             scores[row] = 0
@@ -305,15 +308,15 @@ def score_answers(
             if key in cache.scores:
                 scores[row, repeat] = cache.scores[key]
             else:  # the same answer twice is asked once
-                asked.setdefault(key, (question, repeat, []))[2].append((row, repeat))
-    if not asked:
+                questions.setdefault(key, (question, repeat, []))[2].append((row, repeat))
+    if not questions:
         return scores
-    known = len(answers) * repeats - sum(len(places) for *_, places in asked.values())
-    say(f"judge: {len(asked):,} questions to {backend.site}, {known:,} scores are known")
+    num_cached = len(answers) * repeats - sum(len(places) for *_, places in questions.values())
+    say(f"judge: {len(questions):,} questions to {backend.site}, {num_cached:,} scores are known")
     with ThreadPoolExecutor(workers) as pool:
         futures = {
             pool.submit(ask, backend, question, seed, **of_ask): key
-            for key, (question, seed, _) in asked.items()
+            for key, (question, seed, _) in questions.items()
         }
         try:
             failures = 0
@@ -323,14 +326,14 @@ def score_answers(
                     score, failures = future.result(), 0
                 except Unreachable:
                     failures += 1
-                    if failures >= min(MOST_FAILURES, len(asked)):
+                    if failures >= min(MOST_FAILURES, len(questions)):
                         raise
                 if score is not None:
                     cache.add(key, score)
-                    for place in asked[key][2]:
+                    for place in questions[key][2]:
                         scores[place] = score
                 if done % 100 == 0:
-                    say(f"judge: {done:,} of {len(asked):,}")
+                    say(f"judge: {done:,} of {len(questions):,}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             for future, key in futures.items():  # what came meanwhile is paid for
@@ -350,20 +353,21 @@ def judge_metrics(scores: np.ndarray, groups: Sequence[Hashable]) -> dict[str, A
     scores = np.asarray(scores, np.float64)
     there = ~np.isnan(scores)
     rows = np.flatnonzero(there.any(axis=1))
-    found: dict[str, Any] = {
-        **{"judge_n": len(rows), "judge_unscored": int((~there).sum())},
+    metrics: dict[str, Any] = {
+        "judge_n": len(rows),
+        "judge_unscored": int((~there).sum()),
         "judge_repeats": scores.shape[1],
     }
     if not len(rows):
-        return found
+        return metrics
     means = np.nanmean(scores[rows], axis=1)
-    found["judge"] = float(means.mean())
+    metrics["judge"] = float(means.mean())
     chosen = [groups[row] for row in rows]
     if len({str(group) for group in chosen}) > 1:
         low, high = cluster_bootstrap(means, chosen)
-        found["judge_ci95"] = [float(low), float(high)]
+        metrics["judge_ci95"] = [float(low), float(high)]
     if scores.shape[1] > 1:
         each = [float(np.nanmean(column)) for column in scores[rows].T if (~np.isnan(column)).any()]
-        found["judge_of_repeats"] = each
-        found["judge_repeat_std"] = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
-    return found
+        metrics["judge_of_repeats"] = each
+        metrics["judge_repeat_std"] = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
+    return metrics

@@ -21,6 +21,12 @@ CALIBRATION_BINS = 15
 Metrics = dict[str, int | float | str | list]
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (…, classes) in float64."""
+    exponent = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)
+
+
 def classification_metrics(
     probabilities: np.ndarray,
     labels: np.ndarray,

@@ -83,7 +83,7 @@ class Monitor:
         wall, training, waiting, worked = (
             max(a - b, 0.0) for a, b in zip(self.started, before, strict=True)
         )
-        found = {
+        values = {
             "cpu_share": percent / 100,
             "process_share": worked / wall / self.cores,
             "data_share": min(1.0, waiting / training) if training else 0.0,
@@ -98,10 +98,10 @@ class Monitor:
                 if value is None:
                     self.unknown.add(name)
                 else:
-                    found[name] = value
-        found |= self.added
+                    values[name] = value
+        values |= self.added
         self.added.clear()
-        return {name: round(value, 4) for name, value in found.items()}
+        return {name: round(value, 4) for name, value in values.items()}
 
 
 class Tracker(Protocol):

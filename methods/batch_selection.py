@@ -15,12 +15,16 @@ sequence was scored with, so it is trained on what it was chosen for.
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core import mix_seed, write_folder
+import core
+from core import mix_seed
+from files import write_folder
+from settings import Settings
 
 
 class SelectiveBackprop:
@@ -174,16 +178,16 @@ class IrreducibleLosses:
         for path in paths:
             try:
                 with np.load(path, allow_pickle=False) as part:
-                    found = str(part["split_fingerprint"])
+                    part_fingerprint = str(part["split_fingerprint"])
                     ids.append(part["ids"])
                     losses.append(part["losses"])
             except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{path} cannot be read ({error}): extract it again") from error
-            if found != split_fingerprint:
+            if part_fingerprint != split_fingerprint:
                 raise ValueError(
-                    f"{path} has the irreducible losses of another split ({found}; this run's is "
-                    f"{split_fingerprint}): its ids mean other sequences. Extract with the same "
-                    "data, validation share and seed as the run that uses them"
+                    f"{path} has the irreducible losses of another split ({part_fingerprint}; "
+                    f"this run's is {split_fingerprint}): its ids mean other sequences. Extract "
+                    "with the same data, validation share and seed as the run that uses them"
                 )
         return cls(np.concatenate(ids), np.concatenate(losses), split_fingerprint)
 
@@ -232,6 +236,78 @@ class RhoLoss:
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         self.collected = saved["collected"].numpy().copy()
         self.scores = saved["scores"].numpy().copy()
+
+
+class SelectingLoader(core.TrainLoader):
+    """Global batches that a selector makes of the rows that were scored.
+
+    score(candidates) returns a loss for each of (n, 2) rows and epochs, on every rank the losses
+    of all ranks, or None after a signal. A batch is kept until the next is asked for, so that a
+    step that was cut off, or ran out of memory, is taken again with the same rows.
+    """
+
+    def __init__(self, data: Any, config: Settings, world: core.World, selector: Any, score: Any):
+        super().__init__(data, config, world)
+        self.selector, self.score = selector, score
+        self.sampler = core.StepSampler(data, config, world, self.micro_batch)
+        self.cursor = 0  # candidates taken so far, through all epochs
+        self.scored = 0  # of these, for the present batch
+        self.waiting: list[np.ndarray] = []  # batches that are chosen and not yet trained on
+        self.batch, self.batch_position = np.zeros((0, 2), np.int64), -1
+
+    def candidates(self, count: int) -> np.ndarray:
+        """The next `count` rows in the order of the data, with their epochs: (count, 2)."""
+        size, parts = len(self.data.lengths), []
+        for epoch in range(self.cursor // size, (self.cursor + count - 1) // size + 1):
+            first = max(0, self.cursor - epoch * size)
+            rows = self.sampler.order(epoch)[first : self.cursor + count - epoch * size]
+            parts.append(np.stack([rows, np.full(len(rows), epoch)], axis=1))
+        return np.concatenate(parts)
+
+    def next(self) -> core.Work:
+        if self.batch_position != self.position:
+            if self.batch_position >= 0:
+                self.scored, self.batch_position = 0, -1
+            while not self.waiting:
+                candidates = self.candidates(self.selector.wanted)
+                losses = self.score(candidates)
+                if losses is None:  # train_step sees the signal, too, and takes no step
+                    self.position += 1
+                    return core.Work(self.position - 1, 0, [], 0, 0)
+                self.cursor += len(candidates)
+                self.scored += len(candidates)
+                self.waiting += self.selector.offer(candidates, losses)
+            self.batch, self.batch_position = self.waiting.pop(0), self.position
+        starts = range(0, len(self.batch), self.micro_batch)
+        parts = [self.batch[start : start + self.micro_batch] for start in starts]
+        mine = core.deal([len(part) for part in parts], self.world.size)[self.world.rank]
+        rows = self.batch[:, 0]
+        self.position += 1
+        return core.Work(
+            self.position - 1,
+            int(self.batch[-1, 1]),
+            [(index, self.data.collate(parts[index][:, 0], parts[index][:, 1])) for index in mine],
+            len(rows),
+            int(self.data.tokens[rows].sum()),
+            [len(part) for part in parts],
+        )
+
+    def state_dict(self) -> dict:
+        waiting = np.stack(self.waiting) if self.waiting else np.zeros((0, 0, 2), np.int64)
+        return {
+            "cursor": self.cursor,
+            "scored": self.scored,
+            "batch": torch.from_numpy(self.batch.copy()),
+            "position": self.batch_position,
+            "waiting": torch.from_numpy(waiting),
+            "selector": self.selector.state_dict(),
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.cursor, self.scored = saved["cursor"], saved["scored"]
+        self.batch, self.batch_position = saved["batch"].numpy().copy(), saved["position"]
+        self.waiting = list(saved["waiting"].numpy().copy())
+        self.selector.load_state_dict(saved["selector"])
 
 
 def _check(candidates: np.ndarray, losses: np.ndarray) -> np.ndarray:

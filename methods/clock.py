@@ -4,7 +4,7 @@
     while not clock.done:
         lr = peak_lr * budget_one_cycle(clock.fraction)
         clock.charge("train", layers=16, sequences=1536)
-        clock.after_update()
+        clock.settle()
 
 Reference-system time (Kaddour et al. 2023, No Train No Gain, section 2): a run costs the sum
 of what it did, each kind of work at the mean time that a fixed machine takes for it. Runs on
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from core import write_text
+from files import write_text
 
 KINDS = ("train", "forward", "curvature")  # forward and backward; selection; Hessian estimates
 Counts = dict[str, dict[int, int]]  # sequences, by kind of work and number of active layers
@@ -50,12 +50,12 @@ class Costs:
         table = self.per_sequence.get(kind, {})
         if layers in table:
             return table[layers]
-        known = sorted(table)
-        if len(known) < 2 or not 0 <= layers < known[-1]:
-            has = f"it has {known}" if known else f"it prices {', '.join(self.per_sequence)}"
+        depths = sorted(table)
+        if len(depths) < 2 or not 0 <= layers < depths[-1]:
+            has = f"it has {depths}" if depths else f"it prices {', '.join(self.per_sequence)}"
             raise ValueError(f"the costs of {self.machine} have none of {kind}, {layers}: {has}")
-        right = max(1, bisect.bisect(known, layers))  # below the first entry: the first line
-        a, b = known[right - 1], known[right]
+        right = max(1, bisect.bisect(depths, layers))  # below the first entry: the first line
+        a, b = depths[right - 1], depths[right]
         slope = (table[b] - table[a]) / (b - a)
         return max(0.0, table[a] + slope * (layers - a))
 
@@ -112,8 +112,22 @@ class Costs:
 # optimizer's step of a batch of 1,536 in it (fp16, CUDA 11.7, PyTorch 1.13). Published with .01052
 # at 7 layers: a typo, for the row rises by 13.3 ms a layer.
 _3090_TRAIN = (
-    *(0.02521, 0.03837, 0.05177, 0.06508, 0.07847, 0.09188, 0.1052, 0.1186),
-    *(0.1319, 0.1454, 0.1589, 0.1722, 0.1857, 0.1988, 0.2120, 0.2253),
+    0.02521,
+    0.03837,
+    0.05177,
+    0.06508,
+    0.07847,
+    0.09188,
+    0.1052,
+    0.1186,
+    0.1319,
+    0.1454,
+    0.1589,
+    0.1722,
+    0.1857,
+    0.1988,
+    0.2120,
+    0.2253,
 )
 _3090_FORWARD_16 = 0.09285  # the only one published; other depths cost in proportion to training
 _train = {depth: seconds / 128 for depth, seconds in enumerate(_3090_TRAIN, start=1)}
@@ -250,10 +264,18 @@ class BudgetClock:
         return self.spent + self.last_update > self.budget * (1 + 1e-9) or self.fraction == 1.0
 
     def after_update(self) -> None:
-        """Call after an optimizer update whose work is charged."""
+        """The clock stands still until the update's work is charged and settled."""
+
+    def settle(self) -> None:
+        """Call when all work of an update is charged."""
         self.steps += 1
         spent = self.spent
         self.last_update, self._before_update = spent - self._before_update, spent
+
+    def passed_multiple_of(self, amount: float) -> bool:
+        """Whether the last update passed a multiple of so much of the budget, or ended it."""
+        before = self.spent - self.last_update
+        return self.done or self.spent // amount > before // amount
 
     def state_dict(self) -> dict:
         return {

@@ -13,6 +13,6 @@ def distillation_loss_sum(logits: Tensor, teacher_logits: Tensor, temperature: f
     logits, teacher_logits (rows, classes). T² keeps the gradient's size when T changes, for that
     of the softened loss falls as 1/T². Hinton, Vinyals & Dean 2015, section 2.
     """
-    ours = F.log_softmax(logits.float() / temperature, dim=-1)
-    theirs = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    student = F.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)

@@ -19,7 +19,7 @@ ATTENTION = "sdpa_word_dropout"
     "ablate::keep_elements", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
 def _keep_elements(x: Tensor, dropped: int) -> Tensor:
-    """An operator of its own, which torch.compile calls as it is. It takes x for its place among
+    """An operator of its own, which torch.compile calls unchanged. It takes x for its place among
     the draws: compiled code may call what does not depend on each other in any order."""
     count = x.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -116,17 +116,31 @@ def sdpa_word_dropout(
 
 
 def use_word_dropout(model: nn.Module) -> None:
-    """Replace every nn.Dropout of a CPU model, and SDPA attention by sdpa_word_dropout."""
+    """Replace every nn.Dropout of a CPU model, and SDPA attention by sdpa_word_dropout.
+
+    The model may hold models of transformers.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, WordDropout(child.p).train(child.training))
-    config = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) == "sdpa":
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
+    for module in model.modules():
+        kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if kernel == "sdpa" and hasattr(module, "set_attn_implementation"):
+            from transformers import AttentionInterface, AttentionMaskInterface
+            from transformers.masking_utils import sdpa_mask
 
-        AttentionInterface.register(ATTENTION, sdpa_word_dropout)
-        # without a mask function of the same name padding would silently be attended to
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-        model.set_attn_implementation(ATTENTION)
+            AttentionInterface.register(ATTENTION, sdpa_word_dropout)
+            # without a mask function of the same name padding would silently be attended to
+            AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+            module.set_attn_implementation(ATTENTION)
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Every dropout of a model from transformers, also those that are attributes of attention."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        for name in ("attention_dropout", "dropout_prob", "attention_dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, p)

@@ -1,4 +1,4 @@
-"""What frozen blocks give never changes: compute it once, keep it on disk for the next run, too.
+"""Outputs of frozen blocks never change: compute them once, keep them on disk for later runs.
 
     key = {"weights": fingerprint(model.base_model), "rows": "…", "max_length": 512}
     values = cached_features(key, lambda: core.evaluate_rows(state, data, features), world)
@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 import core
+from device import is_out_of_memory
+from files import DiskFull, cache_folder, damage, write_folder
 
 MOST_BYTES = 8 << 30  # 768 numbers in fp32 for 2.8 million rows
 ABANDONED_SECONDS = 24 * 3600  # nobody has written to an unfinished part for so long
@@ -39,7 +42,7 @@ def fingerprint(module: nn.Module, frozen: bool = False) -> str:
             continue
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(memoryview(values.flatten().view(core.torch.uint8).numpy()))
+        digest.update(memoryview(values.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 
@@ -48,13 +51,13 @@ def cached_features(
 ) -> tuple[np.ndarray, bool]:
     """(features (rows, …), memory-mapped where they lie on disk; whether they were there).
 
-    key: what they depend on, of JSON's types; build: gives them on all ranks alike, and is called
+    key: what they depend on, of JSON's types; build: returns them on all ranks alike, and is called
     by all or by none. A damaged folder is made again. A full disk costs the cache, not the run.
     """
     folder = _folder_of(key)
-    found = _load(folder, world)
-    if found is not None:
-        return found, True
+    values = _load(folder, world)
+    if values is not None:
+        return values, True
     values = build()
     if world.rank == 0:
 
@@ -63,7 +66,7 @@ def cached_features(
 
         try:
             _keep(folder, fill, key)
-        except (OSError, core.DiskFull) as error:
+        except (OSError, DiskFull) as error:
             world.say(f"note: features are not kept for other runs ({error})")
     world.barrier()
     return values, False
@@ -83,13 +86,13 @@ def kept_rows(
     said, where the features cannot be kept.
     """
     folder = _folder_of(key)
-    found = _load(folder, world)
-    if found is not None:
-        return found, True
+    features = _load(folder, world)
+    if features is not None:
+        return features, True
     needed, free = shape[0] * shape[1] * np.dtype(dtype).itemsize, room()
     if world.any(needed > free):
         world.say(
-            f"note: the frozen part runs in each step: what it gives would take "
+            f"note: the frozen part runs in each step: its outputs would take "
             f"{needed / 1e9:,.1f} GB of the cache on disk, which has room for {free / 1e9:,.1f}"
         )
         return None, False
@@ -124,21 +127,21 @@ def kept_rows(
 
 
 def _beside(folder: Path) -> Path:
-    """Where to write what shall become `folder`: two runs may make the same features at once."""
+    """Where to write what becomes `folder`: two runs may make the same features at once."""
     return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
 
 
 def _keep(folder: Path, fill: Callable[[Path], None], key: dict[str, Any]) -> None:
     """Write a part of the cache, unless another run has just written the same one."""
     whole = _beside(folder)
-    core.write_folder(whole, fill, key=key)
-    if core.damage(folder) is not None:
+    write_folder(whole, fill, key=key)
+    if damage(folder) is not None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         whole.rename(folder)
     except OSError:
         shutil.rmtree(whole, ignore_errors=True)
-        if core.damage(folder) is not None:
+        if damage(folder) is not None:
             raise
     forget_oldest(folder.parent, MOST_BYTES, folder)
 
@@ -148,10 +151,10 @@ def _problem(action: Callable[[], None], world: core.World) -> str:
     said = []
     try:
         action()
-    except (OSError, core.DiskFull) as error:
+    except (OSError, DiskFull) as error:
         said = [str(error)]
     except Exception as error:
-        if not core.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         said = ["out of memory"]
     return "".join(world.gather_rows(said)[:1])
@@ -159,19 +162,19 @@ def _problem(action: Callable[[], None], world: core.World) -> str:
 
 def room() -> int:
     """Bytes that one more part of the cache may take: half of what is free, MOST_BYTES at most."""
-    folder = core.cache_folder()
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return min(MOST_BYTES, shutil.disk_usage(folder).free // 2)
 
 
 def _folder_of(key: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return core.cache_folder() / "features" / digest
+    return cache_folder() / "features" / digest
 
 
 def _load(folder: Path, world: core.World) -> np.ndarray | None:
     """Memory-mapped; None on all ranks where one of them does not have it whole."""
-    if world.any(core.damage(folder) is not None):
+    if world.any(damage(folder) is not None):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read
         os.utime(folder)

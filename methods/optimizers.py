@@ -1,19 +1,70 @@
-"""Lion and Sophia-G, with the updates as pure functions over lists of tensors.
+"""One factory of optimizers; Lion and Sophia-G, with the updates as pure functions over tensors.
 
-    optimizer = Lion(core.parameter_groups(…), lr=7e-4)
-    optimizer = SophiaG(core.parameter_groups(…), lr=4e-4, rho=0.01)
+    groups = parameter_groups({"bert": model.parameters()}, {"bert": 7e-4}, weight_decay=0.01)
+    optimizer = build_optimizer("lion", groups, lr=7e-4)
 
-Both decay weights as AdamW does (p ← p·(1 − lr·weight_decay), with the group's own lr), keep
-no step count and leave a parameter without a gradient alone: it is neither decayed nor moved.
+Lion and Sophia-G decay weights as AdamW does (p ← p·(1 − lr·weight_decay), with the group's own
+lr), keep no step count and leave a parameter without a gradient alone: it is neither decayed nor
+moved.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from methods.muon import Muon
+
+BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99), "sophiag": (0.965, 0.99), "muon": (0.9, 0.95)}
 EPSILON = 1e-15  # keeps a curvature of zero from dividing by zero: such a coordinate is clipped
+
+
+def parameter_groups(
+    parts: Mapping[str, Iterable[nn.Parameter]], lrs: Mapping[str, float], weight_decay: float
+) -> list[dict]:
+    """Two optimizer groups a part (decayed; biases and norms not), each with a name, none empty.
+
+    A vector is a bias or a norm's weight: they set scales, which decay would only distort.
+    Parameters that are not trained are left out.
+    """
+    groups = []
+    for part, parameters in parts.items():
+        trained = [p for p in parameters if p.requires_grad]
+        for decay, chosen in (
+            (weight_decay, [p for p in trained if p.ndim >= 2]),
+            (0.0, [p for p in trained if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append(
+                    {"params": chosen, "lr": lrs[part], "weight_decay": decay, "part": part}
+                )
+    return groups
+
+
+def build_optimizer(
+    name: str,
+    groups: list[dict],
+    lr: float,
+    betas: Sequence[float] | None = None,
+    eps: float = 1e-8,
+    rho: float = 0.04,
+) -> torch.optim.Optimizer:
+    """adamw (Loshchilov & Hutter 2019; fused), sgd, lion, sophiag or muon, over groups.
+
+    groups: of parameter_groups, for muon of muon_groups. betas: None for those of BETAS; eps: of
+    adamw; rho: of sophiag.
+    """
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr)
+    betas = tuple(betas or BETAS[name])
+    if name == "lion":
+        return Lion(groups, lr, betas)
+    if name == "sophiag":
+        return SophiaG(groups, lr, betas, rho)
+    if name == "muon":
+        return Muon(groups, betas=betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def lion_update(

@@ -1,4 +1,4 @@
-"""R-Drop: two passes with different dropout masks shall predict the same.
+"""R-Drop: two passes with different dropout masks are trained to predict the same.
 
     loss_sum, _ = gpt.head_losses(hidden, weight, labels, lambda *x: r_drop(*x, alpha=1.0))
 

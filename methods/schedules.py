@@ -2,25 +2,59 @@
 
 A factor on the peak learning rate; fraction is in the unit in which the run is measured
 (steps, seconds, FLOPs), so that warm-up and decay end when the budget does.
+
+    schedule = build_schedule("cosine", warmup_frac=0.1, min_ratio=0.01, total_steps=500)
+    lr = peak_lr * schedule(step / 500)
 """
 
+import functools
 import math
 from collections.abc import Callable
 
-from settings import Settings
+NAMES = ("linear", "cosine", "constant", "wsd", "one-cycle", "triangle2")
 
 
-def schedule_for(config: Settings, total_steps: int) -> Callable[[float], float]:
-    """The factor on the peak rate that the settings ask for, as a function of the fraction.
+def learning_rate_factor(
+    fraction: float,
+    name: str = "linear",
+    warmup_frac: float = 0.0,
+    min_ratio: float = 0.0,
+    decay_frac: float = 0.0,
+) -> float:
+    """Factor on the peak learning rate when this fraction of the run is over; name: of NAMES.
 
-    ValueError where it would be 0 in every step of so short a run.
+    warmup_frac counts for linear, cosine, constant and wsd, decay_frac for wsd; min_ratio is the
+    share of the peak at the end, below which no schedule falls once it has been above.
     """
+    if name == "one-cycle":
+        return max(min_ratio, budget_one_cycle(fraction))
+    if name == "triangle2":
+        return max(min_ratio, budget_triangle2(fraction))
+    if name == "wsd":
+        return warmup_stable_decay(fraction, warmup_frac, decay_frac, min_ratio)
+    return warmup_then_decay(fraction, name, warmup_frac, min_ratio)
 
-    def factor(fraction: float) -> float:
-        low = config.min_lr / config.lr
-        return warmup_then_decay(fraction, config.schedule, config.warmup_frac, low)
 
-    if all(factor(step / total_steps) == 0 for step in range(total_steps)):
+def build_schedule(
+    name: str,
+    warmup_frac: float = 0.0,
+    min_ratio: float = 0.0,
+    decay_frac: float = 0.0,
+    total_steps: int | None = None,
+) -> Callable[[float], float]:
+    """learning_rate_factor as a function of the fraction alone.
+
+    total_steps: of the run, where they are known before it. ValueError where the factor would be 0
+    in all of them.
+    """
+    factor = functools.partial(
+        learning_rate_factor,
+        name=name,
+        warmup_frac=warmup_frac,
+        min_ratio=min_ratio,
+        decay_frac=decay_frac,
+    )
+    if total_steps and all(factor(step / total_steps) == 0 for step in range(total_steps)):
         raise ValueError(
             f"the learning rate is 0 in all {total_steps} steps: use --warmup_frac 0 or more "
             "--epochs"

@@ -1,7 +1,7 @@
 """Attention maps: what each token of a text reads, in chosen layers and heads.
 
     tokens, maps = attention_maps(model, tokenizer, "A text.", layers=[0, 5], heads=[])
-    write_maps(Path("results/…/test/analysis/attention.jsonl"), [("A text.", tokens, maps)])
+    text = maps_text([("A text.", tokens, maps)])        # for test/analysis/attention.jsonl
 
 Fused kernels never write the weights down: for these few texts the model computes them eagerly.
 """
@@ -10,13 +10,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-import core
 
 MOST_TOKENS = 32  # of a text: more could not be read in a picture
 
@@ -53,18 +50,20 @@ def attention_maps(
     """The first tokens of a text as strings, and a map for each layer and head.
 
     model: a causal model or an encoder of transformers; heads: none means their mean. ValueError
-    for a layer or head that is not there, and for a model that gives no attention weights.
+    for a layer or head that is not there, and for a model that returns no attention weights.
     """
     device = next(model.parameters()).device
-    given = tokenizer(text, truncation=True, max_length=most_tokens, return_tensors="pt")
-    ids, kind = given["input_ids"].to(device), model.config.model_type
+    encoded = tokenizer(text, truncation=True, max_length=most_tokens, return_tensors="pt")
+    ids, kind = encoded["input_ids"].to(device), model.config.model_type
     if ids.shape[1] == 0:
         raise ValueError("a text without a token has no attention map")
     mask = torch.ones_like(ids)
     with eager_attention(model):
         # forward: what torch.compile made of the model has no place for the weights
-        found = model.base_model.forward(input_ids=ids, attention_mask=mask, output_attentions=True)
-    weights = getattr(found, "attentions", None)
+        outputs = model.base_model.forward(
+            input_ids=ids, attention_mask=mask, output_attentions=True
+        )
+    weights = getattr(outputs, "attentions", None)
     if not weights or weights[0] is None:
         raise ValueError(f"{kind} gives no attention weights")
     maps = []
@@ -89,17 +88,18 @@ def some_layers(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})
 
 
-def write_maps(path: Path, found: Sequence[tuple[str, list[str], list[Map]]]) -> None:
+def maps_text(texts: Sequence[tuple[str, list[str], list[Map]]]) -> str:
     """A line a text: {"text", "tokens", "maps": [{"layer", "head", "weights"}]}."""
     lines = []
-    for text, tokens, maps in found:
+    for text, tokens, maps in texts:
         rows = [
             {
-                **{"layer": each.layer, "head": each.head},
+                "layer": each.layer,
+                "head": each.head,
                 "weights": [[round(w, 4) for w in row] for row in each.weights.tolist()],
             }
             for each in maps
         ]
         line = {"text": text[:2000], "tokens": tokens, "maps": rows}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    core.write_text(path, "".join(lines))
+    return "".join(lines)

@@ -1,8 +1,8 @@
 """The BERT that is pretrained on a budget: Cramming's crammed-bert-c5, and smaller ones like it.
 
     model = build_masked_lm("bert-c5", vocab_size=32768, seed=0)
-    found = masked_lm_losses(model, batch, active_layers=[0, 1, 2, 3])
-    found.loss_sum.backward()                                   # over found.num_targets tokens
+    outputs = masked_lm_losses(model, batch, active_layers=[0, 1, 2, 3])
+    outputs.loss_sum.backward()                                 # over outputs.num_targets tokens
 
 Geiping & Goldstein 2023, Cramming: Training a Language Model on a Single GPU in One Day: pre-norm
 layers without biases, a gated feed-forward part, sinusoidal positions with one learned scale (the
@@ -121,7 +121,7 @@ class BudgetBertConfig(PreTrainedConfig):
 
 @dataclass
 class MaskedLMLosses(ModelOutput):
-    """What a masked language model gives.
+    """Outputs of a masked language model.
 
     With labels: `logits` (targets, vocab) at the masked positions alone, in reading order;
     `loss` their mean cross-entropy; `loss_sum` and `num_targets` to be summed over
@@ -197,7 +197,7 @@ class Attention(nn.Module):
         return biases if visible is None else biases.masked_fill(~visible, -math.inf)
 
     def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
-        """hidden (batch, seq, hidden); visible as visible_tokens gives it."""
+        """hidden (batch, seq, hidden); visible as from visible_tokens."""
         batch, seq, size = hidden.shape
         qkv = self.qkv(hidden).view(batch, seq, 3, self.heads, size // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (batch, heads, seq, 64) each
@@ -417,7 +417,7 @@ def masked_lm_losses(
     if not isinstance(model, BertForMaskedLM):
         return model(**batch, active_layers=active_layers)
     mask = batch.get("attention_mask")
-    if "segment_ids" in batch:  # transformers takes a mask with four dimensions as it is
+    if "segment_ids" in batch:  # transformers takes a mask with four dimensions unchanged
         mask = visible_tokens(mask, batch["segment_ids"])
     with _only(model.bert.encoder, active_layers):
         hidden = model.bert(batch["input_ids"], attention_mask=mask).last_hidden_state
@@ -441,9 +441,9 @@ def build_masked_lm(
 ) -> nn.Module:
     """A new model: one of ARCHITECTURES, or of HF_ARCHITECTURES (with transformers' dropout), with
     `changes` to its configuration. ValueError for another name."""
-    known = [*ARCHITECTURES, *HF_ARCHITECTURES]
-    if arch not in known:
-        raise ValueError(f"arch {arch}: expected one of {', '.join(known)}")
+    names = [*ARCHITECTURES, *HF_ARCHITECTURES]
+    if arch not in names:
+        raise ValueError(f"arch {arch}: expected one of {', '.join(names)}")
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": max_length}
     torch.manual_seed(seed)
     if arch in HF_ARCHITECTURES:
@@ -462,10 +462,10 @@ def save_model(model: PreTrainedModel, folder: Path, depth: int | None = None) -
     total = model.config.num_hidden_layers
     depth = total if depth is None else depth
     above = {id(tensor) for layer in find_layers(model)[depth:] for tensor in layer.parameters()}
-    kept = {n: t for n, t in model.state_dict(keep_vars=True).items() if id(t) not in above}
+    weights = {n: t for n, t in model.state_dict(keep_vars=True).items() if id(t) not in above}
     try:
         model.config.num_hidden_layers = depth
-        model.save_pretrained(folder, state_dict={n: t.detach() for n, t in kept.items()})
+        model.save_pretrained(folder, state_dict={n: t.detach() for n, t in weights.items()})
     finally:
         model.config.num_hidden_layers = total
 

@@ -3,7 +3,7 @@
     tokenizer = load_tokenizer("gpt2", "pretrained")
     model = load_model("gpt2", load_config("gpt2"), classes=("negative", "positive"))
     student = build_student(teacher)                        # every other block
-    groups = depth_groups(model, lr=2e-5, factors=(0.1, 0.5, 1.0), weight_decay=0.01)
+    groups = parameter_groups(parts_of(model), rates_by_depth(2e-5, (0.1, 0.5, 1.0)), 0.01)
     loss = lm_loss_sum(model, last_hidden(model, batch), batch["labels"])
 
 A decoder's answer to a text is read at its last token, an encoder's by its own head.
@@ -21,20 +21,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import core
 from core import IGNORE_INDEX
+from methods.dropout import set_dropout
 from models import pretrained
 
 # Shapes for init=random: what two cores can train. gpt2 and distilgpt2 are the published ones; the
 # small ones begin with weights of .02 · √(768 / width), which gives states of the same scale.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
-        **{"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 512},
-        **{"initializer_range": 0.049},
+        "n_embd": 128,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 512,
+        "initializer_range": 0.049,
     },
     "mini": {
-        **{"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024},
-        **{"initializer_range": 0.035},
+        "n_embd": 256,
+        "n_layer": 6,
+        "n_head": 4,
+        "n_positions": 1024,
+        "initializer_range": 0.035,
     },
     "distilgpt2": {"n_embd": 768, "n_layer": 6, "n_head": 12, "n_positions": 1024},
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
@@ -81,14 +87,6 @@ def gpt2_tokenizer() -> Any:
     tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=[tuple(x.split()) for x in lines if x])
     assert len(tokenizer) == 50257
     return tokenizer
-
-
-def added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after one text: [CLS] and [SEP], <s>, nothing."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[:start], full[start + len(bare) :]
 
 
 # -------------------------------------------------------------------------------- model
@@ -162,21 +160,21 @@ def build_student(teacher: nn.Module) -> nn.Module:
     config = copy.deepcopy(teacher.config)
     blocks = pretrained.find_layers(teacher)
     inside = next(name for name, module in teacher.named_modules() if module is blocks) + "."
-    kept = range(0, len(blocks), 2)
-    config.num_hidden_layers = len(kept)
+    block_numbers = range(0, len(blocks), 2)
+    config.num_hidden_layers = len(block_numbers)
     if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[number] for number in kept]
+        config.layer_types = [config.layer_types[number] for number in block_numbers]
     attention = teacher.config._attn_implementation  # noqa: SLF001
     student = type(teacher)._from_config(config, attn_implementation=attention).float()  # noqa: SLF001
-    given = teacher.state_dict()
+    weights = teacher.state_dict()
 
     def source(name: str) -> str:
         if not name.startswith(inside):
             return name
         number, _, rest = name.removeprefix(inside).partition(".")
-        return f"{inside}{kept[int(number)]}.{rest}"
+        return f"{inside}{block_numbers[int(number)]}.{rest}"
 
-    student.load_state_dict({name: given[source(name)] for name in student.state_dict()})
+    student.load_state_dict({name: weights[source(name)] for name in student.state_dict()})
     return student
 
 
@@ -193,51 +191,43 @@ def parts_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """
     blocks = pretrained.find_layers(model)
     n = len(blocks)
-    part = {}
+    part_of = {}
     for i, block in enumerate(blocks):
         third = 2 - 3 * (n - 1 - i) // n  # 12 blocks: 0-3, 4-7, 8-11; 6: 0-1, 2-3, 4-5
-        part |= {id(p): PARTS[1 + third] for p in block.parameters()}
-    part |= {id(p): "embeddings" for p in model.get_input_embeddings().parameters()}
+        part_of |= {id(p): PARTS[1 + third] for p in block.parameters()}
+    part_of |= {id(p): "embeddings" for p in model.get_input_embeddings().parameters()}
     output = model.get_output_embeddings()
     if output is not None:
-        part = {id(p): "head" for p in output.parameters()} | part
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in PARTS}
+        part_of = {id(p): "head" for p in output.parameters()} | part_of
+    parts: dict[str, list[nn.Parameter]] = {name: [] for name in PARTS}
     for name, parameter in model.named_parameters():  # each once, also where two names share it
         is_embedding = any(word in name for word in ("embed", "wte", "wpe"))
-        found[part.get(id(parameter), "embeddings" if is_embedding else "head")].append(parameter)
-    return {name: parameters for name, parameters in found.items() if parameters}
+        part = part_of.get(id(parameter), "embeddings" if is_embedding else "head")
+        parts[part].append(parameter)
+    return {name: parameters for name, parameters in parts.items() if parameters}
 
 
-def depth_groups(
-    model: nn.Module, lr: float, factors: Sequence[float], weight_decay: float
-) -> list[dict]:
-    """Optimizer groups by depth (Howard & Ruder 2018, section 3.2, by thirds), decay only on
-    matrices. factors: of the lower, middle and upper third; embeddings as the lowest, head 1."""
-    rates = dict(zip(PARTS, (min(factors), *factors, 1.0), strict=True))
-    groups = []
-    for name, parameters in parts_of(model).items():
-        for decay, chosen in (
-            (weight_decay, [p for p in parameters if p.ndim >= 2]),
-            (0.0, [p for p in parameters if p.ndim < 2]),
-        ):
-            if chosen:
-                options = {"lr": rates[name] * lr, "weight_decay": decay, "part": name}
-                groups.append({"params": chosen, **options})
-    return groups
+def rates_by_depth(lr: float, factors: Sequence[float]) -> dict[str, float]:
+    """Learning rates of PARTS (Howard & Ruder 2018, section 3.2, by thirds).
+
+    factors: of the lower, middle and upper third; embeddings as the lowest, head 1.
+    """
+    rates = zip(PARTS, (min(factors), *factors, 1.0), strict=True)
+    return {name: factor * lr for name, factor in rates}
 
 
-def train_but_frozen(model: nn.Module) -> None:
-    """Training mode, but evaluation mode for frozen parts: what they give must not vary.
+def still_embeddings(model: nn.Module) -> None:
+    """Without dropout in front of the blocks where the embeddings are frozen: their outputs must
+    not vary.
 
     The dropout of GPT-2's embeddings has no parameters and stands beside the blocks: it belongs
     to the embeddings, as all that comes before the blocks.
     """
-    core.train_but_frozen(model, True)
     if pretrained.is_frozen(model.get_input_embeddings()):
         blocks = pretrained.find_layers(model)
         owner = next(m for m in model.modules() if any(c is blocks for c in m.children()))
         for below in itertools.takewhile(lambda child: child is not blocks, owner.children()):
-            below.eval()
+            set_dropout(below, 0.0)
 
 
 # ------------------------------------------------------------------------- classification
@@ -261,12 +251,12 @@ def head_logits(model: nn.Module, values: Tensor, dropout: float = 0.0) -> Tenso
         return model.score(F.dropout(values, dropout, model.training))
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    # heads differ by architecture, but each reads what the base model gives: give it that
+    # heads differ by architecture, but each reads the base model's outputs: give it those
     base, states = model.base_model, values[:, None]
     pooler = getattr(base, "pooler", None)
-    given = BaseModelOutputWithPooling(states, pooler(states) if pooler is not None else None)
+    outputs = BaseModelOutputWithPooling(states, pooler(states) if pooler is not None else None)
     ids = torch.ones(len(values), 1, dtype=torch.int64, device=values.device)
-    base.forward = lambda *args, **options: given
+    base.forward = lambda *args, **options: outputs
     try:
         return model(input_ids=ids, attention_mask=ids).logits
     finally:
@@ -278,8 +268,8 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     base = model.base_model
     inside = {id(p) for p in base.parameters()}
     pooler = getattr(base, "pooler", None)
-    found = [] if pooler is None else list(pooler.parameters())
-    return found + [p for p in model.parameters() if id(p) not in inside]
+    parameters = [] if pooler is None else list(pooler.parameters())
+    return parameters + [p for p in model.parameters() if id(p) not in inside]
 
 
 def class_logits(model: nn.Module, batch: dict[str, Tensor], dropout: float = 0.0) -> Tensor:
@@ -316,10 +306,10 @@ def check_head(model: nn.Module) -> None:
     head, training = model.get_output_embeddings(), model.training
     model.eval()
     ids = torch.arange(8)[None] + 1
-    theirs = model(input_ids=ids).logits
-    ours = F.linear(last_hidden(model, {"input_ids": ids}), head.weight, head.bias)
+    logits = model(input_ids=ids).logits
+    products = F.linear(last_hidden(model, {"input_ids": ids}), head.weight, head.bias)
     model.train(training)
-    if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):
+    if not torch.allclose(logits, products, rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{model.config.model_type} changes its logits after the output matrix, which the "
             "chunked loss does not know"
@@ -348,7 +338,7 @@ def lm_loss_sum(
         output = teacher.get_output_embeddings()
         extra = (teacher_hidden[chosen], output.weight, output.bias)
     return _ChunkedLoss.apply(
-        *(states, head.weight, head.bias, low, up, targets[chosen]), *extra, temperature, weight
+        states, head.weight, head.bias, low, up, targets[chosen], *extra, temperature, weight
     )
 
 
@@ -357,12 +347,12 @@ def token_losses(model: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """The loss of each label in nats, (rows, seq) float32, 0 where there is none."""
     chosen, head = labels != IGNORE_INDEX, model.get_output_embeddings()
     states, targets = hidden[chosen], labels[chosen]
-    found = [torch.zeros(0, device=hidden.device)]
+    chunk_losses = [torch.zeros(0, device=hidden.device)]
     for part in _chunks(len(states), head.weight):
         logits = head(states[part]).float()
-        found.append(F.cross_entropy(logits, targets[part], reduction="none"))
+        chunk_losses.append(F.cross_entropy(logits, targets[part], reduction="none"))
     losses = torch.zeros(labels.shape, device=hidden.device)
-    losses[chosen] = torch.cat(found)
+    losses[chosen] = torch.cat(chunk_losses)
     return losses
 
 
@@ -415,11 +405,11 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = logits.exp_()
             gradient.scatter_add_(1, targets, -torch.ones_like(targets, dtype=gradient.dtype))
             if softer is not None:
-                given = F.linear(teacher_hidden[part], teacher_matrix, teacher_bias).float()
-                given = F.log_softmax(given / t, dim=-1)
-                total += weight * t * t * (given.exp() * (given - softer)).sum()
+                teacher = F.linear(teacher_hidden[part], teacher_matrix, teacher_bias).float()
+                teacher = F.log_softmax(teacher / t, dim=-1)
+                total += weight * t * t * (teacher.exp() * (teacher - softer)).sum()
                 gradient *= 1 - weight
-                gradient += weight * t * (softer.exp() - given.exp())
+                gradient += weight * t * (softer.exp() - teacher.exp())
             if d_bias is not None:
                 d_bias += gradient.sum(dim=0)
             gradient = gradient.to(dtype)
@@ -438,6 +428,6 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale):
-        found = (None if g is None else g.mul_(scale) for g in ctx.gradients)
+        gradients = (None if g is None else g.mul_(scale) for g in ctx.gradients)
         ctx.gradients = None
-        return (*found, *(None,) * 6)
+        return (*gradients, *(None,) * 6)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import causal, pretrained
+from data.tokens import added_tokens
+from models import pretrained
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    before, _ = causal.added_tokens(tokenizer)
+    before, _ = added_tokens(tokenizer)
     # as in training, an <|endoftext|> that somebody wrote is text
     plain = {"add_special_tokens": False, "split_special_tokens": True}
     encoded = [before + tokenizer(prompt, **plain)["input_ids"] for prompt in prompts]
@@ -54,10 +55,10 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )
-        found = model.generate(
+        outputs = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
         )
-        for row, line in zip(rows, found[:, width:].tolist(), strict=True):
+        for row, line in zip(rows, outputs[:, width:].tolist(), strict=True):
             if tokenizer.eos_token_id in line:
                 line = line[: line.index(tokenizer.eos_token_id)]
             answers[row] = tokenizer.decode(line, skip_special_tokens=True).strip()

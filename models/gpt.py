@@ -1,8 +1,8 @@
 """A small GPT with one switch for each change that has been tried on short texts.
 
     model = build_gpt(seed=0, vocab_size=16000, within_titles=True, eos_token_id=0)
-    found = model(input_ids, shift_labels=targets)          # (batch, seq) each
-    found.loss_sum.backward()                               # over found.num_targets tokens
+    outputs = model(input_ids, shift_labels=targets)        # (batch, seq) each
+    outputs.loss_sum.backward()                             # over outputs.num_targets tokens
 
 The defaults are Llama's choices (rotary positions, RMSNorm, SwiGLU, no biases, tied embeddings), so
 that what was trained opens in transformers as LlamaForCausalLM (`to_transformers`); with
@@ -83,13 +83,13 @@ class SmallGPTConfig(PreTrainedConfig):
     eos_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name, known in (
+        for name, choices in (
             ("positions", ("rotary", "learned")),
             ("norm", ("rmsnorm", "layernorm")),
             ("mlp", ("swiglu", "gelu")),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)}: expected {' or '.join(known)}")
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)}: expected {' or '.join(choices)}")
         if self.n_embd % self.n_head or (self.positions == "rotary" and self.head_size % 2):
             raise ValueError(
                 f"n_embd {self.n_embd}: expected n_head ({self.n_head}) times a whole number, "
@@ -197,8 +197,8 @@ class Segments:
 
 
 @torch.library.custom_op("ablate::take", mutates_args=())
-def _take(x: Tensor, index: Tensor, inverse: Tensor, given: Tensor | None) -> Tensor:
-    """x (n, …) → x[index] (m, …), whose gradient is gradient[inverse], 0 where not `given`.
+def _take(x: Tensor, index: Tensor, inverse: Tensor, mask: Tensor | None) -> Tensor:
+    """x (n, …) → x[index] (m, …), whose gradient is gradient[inverse], 0 where `mask` is False.
 
     index_select's own gradient is summed up number by number, for indices that may repeat; here
     those that do have none (what is behind a segment's end). And an operator of its own:
@@ -209,7 +209,7 @@ def _take(x: Tensor, index: Tensor, inverse: Tensor, given: Tensor | None) -> Te
 
 
 @_take.register_fake
-def _(x: Tensor, index: Tensor, inverse: Tensor, given: Tensor | None) -> Tensor:
+def _(x: Tensor, index: Tensor, inverse: Tensor, mask: Tensor | None) -> Tensor:
     return x.new_empty(index.shape[0], *x.shape[1:])
 
 
@@ -218,10 +218,10 @@ def _save_indices(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _take_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    index, inverse, given = ctx.saved_tensors
+    index, inverse, mask = ctx.saved_tensors
     gradient = _take(gradient, inverse, index, None)
-    if given is not None:
-        gradient = gradient * given.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
+    if mask is not None:
+        gradient = gradient * mask.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
     return gradient, None, None, None
 
 
@@ -313,7 +313,7 @@ class Attention(nn.Module):
         segments: Segments | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        """hidden (batch, seq, n_embd); rotation as rotary_tables gives it."""
+        """hidden (batch, seq, n_embd); rotation as from rotary_tables."""
         heads = (self.config.n_head, self.config.head_size)
         query, key, value = (
             project(hidden).unflatten(-1, heads)  # (batch, seq, heads, size)
@@ -465,7 +465,7 @@ class SmallGPTModel(SmallGPTPreTrainedModel):
 
 @dataclass
 class CausalLMLosses(ModelOutput):
-    """What the model gives.
+    """Outputs of the model.
 
     With labels: `loss_sum` and `num_targets`, to be summed over micro-batches, `loss` their
     ratio, and without gradient `losses` (targets,) in reading order. No logits: they are never
@@ -616,7 +616,7 @@ def head_losses(
     """(Σ losses, losses (targets,) without gradient) of the logits hidden @ weight.T.
 
     hidden (targets, n) or (copies, targets, n), weight (vocab, n), labels (targets,).
-    losses_of(logits, labels) gives one loss a target from float32 logits (rows, vocab) or
+    losses_of(logits, labels) returns one loss a target from float32 logits (rows, vocab) or
     (copies, rows, vocab): by default the cross-entropy; with two copies that differ in their
     dropout, the loss of R-Drop (Liang et al. 2021).
 
@@ -684,9 +684,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def build_gpt(seed: int, **settings: Any) -> SmallGPTForCausalLM:
     """A new model; settings are those of SmallGPTConfig. TypeError for a name it does not have."""
-    known = SmallGPTConfig()
+    defaults = SmallGPTConfig()
     for name in settings:
-        if not hasattr(known, name):
+        if not hasattr(defaults, name):
             raise TypeError(f"{name}: SmallGPTConfig has no such setting")
     torch.manual_seed(seed)
     return SmallGPTForCausalLM(SmallGPTConfig(**settings))

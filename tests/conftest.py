@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import bert_config, build_tiny_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORDS = (
@@ -39,8 +40,7 @@ def one_thread(cache_folder) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
     """A BERT of 2 layers × 32 with random weights, dropout .1 and a word-level vocabulary."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from transformers import BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny_bert"
     folder.mkdir()
@@ -50,15 +50,7 @@ def tiny_bert(tmp_path_factory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=128,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    BertModel(bert_config(), add_pooling_layer=False).save_pretrained(folder)
     return folder
 
 
@@ -126,8 +118,6 @@ def run_script(
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """tiny(architecture) → its model folder, built when first asked for."""
-    from tiny_models import build_tiny_model
-
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=9)) + f" {number}" for number in range(100)]
     folder = tmp_path_factory.mktemp("tiny")

@@ -5,16 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_causal import END, tiny_tokenizer
 from tiny_instructions import alpaca_rows, build_models, texts, write_rows
+from tiny_models import END, tiny_tokenizer
 
 import core
 from core import IGNORE_INDEX
+from data import instructions, tokens
+from device import Machine
+from experiments import instructions as instruction_tuning
 from models import causal, generation, lora, packed
-from tasks import instructions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WORLD = core.World(torch.device("cpu"), core.Machine())
+WORLD = core.World(torch.device("cpu"), Machine())
 MAX_LENGTH = 128
 
 
@@ -173,7 +175,7 @@ def test_special_tokens_that_stand_in_a_row_are_text(kind, tmp_path):
         np.array([~i if i < 0 else i for i in signed])
         for signed in instructions.encode(both, tokenizer)
     )
-    before, _ = causal.added_tokens(tokenizer)
+    before, _ = tokens.added_tokens(tokenizer)
     assert len(before) == (kind == "llama")
     text = instructions.prompt_of(plain_row, "alpaca") + "write it"
     whole = [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -322,7 +324,7 @@ def test_sums_of_packed_rows_are_those_of_padded_ones(models, rows):
     for packing in (True, False):
         one = batch(packing)
         losses = causal.token_losses(model, packed.last_hidden(model, one), one["labels"])
-        found.append(instructions.row_sums(losses, one))
+        found.append(instruction_tuning.row_sums(losses, one))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
     assert (found[0][:, 1] > found[0][:, 3]).all() and (found[0][:, 3] > 0).all()
 

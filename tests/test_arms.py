@@ -21,16 +21,22 @@ import yaml
 from conftest import PROJECT, WORDS, command, environment
 from safetensors.torch import load_file
 from test_language import wikitext_folder
-from tiny_causal import build_tiny_gpt2
-from tiny_models import ARCHITECTURES, LAYERS
+from tiny_models import ARCHITECTURES, LAYERS, build_tiny_gpt2
 
 import core
+import files
 import finetune_gpt2
 import run_5_models
 import runs
+from commands import predict
+from data import arena, reviews, texts, tokens
+from data import pairs as pair_data
+from data.rows import subset
+from evaluation.metrics import PREFERENCE_CLASSES
+from experiments import experiment, preference
+from methods import dropout
 from models import causal, pretrained
 from settings import parse_settings
-from tasks import arena, preference, reviews, texts
 
 CONFIGS = sorted((PROJECT / "configs/preference").glob("*.yaml"))
 SCRIPTS = ("run_1_distilbert", "run_2_appendprompt", "run_5_models")
@@ -170,7 +176,7 @@ def test_smoke_takes_two_steps_on_real_reviews():
         run_5_models.Config, ["--config", str(PROJECT / "configs/preference/smoke.yaml")]
     )
     rows, _ = reviews.load_review_pairs(val_frac=config.val_frac, test_frac=config.test_frac)
-    rows = arena.subset(rows, config.limit, config.train_frac)
+    rows = subset(rows, config.limit, config.train_frac, key=arena.by_content)
     count = {name: sum(row.split == name for row in rows) for name in ("train", "val", "test")}
     assert math.ceil(config.epochs * math.ceil(count["train"] / config.batch)) == 2
     assert count["val"] >= 10 and count["test"] >= 10
@@ -273,11 +279,11 @@ def test_finished_run_has_every_test_row_once(finished, pair_csv):
     assert (record["status"], record["steps"]) == ("finished", 2)
     rows, _ = arena.load_arena(str(pair_csv))
     arena.assign_splits(rows, "prompt", 0.1, 0.1)
-    wanted = {row.id: preference.CLASSES[row.label] for row in rows if row.split == "test"}
+    wanted = {row.id: PREFERENCE_CLASSES[row.label] for row in rows if row.split == "test"}
     found = predictions_of(out)
     assert len(found) == len(wanted) and {row["id"]: row["label"] for row in found} == wanted
     for row in found:
-        assert sum(float(row[f"p_{name}"]) for name in preference.CLASSES) == pytest.approx(1)
+        assert sum(float(row[f"p_{name}"]) for name in PREFERENCE_CLASSES) == pytest.approx(1)
     metrics = metrics_of(out)
     right = np.mean([row["label"] == row["prediction"] for row in found])
     assert metrics["n"] == len(wanted) and metrics["accuracy"] == pytest.approx(right)
@@ -349,10 +355,10 @@ def test_dropout_setting_reaches_every_dropout(architecture, tiny):
     """0 makes training passes equal; .5 (in the encoder alone) makes them differ."""
     model = build_model(tiny(architecture)).train()
     batch = some_batch(model)
-    preference.set_dropout(model.encoder, 0.0)
+    dropout.set_dropout(model.encoder, 0.0)
     first, second = (model.embed(**batch)[0] for _ in range(2))
     assert torch.equal(first, second)
-    preference.set_dropout(model.encoder, 0.5)
+    dropout.set_dropout(model.encoder, 0.5)
     first, second = (model.embed(**batch)[0] for _ in range(2))
     assert not torch.allclose(first, second, atol=1e-2)
 
@@ -394,7 +400,8 @@ def test_freeze_holds_exactly_the_named_parts(architecture, freeze, tiny):
         with pytest.raises(ValueError, match="albert.*--freeze none or all"):
             build_model(tiny(architecture), freeze)
         return
-    model = build_model(tiny(architecture), freeze).train()
+    model = build_model(tiny(architecture), freeze)
+    core.train_but_frozen(model)
     prefixes = trained_prefixes(architecture, freeze)
     for name, parameter in model.encoder.named_parameters():
         assert parameter.requires_grad == name.startswith(prefixes), name
@@ -493,8 +500,8 @@ def test_predict_equals_the_runs_own_predictions(which, request, pair_csv, tmp_p
             writer.writeheader()
             writer.writerows(kept)
         output = tmp_path / "submission.csv"
-        preference.predict(
-            preference.PredictConfig(
+        predict.predict(
+            predict.PredictConfig(
                 run=str(saved_run), data=str(tmp_path / "test.csv"), output=str(output)
             )
         )
@@ -503,14 +510,14 @@ def test_predict_equals_the_runs_own_predictions(which, request, pair_csv, tmp_p
         assert list(found[0]) == ["id", *arena.WINNER_COLUMNS]
         assert [row["id"] for row in found] == [row["id"] for row in kept]
         for row in found:
-            for column, name in zip(arena.WINNER_COLUMNS, preference.CLASSES, strict=True):
+            for column, name in zip(arena.WINNER_COLUMNS, PREFERENCE_CLASSES, strict=True):
                 expected = float(wanted[row["id"]][f"p_{name}"])
                 assert float(row[column]) == pytest.approx(expected, abs=1e-5)
         output.unlink()
 
 
 def test_swap_at_test_time_averages_both_orders(saved_run):
-    predictor = preference.Predictor(preference.PredictConfig(run=str(saved_run)))
+    predictor = predict.Predictor(predict.PredictConfig(run=str(saved_run)))
     pair = {"prompt": "why", "response_a": "a good film", "response_b": "dull slow plot 7"}
     other = pair | {"response_a": pair["response_b"], "response_b": pair["response_a"]}
     row, exchanged = (arena.read_json_row(json.dumps(p), "here") for p in (pair, other))
@@ -525,15 +532,15 @@ def test_calibrated_predictions_divide_the_logits(saved_run):
     temperature = metrics_of(saved_run)["temperature"]
     row = arena.read_json_row('{"response_a": "good film", "response_b": "dull"}', "here")
     plain, calibrated = (
-        preference.Predictor(preference.PredictConfig(run=str(saved_run), calibrated=c))([row])[0]
+        predict.Predictor(predict.PredictConfig(run=str(saved_run), calibrated=c))([row])[0]
         for c in (False, True)
     )
     scaled = plain ** (1 / temperature)
     assert temperature != 1 and calibrated == pytest.approx(scaled / scaled.sum(), abs=1e-6)
     other = {"best": "final", "final": "best"}[metrics_of(saved_run)["tested_with"]]
-    config = preference.PredictConfig(run=str(saved_run), calibrated=True, weights=other)
+    config = predict.PredictConfig(run=str(saved_run), calibrated=True, weights=other)
     with pytest.raises(ValueError, match="--calibrated: the temperature is that of the"):
-        preference.Predictor(config)
+        predict.Predictor(config)
 
 
 def test_predict_one_pair_from_the_command_line(saved_run):
@@ -543,9 +550,9 @@ def test_predict_one_pair_from_the_command_line(saved_run):
     assert done.returncode == 0, done.stderr.decode()
     answer = json.loads(done.stdout.splitlines()[-1])
     row = arena.read_json_row(json.dumps(pair), "here")
-    p = preference.Predictor(preference.PredictConfig(run=str(saved_run)))([row])[0]
-    assert answer["prediction"] == preference.CLASSES[int(p.argmax())]
-    found = [answer[f"p_{name}"] for name in preference.CLASSES]
+    p = predict.Predictor(predict.PredictConfig(run=str(saved_run)))([row])[0]
+    assert answer["prediction"] == PREFERENCE_CLASSES[int(p.argmax())]
+    found = [answer[f"p_{name}"] for name in PREFERENCE_CLASSES]
     assert found == pytest.approx(list(p), abs=1e-5)
 
 
@@ -563,7 +570,7 @@ def test_predict_json_lines_until_a_bad_one(saved_run):
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == 3 and done.returncode == 1
     for answer in answers:
-        assert sum(answer[f"p_{name}"] for name in preference.CLASSES) == pytest.approx(1, abs=1e-5)
+        assert sum(answer[f"p_{name}"] for name in PREFERENCE_CLASSES) == pytest.approx(1, abs=1e-5)
     error = done.stderr.decode()
     assert "standard input, line 5" in error and "response_a" in error
     assert "Traceback" not in error and "\x1b" not in error + done.stdout.decode()
@@ -579,7 +586,7 @@ def launch(monkeypatch, script: str, *settings: object) -> str:
     """The message with which a script ends."""
     module = importlib.import_module(script)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, settings)])
-    commands = {"predict": (preference.predict, preference.PredictConfig)}
+    commands = {"predict": (predict.predict, predict.PredictConfig)}
     with pytest.raises(SystemExit) as ended:
         runs.launch(module.main, module.Config, commands)
     return str(ended.value)
@@ -627,13 +634,13 @@ def test_flip_consistency_is_exact_where_the_method_promises_it(
         assert 0 <= found < 1  # an untrained concatenation head knows nothing of the swap
 
 
-def part_of_rows(swap_seed: int | None = None) -> tuple[preference.PairData, np.ndarray]:
+def part_of_rows(swap_seed: int | None = None) -> tuple[pair_data.PairData, np.ndarray]:
     """Every third of 1,200 rows as a part; tokens of a side: [0 for A, 1 for B, row]."""
     sides = [[side % 2, side // 2] for side in range(2400)]
     labels = np.random.default_rng(0).integers(0, 3, 1200)
     index = np.arange(1, 1200, 3)
-    ids = core.Ragged.from_rows(sides)
-    return preference.PairData(ids, index, labels, 0, 8, None, swap_seed), labels
+    ids = tokens.Ragged.from_rows(sides)
+    return pair_data.PairData(ids, index, labels, 0, 8, None, swap_seed), labels
 
 
 def test_collate_gives_each_row_its_own_sides_and_label():
@@ -652,7 +659,7 @@ def test_augmentation_swaps_sides_and_labels_of_half_the_training_rows():
     rows = np.arange(400)
     expected = labels[data.index]
 
-    def exchanged(data: preference.PairData, epoch: int | None) -> np.ndarray:
+    def exchanged(data: pair_data.PairData, epoch: int | None) -> np.ndarray:
         batch = data.collate(rows, epoch)
         first, second = batch["input_ids"][:, :2].chunk(2)
         assert (first[:, 1].numpy() == data.index).all() and (second[:, 1] == first[:, 1]).all()
@@ -719,7 +726,7 @@ def test_fill_gives_short_ones_all_and_shares_the_rest():
     for _ in range(2000):
         lengths = [draw.choice((0, 1, 5, 40, 900)) for _ in range(draw.randint(1, 9))]
         budget = draw.randint(0, 600)
-        parts = preference.fill(lengths, budget)
+        parts = tokens.fill(lengths, budget)
         assert sum(parts) == min(sum(lengths), budget)
         assert all(0 <= part <= length for part, length in zip(parts, lengths, strict=True))
         cut = [part for part, length in zip(parts, lengths, strict=True) if part < length]
@@ -732,7 +739,7 @@ def test_share_budget_keeps_what_fits():
     for _ in range(2000):
         prompt, response = draw.randint(0, 400), draw.randint(0, 400)
         budget, frac = draw.randint(1, 500), draw.choice((0.0, 0.2, 0.4, 1.0))
-        kept, answer = preference.share_budget(prompt, response, budget, frac)
+        kept, answer = pair_data.share_budget(prompt, response, budget, frac)
         assert 0 <= kept <= prompt and 0 <= answer <= response
         assert kept + answer == min(prompt + response, budget)
         if prompt > budget and response > budget:
@@ -745,17 +752,17 @@ def test_share_budget_keeps_what_fits():
 
 def test_keep_ends_keeps_head_and_tail():
     ids = list(range(100))
-    assert preference.keep_ends(ids, 100) == ids
-    assert preference.keep_ends(ids, 5) == [0, 1, 2, 98, 99]
-    assert preference.keep_ends(ids, 1) == [0] and preference.keep_ends(ids, 0) == []
-    assert all(len(preference.keep_ends(ids, n)) == n for n in range(101))
+    assert tokens.keep_ends(ids, 100) == ids
+    assert tokens.keep_ends(ids, 5) == [0, 1, 2, 98, 99]
+    assert tokens.keep_ends(ids, 1) == [0] and tokens.keep_ends(ids, 0) == []
+    assert all(len(tokens.keep_ends(ids, n)) == n for n in range(101))
 
 
 CLS, SEP = -1, -2
 
 
 def sequence(prompts, responses, max_length: int, frac: float = 0.4) -> list[int]:
-    return preference.build_sequence(prompts, responses, max_length, frac, CLS, SEP)
+    return pair_data.build_sequence(prompts, responses, max_length, frac, CLS, SEP)
 
 
 def test_sequence_that_fits_is_whole_and_in_turn():
@@ -805,7 +812,7 @@ def test_sequences_of_rows_read_the_prompt_only_when_told(tiny):
     tokenizer = pretrained.load_tokenizer(str(tiny("bert")))
     row = arena.PairRow("1", ["why story", ""], ["good", ""], ["bad film", "slow"], None, "g", "")
     with_prompt, without = (
-        list(preference.build_sequences([row], tokenizer, 64, flag, 0.4, quiet=True))
+        list(pair_data.build_sequences([row], tokenizer, 64, flag, 0.4, quiet=True))
         for flag in (True, False)
     )
     texts = [tokenizer.decode(ids) for ids in (*with_prompt, *without)]
@@ -871,7 +878,7 @@ def test_settings_that_cannot_work_are_refused(
 
 def embedded(monkeypatch, answers: bool, folder: Path, data: Path) -> None:
     """The embedded default with a tiny model and rows in place of the packages."""
-    monkeypatch.setattr(preference.pretrained, "hub_answers", lambda: answers)
+    monkeypatch.setattr(files, "hub_answers", lambda: answers)
     small = {"model": str(folder), "data": str(data)}
     monkeypatch.setattr(preference, "EMBEDDED", preference.EMBEDDED | small)
 
@@ -889,14 +896,16 @@ def test_no_settings_and_no_hub_choose_the_embedded_default(
     assert "no settings were given and the hub cannot be reached" in said
     used = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert used["model"] == str(tiny("bert")) and used["data"] == str(pair_csv)
-    assert {name: used[name] for name in preference.EMBEDDED} == preference.EMBEDDED
+    settings = {name: value for name, value in preference.EMBEDDED.items() if name != "what"}
+    assert {name: used[name] for name in settings} == settings
 
 
 @pytest.mark.parametrize("given,answers", [(True, False), (True, True), (False, True)])
 def test_the_default_replaces_no_setting_and_no_reachable_hub(given, answers, monkeypatch, capsys):
     embedded(monkeypatch, answers, Path("folder"), Path("file"))
     config = run_5_models.Config(epochs=1.0)
-    assert preference.or_embedded(config, given, core.single_world("cpu")) == config
+    world = core.single_world("cpu")
+    assert experiment.or_embedded(config, given, world, **preference.EMBEDDED) == config
     assert capsys.readouterr().out == ""
 
 
@@ -909,7 +918,7 @@ def test_one_explicit_setting_is_given():
 def test_hub_does_not_answer(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert preference.pretrained.hub_answers() is False
+    assert files.hub_answers() is False
 
 
 def test_a_hub_that_refuses_answers(monkeypatch):
@@ -926,7 +935,7 @@ def test_a_hub_that_refuses_answers(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        assert preference.pretrained.hub_answers() is True
+        assert files.hub_answers() is True
 
 
 def test_an_architecture_without_sdpa_is_opened(tmp_path):

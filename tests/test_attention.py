@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import WORDS
 from test_page import METRICS, page_of, training_lines, write_run
-from tiny_causal import build_tiny_gpt2, build_tiny_llama
+from tiny_models import build_tiny_gpt2, build_tiny_llama
 
+from commands import attention as command
 from models import attention, causal
 from settings import parse_settings
-from tasks import attention as command
 
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
 

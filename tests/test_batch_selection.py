@@ -11,6 +11,7 @@ import torch
 from scipy.stats import percentileofscore
 
 import core
+from files import damage
 from methods.batch_selection import (
     IrreducibleLosses,
     RhoLoss,
@@ -283,7 +284,7 @@ def test_each_part_has_a_manifest(tmp_path):
     save(tmp_path)
     manifest = json.loads((tmp_path / "part_000002/manifest.json").read_text())
     assert (manifest["rows"], manifest["split_fingerprint"]) == (250, "abc")
-    assert core.damage(tmp_path / "part_000002") is None
+    assert damage(tmp_path / "part_000002") is None
 
 
 def test_an_id_has_one_loss_and_that_a_number():

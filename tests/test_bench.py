@@ -1,4 +1,4 @@
-"""bench.py: every row can be run, and a ratio without equal losses is void."""
+"""bench.py: every comparison can be run, and a ratio without equal losses is void."""
 
 import importlib
 import json
@@ -7,30 +7,30 @@ import pytest
 
 import bench
 import benchmarks
-from benchmarks import Found, Line, _peak, _tables
+from benchmarks import Line, Measured, _peak, _tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", bench.ROWS)
-def test_every_row_has_two_sides_or_does_it_all(name):
-    row = importlib.import_module(f"benchmarks.{name}")
-    assert f"python bench.py {name}" in row.__doc__
-    assert hasattr(row, "run") or (callable(row.ours) and callable(row.peer))
-    for peer in getattr(row, "PEERS", {}):
+@pytest.mark.parametrize("name", bench.COMPARISONS)
+def test_every_comparison_has_two_sides_or_does_it_all(name):
+    comparison = importlib.import_module(f"benchmarks.{name}")
+    assert f"python bench.py {name}" in comparison.__doc__
+    assert hasattr(comparison, "run") or (callable(comparison.ours) and callable(comparison.peer))
+    for peer in getattr(comparison, "PEERS", {}):
         assert bench.parse([name, f"--peer={peer}"]).peer == peer
 
 
-def test_the_plan_has_every_row_of_speed_and_each_can_be_parsed():
-    rows = [bench.parse(text.split()).row for text in bench.PLAN]
-    assert set(rows) == set(bench.ROWS) - {"glue", "lightning_twin"}  # not of speed alone
+def test_the_plan_has_every_comparison_of_speed_and_each_can_be_parsed():
+    planned = {bench.parse(text.split()).comparison for text in bench.PLAN}
+    assert planned == set(bench.COMPARISONS) - {"glue", "lightning_twin"}  # not of speed alone
 
 
 def pair(ours: float, peer: float, losses=(2.0, 2.0)) -> dict:
-    found = zip(("ours", "peer"), (ours, peer), losses, strict=True)
+    sides = zip(("ours", "peer"), (ours, peer), losses, strict=True)
     return {
         side: {"tokens_per_second": rate, "loss": loss, "peak_memory_gib": 1 + (side == "peer")}
-        for side, rate, loss in found
+        for side, rate, loss in sides
     }
 
 
@@ -47,13 +47,13 @@ def test_a_summary_is_the_median_of_neighbours():
 
 def test_of_seconds_less_is_better():
     pairs = [{"ours": {"seconds": 4.0}, "peer": {"seconds": 10.0}}]
-    for found in pairs[0].values():
-        found |= {"loss": 1.0, "peak_memory_gib": 1.0}
+    for figures in pairs[0].values():
+        figures |= {"loss": 1.0, "peak_memory_gib": 1.0}
     line = bench.summary(bench.parse(["startup"]), pairs)
     assert line.median == 2.5 and "4.00 s against 10.00 s" in str(line)
 
 
-def test_a_side_is_told_what_the_row_was_told():
+def test_a_side_is_told_what_the_comparison_was_told():
     words = "preference --peer lightning --steps 7 --precision bf16 --data rows.csv"
     words += " --threads 1 --width 64 --eager"
     arguments = bench.parse(words.split())
@@ -118,8 +118,8 @@ def test_rates_leave_the_warm_up_out(tmp_path):
     lines[2]["seconds"] = 3.0  # where the counted steps begin
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "train/metrics/metrics.jsonl").write_text(text)
-    found = benchmarks.rates_of_run(tmp_path)
-    assert found == {"tokens_per_second": 5.0, "examples_per_second": 1.0, "loss": 6.0}
+    rates = benchmarks.rates_of_run(tmp_path)
+    assert rates == {"tokens_per_second": 5.0, "examples_per_second": 1.0, "loss": 6.0}
 
 
 def test_the_operations_of_a_step_are_those_of_its_matrix_products():
@@ -151,22 +151,22 @@ def in_this_process(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", ["preference", "startup", "tokenising", "checkpoints", "scaling", "frozen"]
 )
-def test_quick_rows_run_to_their_end(
+def test_quick_comparisons_run_to_their_end(
     name, tiny_bert, pair_csv, tmp_path_factory, tmp_path, monkeypatch
 ):
     """With the peers that requirements-dev.txt installs; no speed is asserted."""
-    row = importlib.import_module(f"benchmarks.{name}")
-    for variable in ("ABLATE_CACHE", "HF_DATASETS_CACHE"):  # rows set them for their processes
+    comparison = importlib.import_module(f"benchmarks.{name}")
+    for variable in ("ABLATE_CACHE", "HF_DATASETS_CACHE"):  # sides set them for their processes
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
     run_side = in_this_process(tmp_path_factory)
     monkeypatch.setattr(bench, "run_side", run_side)
-    monkeypatch.setattr(row, "run_side", run_side, raising=False)
+    monkeypatch.setattr(comparison, "run_side", run_side, raising=False)
     files = [f"--{kind}={tmp_path / kind}" for kind in ("output", "markdown")]
     words = [name, "--quick", f"--model={tiny_bert}", f"--data={pair_csv}", "--threads=1"]
     if name == "frozen":  # its own processes are left to tests/long
         folder = tmp_path_factory.mktemp("peer")
-        found = bench.measure(bench.parse([*words, "--side=peer", f"--folder={folder}"]))
-        assert 0.5 < found["loss"] < 2
+        figures = bench.measure(bench.parse([*words, "--side=peer", f"--folder={folder}"]))
+        assert 0.5 < figures["loss"] < 2
         return
     bench.main([*words, *files])
     (measured,) = json.loads((tmp_path / "output").read_text()).values()
@@ -180,19 +180,19 @@ def test_quick_rows_run_to_their_end(
     assert f"`python bench.py {name}" in (tmp_path / "markdown").read_text() or name == "scaling"
 
 
-def test_output_collects_rows_and_shows_them(tmp_path):
+def test_output_collects_comparisons_and_shows_them(tmp_path):
     output = tmp_path / "bench.json"
-    line = Line("row", "peer", "speed", [2.0, 3.0], 0.5, (1.0, 1.0), share_of_peak=0.5)
-    bench.keep(output, ["mlm", "--output", str(output)], Found([line]))
-    bench.keep(output, ["sft", f"--output={output}", "--steps", "3"], Found([line]))
-    bench.keep(output, ["mlm", "--output", str(output)], Found([line, line]))
+    line = Line("entry", "peer", "speed", [2.0, 3.0], 0.5, (1.0, 1.0), share_of_peak=0.5)
+    bench.keep(output, ["mlm", "--output", str(output)], Measured([line]))
+    bench.keep(output, ["sft", f"--output={output}", "--steps", "3"], Measured([line]))
+    bench.keep(output, ["mlm", "--output", str(output)], Measured([line, line]))
     tables = {"growth": [{"rows": 1000, "seconds": 1.5}]}
-    bench.keep(output, ["scaling"], Found(tables=tables))
+    bench.keep(output, ["scaling"], Measured(tables=tables))
     measured = json.loads(output.read_text())
     named = [f"python bench.py {words}" for words in ("mlm", "sft --steps 3", "scaling")]
     assert list(measured) == named
     text = _tables.markdown(measured)
-    assert "2.50 × speed [2.00, 3.00], 2 pairs" in text and text.count("| row ") == 3
+    assert "2.50 × speed [2.00, 3.00], 2 pairs" in text and text.count("| entry ") == 3
     assert "1,000" in text and "50%" in text
     bench.main(["table", f"--output={output}", f"--picture={tmp_path / 'bench.png'}"])
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
@@ -201,7 +201,7 @@ def test_output_collects_rows_and_shows_them(tmp_path):
 def test_a_line_says_data_precision_and_width():
     line = {"what": "titles", "peer": "a loop", "unit": "speed", "ratios": [1.5]}
     command = "python bench.py headlines --data a/titles.txt --width 64 --precision bf16"
-    [(told, found)] = _tables.lines_of({command: {"lines": [line], "tables": {}}})
-    assert told == command and found.what == "titles (titles, bf16, width 64)"
-    [(_, found)] = _tables.lines_of({f"{command} --eager": {"lines": [line], "tables": {}}})
-    assert found.what == "titles (titles, bf16, width 64, not compiled)"
+    [(told, shown)] = _tables.lines_of({command: {"lines": [line], "tables": {}}})
+    assert told == command and shown.what == "titles (titles, bf16, width 64)"
+    [(_, shown)] = _tables.lines_of({f"{command} --eager": {"lines": [line], "tables": {}}})
+    assert shown.what == "titles (titles, bf16, width 64, not compiled)"

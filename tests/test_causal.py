@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import WORDS
-from tiny_causal import build_tiny_gpt2, build_tiny_llama
+from tiny_models import build_tiny_gpt2, build_tiny_llama, gpt2_config
 
 from core import IGNORE_INDEX
 from methods.distillation import distillation_loss_sum
+from methods.optimizers import parameter_groups
 from models import causal, pretrained
 
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
@@ -28,9 +29,7 @@ def language_model(folder):
 
 
 def gpt2(layers: int, classes=None):
-    from transformers import GPT2Config
-
-    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=layers, n_head=2, n_positions=16)
+    config = gpt2_config(vocab_size=40, n_embd=8, n_layer=layers, n_positions=16)
     config.bos_token_id = config.eos_token_id = 39
     return causal.load_model("a random one", config, classes, init="random")
 
@@ -38,11 +37,15 @@ def gpt2(layers: int, classes=None):
 # ---- learning rates ----
 
 
+def groups_by_depth(model) -> list[dict]:
+    return parameter_groups(causal.parts_of(model), causal.rates_by_depth(1.0, FACTORS), 0.01)
+
+
 @pytest.mark.parametrize("classes", [None, ("a", "b")])
 @pytest.mark.parametrize("layers", [1, 2, 4, 6, 12])
 def test_every_parameter_is_in_one_group(layers, classes):
     model = gpt2(layers, classes)
-    groups = causal.depth_groups(model, 1.0, FACTORS, 0.01)
+    groups = groups_by_depth(model)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters()}
@@ -57,11 +60,7 @@ def test_every_parameter_is_in_one_group(layers, classes):
 )
 def test_rates_rise_with_depth(layers, thirds):
     model = gpt2(layers, ("a", "b"))
-    rate = {
-        id(p): group["lr"]
-        for group in causal.depth_groups(model, 1.0, FACTORS, 0.01)
-        for p in group["params"]
-    }
+    rate = {id(p): group["lr"] for group in groups_by_depth(model) for p in group["params"]}
     for block, third in zip(pretrained.find_layers(model), thirds, strict=True):
         assert {rate[id(p)] for p in block.parameters()} == {FACTORS[third]}
     body = model.transformer

@@ -26,8 +26,9 @@ def test_the_clock_can_take_the_place_of_cores():
     for _ in range(5):
         assert (mine.fraction, mine.done) == (cores.fraction, cores.done)
         mine.charge("train", 16, BATCH)
-        mine.after_update()
-        cores.after_update()
+        for clock in (mine, cores):
+            clock.after_update()
+        mine.settle()
     assert mine.done and mine.fraction == 1 and mine.total_steps == 5
 
 
@@ -36,7 +37,7 @@ def test_what_a_budget_buys_the_baseline(budget, updates):
     clock = hours(budget)
     while not clock.done:
         clock.charge("train", 16, BATCH)
-        clock.after_update()
+        clock.settle()
     assert clock.steps == updates
     assert clock.spent <= budget and clock.fraction > 0.9998
 
@@ -54,7 +55,7 @@ def test_what_a_budget_buys_with_selection(candidates, free, share):
     while not clock.done:
         clock.charge("forward", 16, candidates)
         clock.charge("train", 16, BATCH)
-        clock.after_update()
+        clock.settle()
     assert clock.steps / 7989 == pytest.approx(share, abs=0.005)
     assert clock.counts["forward"] == {16: clock.steps * candidates}  # counted even if free
 
@@ -66,7 +67,7 @@ def test_what_a_budget_buys_sophia(free, share):
         if clock.steps % 10 == 0:
             clock.charge("curvature", 16, 768)
         clock.charge("train", 16, BATCH)
-        clock.after_update()
+        clock.settle()
     assert clock.steps / 7989 == pytest.approx(share, abs=0.001)
 
 
@@ -75,7 +76,7 @@ def test_what_a_budget_buys_with_stacking(budget, micro_batches):
     clock = hours(budget)
     while not clock.done:
         clock.charge("train", depth_at(clock.fraction), BATCH)
-        clock.after_update()
+        clock.settle()
     assert 12 * clock.steps == pytest.approx(micro_batches, rel=1e-3)
     assert 12 * clock.steps / (12 * 7989 * budget / 6) == pytest.approx(1.465, abs=0.003)
     assert list(clock.counts["train"]) == [4, 8, 16]
@@ -88,7 +89,7 @@ def test_a_step_with_layer_drop_takes_three_quarters_of_the_time():
         for micro_batch in range(12):
             generator = gate_generator(0, clock.steps, micro_batch)
             clock.charge("train", len(sample_active_layers(p, 16, generator)), 128)
-        clock.after_update()
+        clock.settle()
     assert clock.steps / (7989 / 6) == pytest.approx(1 / 0.75, abs=0.03)
 
 
@@ -148,7 +149,7 @@ def test_wall_clock_hours_are_measured():
     while not clock.done:
         clock.measure("train", 50.0)
         clock.measure("forward", 1000.0)
-        clock.after_update()
+        clock.settle()
     assert clock.steps == 7  # an eighth update would end at 400 of 360 seconds
     assert clock.fraction == pytest.approx(350 / 360)
 
@@ -157,7 +158,7 @@ def test_a_first_update_is_made_however_small_the_budget():
     clock = BudgetClock(1.0, "flops", flops_costs("t", 2, 8, 16, 50, 4))
     assert not clock.done
     clock.charge("train", 2, 1)
-    clock.after_update()
+    clock.settle()
     assert clock.done and clock.fraction == 1
 
 
@@ -166,7 +167,7 @@ def test_updates_that_fit_exactly_are_made():
     clock = BudgetClock(10 * 0.1 * 7 / 3600, "rst_hours", costs)
     while not clock.done:
         clock.charge("train", 3, 7)
-        clock.after_update()
+        clock.settle()
     assert clock.steps == 10
 
 
@@ -176,7 +177,7 @@ def test_a_saved_clock_continues():
             clock.charge("forward", 8, 300)
             clock.charge("train", 16 - clock.steps % 3, 128)
             clock.measure("train", 0.1)
-            clock.after_update()
+            clock.settle()
 
     whole, clock, again = (hours(1, free={"forward"}) for _ in range(3))
     work(whole, 20)

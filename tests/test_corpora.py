@@ -1,4 +1,4 @@
-"""tasks/corpora.py: documents in, the same sequences out, whoever packs them and however often."""
+"""data/corpora.py: documents in, the same sequences out, whoever packs them and however often."""
 
 import collections
 import gzip
@@ -20,10 +20,10 @@ import torch
 from conftest import PROJECT, WORDS
 
 import core
+import files
 from core import IGNORE_INDEX
-from settings import Settings
-from tasks import corpora, glue
-from tasks.corpora import (
+from data import corpora, glue
+from data.corpora import (
     SPECIAL_TOKENS,
     Corpus,
     Masking,
@@ -35,8 +35,11 @@ from tasks.corpora import (
     train_tokenizer,
     unigram_entropy,
 )
+from device import Machine
+from files import damage
+from settings import Settings
 
-WORLD = core.World(torch.device("cpu"), core.Machine())
+WORLD = core.World(torch.device("cpu"), Machine())
 LENGTH = 16
 
 
@@ -155,8 +158,6 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_hub_sources_stream_and_join(monkeypatch):
     import datasets
 
-    import models.pretrained
-
     asked = []
 
     def load_dataset(hub_id, config, **options):
@@ -164,7 +165,7 @@ def test_hub_sources_stream_and_join(monkeypatch):
         assert options["streaming"] and options["split"] == "train"
         return ({"text": f"{hub_id} {number}"} for number in range(40))
 
-    monkeypatch.setattr(models.pretrained, "hub_answers", lambda: True)
+    monkeypatch.setattr(files, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     documents = list(open_source("bookcorpus-wikitext").documents())
     assert asked == [
@@ -179,7 +180,7 @@ def test_hub_sources_stream_and_join(monkeypatch):
     assert len(list(open_source("minipile").documents())) == 40
     monkeypatch.setitem(corpora.HUB, "c4-subset", [("allenai/c4", "en", None, 25, 1)])
     assert len(list(open_source("c4-subset-random").documents())) == 25
-    monkeypatch.setattr(models.pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
     with pytest.raises(OSError, match="--data reviews"):
         next(open_source("minipile").documents())
 
@@ -271,7 +272,7 @@ def test_any_number_of_workers_packs_the_same(tmp_path, tokenizer_folder, monkey
     assert len(made[0].shards) > 4
     for other in made[1:]:
         assert content(other.folder) == content(made[0].folder)
-    assert core.damage(made[0].folder) is None
+    assert damage(made[0].folder) is None
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -286,10 +287,11 @@ DRIVER = """
 import sys
 import torch
 import core
-from tasks import corpora, glue
+from data import corpora
+from device import Machine
 corpora.BLOCK_CHARACTERS = 20_000
 if __name__ == "__main__":
-    world = core.World(torch.device("cpu"), core.Machine())
+    world = core.World(torch.device("cpu"), Machine())
     path, tokenizer, workers = sys.argv[1:]
     corpora.load_corpus(path, world, tokenizer=tokenizer, seq_length=16, workers=int(workers))
 """
@@ -347,16 +349,17 @@ def test_a_cut_shard_is_noticed(corpus):
     shard.write_bytes(shard.read_bytes()[:-2])
     with pytest.raises(ValueError, match="00000.bin has .* bytes, expected"):
         Corpus(corpus.folder)
-    assert "00000.bin" in core.damage(corpus.folder)
+    assert "00000.bin" in damage(corpus.folder)
 
 
 MEMORY = """
 import json, resource, sys
 import torch
 import core
-from tasks import corpora, glue
+from data import corpora
+from device import Machine
 corpora.BLOCK_CHARACTERS = 1 << 17
-world = core.World(torch.device("cpu"), core.Machine())
+world = core.World(torch.device("cpu"), Machine())
 peaks = []
 for path in sys.argv[2:]:
     corpora.load_corpus(path, world, tokenizer=sys.argv[1], seq_length=128, workers=0)

@@ -7,7 +7,20 @@ import torch
 from torch import nn
 
 import core
-from core import Machine
+from device import (
+    Machine,
+    autocast,
+    bound_kernel_caches,
+    choose_attention,
+    choose_backend,
+    choose_device,
+    choose_precision,
+    device_name,
+    ipex_matches,
+    look_at_machine,
+    sum_dtype,
+)
+from models.pretrained import KERNELS
 from settings import Settings
 
 CPU = Machine()
@@ -34,64 +47,69 @@ OLD_XPU = Machine(xpu=1, xpu_bf16=False, has_xccl=True)
     ],
 )
 def test_auto_takes_the_best_that_is_there(machine, device, backend, precision, attention):
-    assert core.choose_device("auto", machine) == device
-    assert core.choose_backend("auto", device, machine) == backend
-    assert core.choose_precision("auto", device, machine, "bert") == precision
-    assert core.choose_attention("auto", device, precision, machine, "bert") == attention
+    assert choose_device("auto", machine) == device
+    assert choose_backend("auto", device, machine) == backend
+    assert choose_precision("auto", device, machine) == precision
+    assert choose_attention("auto", device, precision, machine) == attention
 
 
 def test_auto_prefers_cuda_then_xpu_then_mps():
     everything = Machine(cuda=1, xpu=1, mps=True)
-    assert core.choose_device("auto", everything) == "cuda"
-    assert core.choose_device("auto", Machine(xpu=1, mps=True)) == "xpu"
+    assert choose_device("auto", everything) == "cuda"
+    assert choose_device("auto", Machine(xpu=1, mps=True)) == "xpu"
 
 
 def test_what_was_asked_for_is_taken():
-    assert core.choose_device("cpu", A100) == "cpu"
-    assert core.choose_backend("gloo", "cuda", A100) == "gloo"
-    assert core.choose_precision("fp32", "cuda", A100) == "fp32"
-    assert core.choose_precision("bf16", "cpu", CPU) == "bf16"
-    assert core.choose_attention("eager", "cuda", "bf16", A100) == "eager"
-    assert core.choose_attention("sdpa", "cuda", "bf16", A100) == "sdpa"
+    assert choose_device("cpu", A100) == "cpu"
+    assert choose_backend("gloo", "cuda", A100) == "gloo"
+    assert choose_precision("fp32", "cuda", A100) == "fp32"
+    assert choose_precision("bf16", "cpu", CPU) == "bf16"
+    assert choose_attention("eager", "cuda", "bf16", A100) == "eager"
+    assert choose_attention("sdpa", "cuda", "bf16", A100) == "sdpa"
 
 
 @pytest.mark.parametrize("asked", ["cuda", "xpu", "mps"])
 def test_a_device_that_is_missing_is_named_with_those_that_are_there(asked):
     with pytest.raises(ValueError, match=f"--device {asked}.*it has cpu"):
-        core.choose_device(asked, CPU)
+        choose_device(asked, CPU)
 
 
 @pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
 def test_deberta_never_gets_fp16(model_type):
-    assert core.choose_precision("auto", "cuda", T4, model_type) == "fp32"
-    assert core.choose_precision("auto", "xpu", OLD_XPU, model_type) == "fp32"
-    assert core.choose_precision("auto", "cuda", A100, model_type) == "bf16"
+    assert choose_precision("auto", "cuda", T4, KERNELS[model_type]) == "fp32"
+    assert choose_precision("auto", "xpu", OLD_XPU, KERNELS[model_type]) == "fp32"
+    assert choose_precision("auto", "cuda", A100, KERNELS[model_type]) == "bf16"
     for device, machine in (("cuda", T4), ("cuda", A100), ("cpu", CPU)):
         with pytest.raises(ValueError, match="--precision fp16.*bf16 or fp32"):
-            core.choose_precision("fp16", device, machine, model_type)
+            choose_precision("fp16", device, machine, KERNELS[model_type])
 
 
 def test_an_xpu_without_float64_sums_in_float32_and_scales_nothing():
     """Arc's A-series: pytorch issue 147731."""
     alchemist = Machine(xpu=1, xpu_fp64=False, xpu_bf16=False)
-    assert core.sum_dtype("xpu", alchemist) == core.sum_dtype("mps", CPU) == torch.float32
+    assert sum_dtype("xpu", alchemist) == sum_dtype("mps", CPU) == torch.float32
     for device, machine in (("xpu", ARC), ("cuda", A100), ("cpu", CPU), ("cpu", alchemist)):
-        assert core.sum_dtype(device, machine) == torch.float64
-    assert core.choose_precision("auto", "xpu", alchemist) == "fp32"
+        assert sum_dtype(device, machine) == torch.float64
+    assert choose_precision("auto", "xpu", alchemist) == "fp32"
     layer = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="fp16: training in it needs float64"):
         core.State(
-            **{"config": None, "world": core.World(torch.device("xpu"), alchemist), "model": layer},
-            **{"optimizer": torch.optim.SGD(layer.parameters()), "loader": None, "clock": None},
-            **{"schedule": None, "export": None, "restore": None, "precision": "fp16"},
+            config=None,
+            world=core.World(torch.device("xpu"), alchemist),
+            model=layer,
+            optimizer=torch.optim.SGD(layer.parameters()),
+            loader=None,
+            clock=None,
+            schedule=None,
+            precision="fp16",
         )
 
 
 @pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
 def test_deberta_has_eager_attention_only(model_type):
-    assert core.choose_attention("auto", "cuda", "bf16", A100, model_type) == "eager"
+    assert choose_attention("auto", "cuda", "bf16", A100, KERNELS[model_type]) == "eager"
     with pytest.raises(ValueError, match="--attention sdpa.*eager"):
-        core.choose_attention("sdpa", "cuda", "bf16", A100, model_type)
+        choose_attention("sdpa", "cuda", "bf16", A100, KERNELS[model_type])
 
 
 @pytest.mark.parametrize(
@@ -104,9 +122,9 @@ def test_deberta_has_eager_attention_only(model_type):
     ],
 )
 def test_flash_attention_where_it_cannot_run_is_refused(machine, device, precision):
-    assert core.choose_attention("auto", device, precision, machine) == "sdpa"
+    assert choose_attention("auto", device, precision, machine) == "sdpa"
     with pytest.raises(ValueError, match="flash-attn package.*SDPA works"):
-        core.choose_attention("flash_attention_2", device, precision, machine)
+        choose_attention("flash_attention_2", device, precision, machine)
 
 
 @pytest.mark.parametrize(
@@ -120,14 +138,14 @@ def test_flash_attention_where_it_cannot_run_is_refused(machine, device, precisi
     ],
 )
 def test_ipex_fits_the_same_minor_version_of_torch(ipex, version, fits):
-    assert core.ipex_matches(Machine(xpu=1, ipex=ipex, torch=version)) is fits
+    assert ipex_matches(Machine(xpu=1, ipex=ipex, torch=version)) is fits
 
 
 def test_autocast_changes_products_and_not_parameters():
     layer, x = nn.Linear(4, 4), torch.randn(2, 4)
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     for precision, dtype in kinds.items():
-        with core.autocast(torch.device("cpu"), precision):
+        with autocast(torch.device("cpu"), precision):
             assert layer(x).dtype == dtype
         assert layer.weight.dtype == torch.float32
 
@@ -135,12 +153,12 @@ def test_autocast_changes_products_and_not_parameters():
 def test_a_device_has_a_name(monkeypatch):
     for kind in ("cuda", "xpu"):
         monkeypatch.setattr(getattr(torch, kind), "get_device_name", lambda device: f"{device}!")
-        assert core.device_name(torch.device(kind, 1)) == f"{kind}:1!"
-    assert torch.backends.cpu.get_cpu_capability() in core.device_name(torch.device("cpu"))
+        assert device_name(torch.device(kind, 1)) == f"{kind}:1!"
+    assert torch.backends.cpu.get_cpu_capability() in device_name(torch.device("cpu"))
     able = {"cpu_name": "Some CPU", "amx_bf16": True, "avx512_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert core.device_name(torch.device("cpu")) == "Some CPU (AVX512, amx_bf16)"
+    assert device_name(torch.device("cpu")) == "Some CPU (AVX512, amx_bf16)"
 
 
 def test_choices_are_said_in_one_line(capsys):
@@ -156,7 +174,7 @@ def test_choices_are_said_in_one_line(capsys):
 
 
 def test_this_machine_can_be_looked_at():
-    machine = core.look_at_machine()
+    machine = look_at_machine()
     assert machine.torch == torch.__version__
     assert core.single_world("cpu").device.type == "cpu"
 
@@ -187,6 +205,6 @@ def test_the_process_group_is_closed_when_the_block_fails(monkeypatch):
 def test_kernel_caches_are_bound_unless_the_user_says_how(monkeypatch):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
-    core.bound_kernel_caches()
+    bound_kernel_caches()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"

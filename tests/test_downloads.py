@@ -1,4 +1,4 @@
-"""tasks/downloads.py against a server on this machine that misbehaves as real ones do."""
+"""data/downloads.py against a server on this machine that misbehaves as real ones do."""
 
 import hashlib
 import http.server
@@ -12,9 +12,9 @@ import threading
 import numpy as np
 import pytest
 
-import core
-from tasks import downloads
-from tasks.downloads import RECORD, download_c4_subset, download_il_losses, fetch, read_losses
+from data import downloads
+from data.downloads import RECORD, download_c4_subset, download_il_losses, fetch, read_losses
+from files import DiskFull, damage
 
 NAME = downloads.C4_SUBSET
 CONTENT = random.Random(0).randbytes(300_000)
@@ -192,7 +192,7 @@ def test_no_room_is_said_before_the_download(serve, tmp_path, monkeypatch):
     server = serve({NAME: CONTENT})
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: full)
-    with pytest.raises(core.DiskFull, match="more in"):
+    with pytest.raises(DiskFull, match="more in"):
         fetch(NAME, tmp_path, server.site)
     assert not server.asked
 
@@ -204,7 +204,7 @@ def test_the_subset_is_unpacked_once(serve, tmp_path):
     server = serve({NAME: archive({"c4/state.json": b"{}", "c4/a.arrow": b"abc"}, mode="w:bz2")})
     folder = download_c4_subset(tmp_path / "c4-subset", server.site)
     assert (folder / "c4" / "a.arrow").read_bytes() == b"abc"
-    assert core.damage(folder) is None
+    assert damage(folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["c4-subset"]  # the archive is gone
     assert download_c4_subset(folder, server.site) == folder and len(server.asked) == 1
 
@@ -270,7 +270,7 @@ def test_losses_become_arrays(serve, tmp_path):
     assert (ids.dtype, losses.dtype) == (np.int64, np.float32)
     assert ids.tolist() == sorted(table)
     assert losses.tolist() == [np.float32(table[i]) for i in sorted(table)]
-    assert core.damage(folder) is None
+    assert damage(folder) is None
 
 
 def test_losses_that_are_not_finite_are_left_out(serve, tmp_path, capsys):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import bert_config
 from torch import nn
 from transformers.integrations import sdpa_attention
 
@@ -238,14 +239,11 @@ def test_a_module_that_does_not_say_is_treated_alike_with_and_without_dropout():
 
 
 def small_bert(**options):
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(
+    config = bert_config(
         vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         intermediate_size=48,
         max_position_embeddings=32,
         attn_implementation="sdpa",

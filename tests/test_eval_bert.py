@@ -17,12 +17,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import core
 import eval_bert
-import runs
+import files
+from commands import validate as validation
+from data import glue
+from experiments import experiment
+from experiments import glue as glue_tuning
+from files import write_folder
 from models import bert, pretrained
 from reports import folder as run_folders
 from reports import table
 from settings import parse_settings
-from tasks import fine_tuning, glue, pretraining_commands
 
 CONFIGS = PROJECT / "configs/bert"
 SUITES = {"glue": glue.SUITES["glue"], "superglue": glue.SUITES["superglue"]}
@@ -87,13 +91,12 @@ def training_lines(folder: Path) -> list[dict]:
     return [line for line in lines if "train_loss" in line]
 
 
-def open_task(*words: object) -> fine_tuning.FineTuning:
+def open_task(*words: object) -> glue_tuning.FineTuning:
     """A task of a configuration, without a run folder."""
-    config, _ = parse(*words, "--dry_run")
+    config, _ = parse(*words)
     (task,) = glue.find_tasks(config.suite)
-    world = core.single_world("cpu")
-    with runs.Run(config, world) as run:
-        return fine_tuning.FineTuning(fine_tuning.with_recipe(config, task), world, run, task)
+    config = glue_tuning.with_recipe(config, task)
+    return glue_tuning.FineTuning(config, core.single_world("cpu"), task)
 
 
 # ---- every task ----
@@ -130,8 +133,8 @@ def test_every_task_trains_and_is_tested_once(suite, name, suites, data):
     assert separator == tokenizer.sep_token_id
     test = glue.GlueData(sentences, read, "test", tokenizer.pad_token_id, 64, None, separator)
     with torch.no_grad():
-        values = glue.outputs(model.eval(), test.collate(np.arange(len(rows)), None)).numpy()
-    again = glue.predictions(task, test.rows, values)
+        values = glue_tuning.outputs(model.eval(), test.collate(np.arange(len(rows)), None)).numpy()
+    again = glue_tuning.predictions(task, test.rows, values)
     column = f"p_{task.classes[0]}" if task.classes else "prediction"
     assert [float(r[column]) for r in rows] == pytest.approx([r[column] for r in again], abs=1e-5)
 
@@ -157,9 +160,9 @@ def test_every_architecture_is_fine_tuned_and_restored(architecture, data, tmp_p
     saved = state.model.base_model.state_dict()
     source = pretrained.load_encoder(str(model), attention=work.attention).state_dict()
     assert [name for name in source if not torch.equal(source[name], saved[name])] == []
-    core.train_step(state, glue.loss_sum)  # at a learning rate of 0
+    core.train_step(state, work.loss_sum)  # at a learning rate of 0
     before = [p.detach().clone() for p in state.parameters]
-    core.train_step(state, glue.loss_sum)
+    core.train_step(state, work.loss_sum)
     same = [torch.equal(p, q) for p, q in zip(state.parameters, before, strict=True)]
     unread = sum("pooler" in n or "position" in n for n, _ in state.model.named_parameters())
     assert sum(same) <= unread
@@ -172,7 +175,7 @@ def test_every_architecture_is_fine_tuned_and_restored(architecture, data, tmp_p
 def test_a_suite_has_the_averages_of_its_tasks(suite, suites, capsys):
     root = suites[suite]
     results = {name: metrics_of(root / name) for name in SUITES[suite]}
-    found, expected = metrics_of(root), glue.suite_averages(suite, results)
+    found, expected = metrics_of(root), glue_tuning.suite_averages(suite, results)
     assert expected.pop("missing") == found["missing"] == []
     assert expected and {name: found[name] for name in expected} == expected
     assert ("superglue_without_multirc" in found) == (suite == "superglue")
@@ -287,9 +290,9 @@ def test_recipes_are_the_published_ones(settings):
         config, _ = parse(f"--config={CONFIGS / suite}.yaml")
         assert (config.lr, config.epochs, config.suite) == (lr, epochs, suite)
         task = glue.TASKS[SUITES[suite][0]]
-        open_ones = fine_tuning.with_recipe(eval_bert.Config(), task)
+        open_ones = glue_tuning.with_recipe(eval_bert.Config(), task)
         assert (open_ones.lr, open_ones.epochs, open_ones.data) == (lr, epochs, "hub")
-    assert fine_tuning.with_recipe(eval_bert.Config(lr=1e-3), task).lr == 1e-3
+    assert glue_tuning.with_recipe(eval_bert.Config(lr=1e-3), task).lr == 1e-3
     work = open_task(*settings, "--suite=rte")
     state = work.build_state(work.load_model())
     for group in state.optimizer.param_groups:
@@ -320,7 +323,7 @@ def test_mlm_is_the_validation_of_a_pretraining_run(monkeypatch, capsys):
     def validate(run, world, weights):
         return {"run": run, "weights": weights, "val_loss": 2.5}
 
-    monkeypatch.setattr(pretraining_commands, "validate", validate)
+    monkeypatch.setattr(validation, "validate", validate)
     for word, weights in (
         ("eval=mlm", "final"),
         ("--weights=best", "best"),
@@ -351,7 +354,7 @@ def pretrained_run(tiny_bert, tmp_path_factory) -> Path:
         bert.save_model(model, folder)
         tokenizer.save_pretrained(folder)
 
-    core.write_folder(run / "train/weights/final", fill, step=1)
+    write_folder(run / "train/weights/final", fill, step=1)
     return run
 
 
@@ -365,8 +368,8 @@ def test_a_pretraining_run_is_fine_tuned(pretrained_run, data, tmp_path):
         assert torch.equal(tensor, model.encoder.state_dict()[name]), name
     # padding is not attended to, in training attention as in evaluation
     state = work.build_state(model)
-    together = core.evaluate_rows(state, work.test_data, glue.outputs, 8)
-    alone = core.evaluate_rows(state, work.test_data, glue.outputs, 1)
+    together = core.evaluate_rows(state, work.test_data, glue_tuning.outputs, 8)
+    alone = core.evaluate_rows(state, work.test_data, glue_tuning.outputs, 1)
     widths = {work.test_data.collate(np.array([i]), None)["input_ids"].shape[1] for i in range(8)}
     assert len(widths) > 1 and together == pytest.approx(alone, abs=1e-5)
     assert work.test_data.ids[0][0] == work.tokenizer.cls_token_id
@@ -466,10 +469,11 @@ def test_sentiment_uses_so_many_labels(tiny_bert, tmp_path):
 
 
 def test_the_embedded_default_is_the_sentiment_config(monkeypatch, capsys):
-    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
     world = core.single_world("cpu")
-    config = fine_tuning.or_embedded(*parse(), world)
+    config = experiment.or_embedded(*parse(), world, **glue_tuning.EMBEDDED)
     assert "embedded default" in capsys.readouterr().out
     expected, given = parse(f"--config={CONFIGS / 'sentiment.yaml'}", "--model=minilm")
     assert config == expected and given
-    assert fine_tuning.or_embedded(expected, True, world) is expected
+    same = experiment.or_embedded(expected, True, world, **glue_tuning.EMBEDDED)
+    assert same is expected

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import core
+from device import Machine
+from files import DiskFull
 from methods import feature_cache
 
-WORLD = core.World(torch.device("cpu"), core.Machine())
+WORLD = core.World(torch.device("cpu"), Machine())
 
 
 @pytest.fixture
@@ -113,9 +115,9 @@ def test_rows_that_do_not_fit_into_memory_or_on_the_disk_are_not_kept(cache, mon
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(cache, monkeypatch, capsys):
     def full(*arguments, **facts):
-        raise core.DiskFull("disk full")
+        raise DiskFull("disk full")
 
-    monkeypatch.setattr(core, "write_folder", full)
+    monkeypatch.setattr(feature_cache, "write_folder", full)
     values, found = features({"k": 1})
     assert not found and np.array_equal(values, values_of(0))
     assert "not kept for other runs (disk full)" in capsys.readouterr().out

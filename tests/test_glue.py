@@ -1,4 +1,4 @@
-"""tasks/glue.py: files and hub give the same rows, every field is read, scores equal sklearn's."""
+"""data/glue.py: files and hub give the same rows, every field is read, scores equal sklearn's."""
 
 import json
 import os
@@ -13,10 +13,13 @@ from scipy import stats as scipy_stats
 from sklearn import metrics as sklearn_metrics
 
 import core
+from data import glue
+from data.glue import TASKS, Row
+from data.rows import subset
 from evaluation import glue_metrics
+from experiments import glue as glue_tuning
+from methods.optimizers import build_optimizer, parameter_groups
 from settings import Settings
-from tasks import glue
-from tasks.glue import TASKS, Row
 
 NUM_TRAIN, NUM_DEV = 24, 8
 BENCHMARKS = [name for name, task in TASKS.items() if task.suite != "sentiment"]
@@ -269,7 +272,7 @@ def test_a_hub_out_of_reach_is_one_clear_error(monkeypatch):
         raise ConnectionError("no\x1broute")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ValueError, match="cola.*noroute.*gluebenchmark.com.*--data"):
+    with pytest.raises(OSError, match="cola.*noroute.*gluebenchmark.com.*--data"):
         load("cola", "hub")
 
 
@@ -377,16 +380,16 @@ def test_selection_takes_whole_groups_of_the_training_rows_only(folder):
 
 def test_subsets_are_nested_and_keep_passages_whole(folder):
     rows = load("multirc", folder, val_frac=0.25)
-    kept = [{row.id for row in glue.subset(rows, limit)} for limit in (8, 40, 80, None)]
+    kept = [{row.id for row in subset(rows, limit)} for limit in (8, 40, 80, None)]
     assert [len(ids) for ids in kept] == [8, 40, 80, len(rows)]
     assert kept[0] < kept[1] < kept[2] < kept[3]
-    assert set(Counter(row.group for row in glue.subset(rows, 40)).values()) == {4}
-    half = glue.subset(rows, train_frac=0.5)
+    assert set(Counter(row.group for row in subset(rows, 40)).values()) == {4}
+    half = subset(rows, train_frac=0.5)
     assert Counter(row.split for row in half) == {"train": 36, "val": 24, "test": 32}
-    assert {row.id for row in glue.subset(rows, train_frac=0.25)} < {row.id for row in half}
-    few = [{r.id for r in glue.subset(rows, train_rows=n) if r.split == "train"} for n in (8, 20)]
+    assert {row.id for row in subset(rows, train_frac=0.25)} < {row.id for row in half}
+    few = [{r.id for r in subset(rows, train_rows=n) if r.split == "train"} for n in (8, 20)]
     assert [len(ids) for ids in few] == [8, 20] and few[0] < few[1]
-    assert len(glue.subset(rows, train_rows=1000)) == len(rows)
+    assert len(subset(rows, train_rows=1000)) == len(rows)
 
 
 def test_sentiment_has_a_test_half_that_nothing_moves(tmp_path):
@@ -397,9 +400,9 @@ def test_sentiment_has_a_test_half_that_nothing_moves(tmp_path):
     count = Counter(row.split for row in rows)
     assert count == {"train": 3847, "val": 428, "test": 4255}
     more, _ = glue.load_task(task, "reviews", val_frac=0.5)
-    for found in (more, glue.subset(rows, train_rows=1000)):
+    for found in (more, subset(rows, train_rows=1000)):
         assert [r for r in found if r.split == "test"] == [r for r in rows if r.split == "test"]
-    few = Counter((row.split, row.label) for row in glue.subset(rows, train_rows=1000))
+    few = Counter((row.split, row.label) for row in subset(rows, train_rows=1000))
     assert few["train", 0] + few["train", 1] == 1000
     assert abs(few["train", 0] - 500) < 50 and abs(few["test", 0] - 2128) < 50
     assert few["val", 0] + few["val", 1] == 428
@@ -605,24 +608,23 @@ def test_core_trains_and_evaluates(name, folder, tokenizer, tiny_bert):
     model = AutoModelForSequenceClassification.from_pretrained(
         tiny_bert, num_labels=task.num_outputs
     )
-    groups = core.parameter_groups({"model": model}, {"model": config.lr}, 0.0)
+    groups = parameter_groups({"model": model.parameters()}, {"model": config.lr}, 0.0)
     state = core.State(
         config=config,
         world=world,
         model=model,
-        optimizer=core.build_optimizer(groups, config, world),
+        optimizer=build_optimizer(config.optimizer, groups, config.lr),
         loader=core.TrainLoader(train, config, world),
         clock=core.StepClock(3),
         schedule=lambda fraction: 1.0,
-        export=lambda folder: None,
-        restore=lambda folder: None,
     )
-    losses = [core.train_step(state, glue.loss_sum)["train_loss"] for _ in range(3)]
+    loss_sum = object.__new__(glue_tuning.FineTuning).loss_sum  # which needs no part of it
+    losses = [core.train_step(state, loss_sum)["train_loss"] for _ in range(3)]
     assert np.isfinite(losses).all() and state.examples == 21  # 8 + 8 + 5
-    values = core.evaluate_rows(state, test, glue.outputs, rows_each=3)
+    values = core.evaluate_rows(state, test, glue_tuning.outputs, rows_each=3)
     num_test = NUM_DEV * (len(task.parts) - 1)  # MNLI's mismatched rows are among them
     assert values.shape == (num_test, len(task.classes) or 1)
-    alone = core.evaluate_rows(state, test, glue.outputs, rows_each=1)  # other padding
+    alone = core.evaluate_rows(state, test, glue_tuning.outputs, rows_each=1)  # other padding
     np.testing.assert_allclose(values, alone, atol=1e-5)
     assert [row.label for row in test.rows] == pytest.approx(test.labels.tolist())
     if name == "copa":  # each choice is scored by itself
@@ -631,11 +633,11 @@ def test_core_trains_and_evaluates(name, folder, tokenizer, tiny_bert):
         for part in ("input_ids", "attention_mask"):
             batch[part] = batch[part][[1, 0, 3, 2]]
         model.eval()
-        swapped = glue.outputs(model, batch).detach().numpy()
+        swapped = glue_tuning.outputs(model, batch).detach().numpy()
         np.testing.assert_allclose(swapped, values[:2, ::-1], atol=1e-5)
-    metrics = glue.score(task, test.rows, values)
+    metrics = glue_tuning.score(task, test.rows, values)
     with torch.no_grad():
-        loss, count = glue.loss_sum(model.eval(), test.collate(np.arange(NUM_DEV), None))
+        loss, count = loss_sum(model.eval(), test.collate(np.arange(NUM_DEV), None))
     assert metrics["n"] == NUM_DEV and metrics["loss"] == pytest.approx(
         float(loss) / count, abs=1e-5
     )
@@ -734,19 +736,19 @@ def test_every_task_has_its_scores_and_predictions(name, folder):
     rows = [row for row in load(name, folder) if row.split.startswith("test")]
     generator = np.random.default_rng(1)
     values = generator.normal(size=(len(rows), len(task.classes) or 1)).astype(np.float32)
-    found = glue.score(task, rows, values)
+    found = glue_tuning.score(task, rows, values)
     json.dumps(found)
     for metric in (*task.metrics, *task.headline, "loss"):
         low, high = found[f"{metric}_ci95"]
         assert low <= found[metric] <= high, metric
-    plain = glue.score(task, rows, values, intervals=False)
+    plain = glue_tuning.score(task, rows, values, intervals=False)
     assert plain == {key: value for key, value in found.items() if "_ci95" not in key}
 
     main = [i for i, row in enumerate(rows) if row.split == "test"]
     assert found["n"] == len(main)
     if name == "mnli":
         assert found["n_mismatched"] == NUM_DEV and "accuracy_mismatched_ci95" in found
-    lines = glue.predictions(task, [rows[i] for i in main], values[main])
+    lines = glue_tuning.predictions(task, [rows[i] for i in main], values[main])
     assert [line["id"] for line in lines] == [rows[i].id for i in main]
     labels = [rows[i].label for i in main]
     if task.classes:
@@ -772,8 +774,8 @@ def test_a_constant_model_is_called_collapsed(folder):
             np.tile([1.0, 0.0], (len(rows), 1)) if task.classes else np.full((len(rows), 1), 9.0)
         )
         good = np.stack([1 - labels, labels], 1) * 9 if task.classes else labels[:, None]
-        assert glue.collapsed(task, rows, constant).startswith("collapsed")
-        assert glue.collapsed(task, rows, good) is None
+        assert glue_tuning.collapsed(task, rows, constant).startswith("collapsed")
+        assert glue_tuning.collapsed(task, rows, good) is None
 
 
 def test_averages_weigh_every_number_alike():
@@ -788,19 +790,19 @@ def test_averages_weigh_every_number_alike():
         return found
 
     scores = results(glue.SUITES["glue"])
-    averages = glue.suite_averages("glue", scores)
+    averages = glue_tuning.suite_averages("glue", scores)
     assert averages["glue"] == pytest.approx(0.5) and averages["missing"] == []  # of nine
     assert averages["glue_ci95"] == pytest.approx([0.5 - 0.03, 0.5 + 0.06])  # √(9 · .09²) / 9
     del scores["stsb"]["pearson"], scores["qnli"]
-    averages = glue.suite_averages("glue", scores)
+    averages = glue_tuning.suite_averages("glue", scores)
     assert averages == {"missing": ["qnli accuracy", "stsb pearson"]}
 
     scores = results(glue.SUITES["superglue"])  # .1 … .7, MultiRC .4
-    averages = glue.suite_averages("superglue", scores)
+    averages = glue_tuning.suite_averages("superglue", scores)
     assert averages["superglue"] == pytest.approx(0.4)
     assert averages["superglue_without_multirc"] == pytest.approx((0.4 * 7 - 0.4) / 6)
     del scores["multirc"]
-    averages = glue.suite_averages("superglue", scores)
+    averages = glue_tuning.suite_averages("superglue", scores)
     assert averages["missing"] == ["multirc f1_a"] and "superglue" not in averages
     assert "superglue_without_multirc" in averages
 

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import gpt2_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModel, AutoModelForCausalLM, GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-import core
 from core import IGNORE_INDEX
 from methods.dropout import use_word_dropout
 from methods.r_drop import r_drop
-from models import gpt
+from models import gpt, pretrained
 
 EOS = 3
 TINY = {
@@ -88,7 +88,7 @@ def test_the_formula_counts_every_parameter_and_each_gets_a_gradient(switches):
     ids = tokens(2, 24)  # as many as there are positions
     model(ids, shift_labels=ids).loss_sum.backward()
     assert len(gradients(model)) == len(list(model.parameters()))
-    layers = {core.layer_of(name) for name, _ in model.named_parameters()}
+    layers = {pretrained.layer_of(name) for name, _ in model.named_parameters()}
     assert layers <= {"embeddings", "layer_0", "layer_1", "norm", "lm_head"}
 
 
@@ -184,14 +184,7 @@ def test_what_llama_does_not_have_is_named(switches):
 def test_the_baseline_is_the_network_of_transformers_gpt2():
     model = build(**BASELINE)
     theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=61,
-            n_layer=2,
-            n_head=2,
-            n_embd=32,
-            n_positions=24,
-            activation_function="gelu",
-        )
+        gpt2_config(vocab_size=61, n_positions=24, activation_function="gelu")
     ).eval()
     weights = {}
     names = {

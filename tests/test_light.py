@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import core
+import files
 import report
 import run_6_light
 from benchmarks import lightning_twin
-from models import pretrained
+from experiments import experiment, preference
 from settings import parse_settings
-from tasks import preference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIGHT, OURS = lightning_twin.LIGHT, lightning_twin.OURS
@@ -68,8 +68,9 @@ def test_settings_have_the_words_of_the_other_scripts_and_lightning_s():
 
 
 def test_without_settings_and_hub_it_is_the_embedded_default(monkeypatch, capsys):
-    monkeypatch.setattr(pretrained, "hub_answers", lambda: False)
-    config = preference.or_embedded(run_6_light.Config(), False, core.single_world("cpu"))
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
+    config, world = run_6_light.Config(), core.single_world("cpu")
+    config = experiment.or_embedded(config, False, world, **preference.EMBEDDED)
     assert (config.model, config.data, config.devices) == ("minilm", "reviews", 1)
     assert "embedded default" in capsys.readouterr().out
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-import core
+from files import write_folder
+from methods import optimizers
 from models.lora import (
     LoraConfig,
     adapter_weights,
@@ -98,7 +99,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 def train(model: nn.Module, steps: int) -> None:
-    groups = core.parameter_groups({"lora": model}, {"lora": 1e-2}, weight_decay=0.1)
+    groups = optimizers.parameter_groups({"lora": model.parameters()}, {"lora": 1e-2}, 0.1)
     optimizer = torch.optim.AdamW(groups)
     for _ in range(steps):
         model(input_ids=tokens(), labels=tokens()).loss.backward()
@@ -394,7 +395,7 @@ def test_we_compute_what_peft_does(choice, peft, tmp_path):
 def test_a_checkpoint_holds_the_adapter_alone_and_comes_back_bit_for_bit(kind, lora, tmp_path):
     model = build(kind, lora)
     folder = tmp_path / "step_00000001"
-    core.write_folder(folder, lambda beside: save_adapter(model, beside), step=1)
+    write_folder(folder, lambda beside: save_adapter(model, beside), step=1)
     files = {path.name for path in folder.iterdir()}
     assert files == {"adapter_model.safetensors", "adapter_config.json", "manifest.json"}
     saved = load_file(folder / "adapter_model.safetensors")

@@ -13,8 +13,9 @@ from conftest import PROJECT
 
 import core
 import run_2_appendprompt
-import runs
 from evaluation import monitor
+from models import pretrained
+from runs import results
 from settings import parse_settings
 
 
@@ -68,7 +69,7 @@ def test_layer_norms_are_those_of_the_layers_parameters():
     ],
 )
 def test_layers_are_found_by_name(name, layer):
-    assert core.layer_of(name) == layer
+    assert pretrained.layer_of(name) == layer
 
 
 def test_each_step_logs_its_layers_and_memory(train):
@@ -243,12 +244,12 @@ def test_the_rows_that_went_most_wrong_keep_their_text(train):
 
 
 def test_row_losses_of_every_kind():
-    assert runs.row_loss({"loss_sum": 6.0, "num_targets": 3}) == 2.0
-    assert runs.row_loss({"label": 4.5, "prediction": "3.0"}) == 1.5
-    assert runs.row_loss({"label": "A", "p_A": 0.0}) == pytest.approx(36.04, abs=0.01)
+    assert results.row_loss({"loss_sum": 6.0, "num_targets": 3}) == 2.0
+    assert results.row_loss({"label": 4.5, "prediction": "3.0"}) == 1.5
+    assert results.row_loss({"label": "A", "p_A": 0.0}) == pytest.approx(36.04, abs=0.01)
     long = {"label": "A", "p_A": 0.5, "text": {"prompt": "x" * 5000}}
-    assert len(runs.worst_rows([long])[0]["text"]["prompt"]) == 2000
-    assert runs.worst_rows([{"label": "A", "p_A": 0.5}]) == []
+    assert len(results.worst_rows([long])[0]["text"]["prompt"]) == 2000
+    assert results.worst_rows([{"label": "A", "p_A": 0.5}]) == []
 
 
 def test_a_finished_run_has_its_page(train, capsys):
@@ -260,7 +261,7 @@ def test_a_finished_run_has_its_page(train, capsys):
 
 
 def test_a_page_that_cannot_be_made_is_a_warning(train, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "PROJECT", Path("/nowhere"))
+    monkeypatch.setattr("runs.run.PROJECT", Path("/nowhere"))
     folder = train("--epochs", "1", "--page=true")
     assert "warning: no page" in capsys.readouterr().out
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"

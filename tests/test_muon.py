@@ -162,8 +162,6 @@ def test_the_groups_of_a_gpt_hold_every_parameter_once(tied):
         loader=None,
         clock=core.StepClock(1),
         schedule=lambda fraction: 1.0,
-        export=lambda folder: None,
-        restore=lambda folder: None,
     )
 
 

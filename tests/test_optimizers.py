@@ -11,10 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import core
-from methods.optimizers import Lion, SophiaG, sample_labels, sampled_label_loss_sum
+from device import Machine
+from methods.optimizers import (
+    Lion,
+    SophiaG,
+    parameter_groups,
+    sample_labels,
+    sampled_label_loss_sum,
+)
 from settings import Settings
 
-CPU = core.World(torch.device("cpu"), core.Machine())
+CPU = core.World(torch.device("cpu"), Machine())
 
 
 def build_net() -> nn.Module:
@@ -24,8 +31,8 @@ def build_net() -> nn.Module:
 
 def groups_of(model: nn.Module) -> list[dict]:
     """As the scripts build them: two parts with their own learning rates, vectors undecayed."""
-    parts = {"body": model[:3], "head": model[3]}
-    groups = core.parameter_groups(parts, {"body": 3e-3, "head": 1e-2}, weight_decay=0.1)
+    parts = {"body": model[:3].parameters(), "head": model[3].parameters()}
+    groups = parameter_groups(parts, {"body": 3e-3, "head": 1e-2}, weight_decay=0.1)
     for group in groups:
         group["peak_lr"] = group["lr"]
     return groups
@@ -229,8 +236,6 @@ def test_they_serve_cores_train_step(kind):
         loader=core.TrainLoader(Rows(), config, CPU),
         clock=core.StepClock(60),
         schedule=lambda fraction: 1 - fraction,
-        export=lambda folder: None,
-        restore=lambda folder: None,
     )
 
     def loss_sum(model, batch):

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from reports import plots
-from reports.page import escaped, write_page
+from reports.blocks import escaped
+from reports.page import write_page
 
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x00\u202e & $\\frac{ |pipe| ' + "w" * 3000
 SECTIONS = [

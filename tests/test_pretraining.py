@@ -17,13 +17,19 @@ from test_sampler import Rows, one_of, plain
 
 import core
 import eval_bert
+import files
 import pretrain_bert
 import runs
+from commands import calibrate, download, extract, validate
+from commands.opening import open_pretraining
+from device import Machine
+from experiments import experiment, pretraining
+from files import write_folder
+from methods import curvature
 from methods.batch_selection import IrreducibleLosses
 from methods.clock import RTX_3090, BudgetClock, Costs, price
 from models import bert
 from settings import parse_settings
-from tasks import pretraining, pretraining_commands
 
 # every pair of methods is in one of these
 METHODS = {
@@ -98,25 +104,26 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_mask_frac_is_that_of_the_training_rows_alone(words, tmp_path):
     config = parse([*words, "mask_frac=0.5", f"out={tmp_path}"])
-    with core.distributed(config) as world, runs.Run(config, world) as run:
-        task = pretraining.Pretraining(config, world, run)
+    with core.distributed(config) as world:
+        task = pretraining.Pretraining(config, world)
         shares = [
             (data.collate(np.arange(100), epoch)["labels"] != core.IGNORE_INDEX).float().mean()
             for data, epoch in ((task.train, 0), (task.val, None))
         ]
-        model = task.build_state().model
+        model = task.build_state(task.load_model()).model
     assert shares == pytest.approx([8 / 16, 2 / 16])
     plain = pretraining.build_clock(parse(words), model, 1).costs.of("train", 4)
     assert pretraining.build_clock(config, model, 1).costs.of("train", 4) > plain
 
 
 def test_the_embedded_default_uses_bf16_where_the_cpu_has_instructions_for_it(monkeypatch):
-    monkeypatch.setattr(pretraining.pretrained, "hub_answers", lambda: False)
+    monkeypatch.setattr(files, "hub_answers", lambda: False)
     for has, precision in ((True, "bf16"), (False, "auto")):
-        world = core.World(torch.device("cpu"), core.Machine(cpu_bf16=has))
-        config = pretraining.or_embedded(pretraining.Config(), False, world)
+        world = core.World(torch.device("cpu"), Machine(cpu_bf16=has))
+        config = experiment.or_embedded(pretraining.Config(), False, world, **pretraining.EMBEDDED)
         assert (config.model, config.data, config.precision) == ("bert-tiny", "reviews", precision)
-        assert pretraining.or_embedded(config, True, world) is config
+        same = experiment.or_embedded(config, True, world, **pretraining.EMBEDDED)
+        assert same is config
 
 
 # ------------------------------------------------------------- composition, worlds, resuming
@@ -176,17 +183,17 @@ def test_a_signal_within_scoring_or_curvature_loses_nothing(words, whole, tmp_pa
         looked = [0]
         original = runs.Run.resume
 
-        def resume(run: runs.Run, state: core.State, evaluate) -> None:
-            original(run, state, evaluate)
-            asked = state.stop_requested
+        def resume(run: runs.Run, state: core.State, experiment) -> None:
+            original(run, state, experiment)
+            asked = run.world.stop_requested
 
             def stop_requested() -> bool:
                 looked[0] += 1
                 if looked[0] == count:
-                    run.signal = "SIGTERM"
+                    run.world.signal = "SIGTERM"
                 return asked()
 
-            state.stop_requested = stop_requested
+            run.world.stop_requested = stop_requested
 
         with monkeypatch.context() as patched:
             patched.setattr(runs.Run, "resume", resume)
@@ -204,17 +211,16 @@ def test_a_signal_within_scoring_or_curvature_loses_nothing(words, whole, tmp_pa
 def _both_ranks(rank: int, words: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    world = core.World(torch.device("cpu"), core.Machine(), "gloo", rank, rank, 2)
+    world = core.World(torch.device("cpu"), Machine(), "gloo", rank, rank, 2)
     for number, more in enumerate(METHODS.values()):
         config = parse([*words, *more, f"out={folder}/{number}"])
         with runs.Run(config, world) as run:
-            task = pretraining.Pretraining(config, world, run)
-            state = task.build_state()
-            run.resume(state, task.evaluate)
+            task = pretraining.Pretraining(config, world)
+            state = task.build_state(task.load_model())
+            run.resume(state, task)
             while not run.done(state):
-                stats = core.train_step(state, task.loss_sum) if task.before_step() else None
-                run.after_step(state, stats)
-            run.finish(state, task.test)
+                run.after_step(state, pretrain_bert.update(state, task))
+            run.finish(state, task)
     dist.destroy_process_group()
 
 
@@ -235,7 +241,7 @@ def test_two_processes_are_the_same_run_as_one(words, whole, tmp_path):
 def test_batches_of_the_curvature_are_those_of_a_new_loader(size, workers):
     data, config = Rows(103), pretraining.Config(batch=16, micro_batch=4, workers=workers)
     for rank in range(size):
-        kept = pretraining.SeekingLoader(data, config, one_of(size, rank))
+        kept = curvature.SeekingLoader(data, config, one_of(size, rank))
         for position in (0, 4, 8, 3, 30):  # back, too: a signal cut one off; 7 an epoch
             found = []
             for loader in (kept, core.TrainLoader(data, config, one_of(size, rank))):
@@ -270,9 +276,9 @@ def test_layer_drop_is_charged_the_depths_that_ran(words, tmp_path):
     more = ["layer_drop.enabled=true", "micro_batch=1", "dry_run=true", f"out={tmp_path}"]
     config = parse([*words, *more])
     ran: dict[int, int] = {}
-    with core.distributed(config) as world, runs.Run(config, world) as run:
-        task = pretraining.Pretraining(config, world, run)
-        state, original = task.build_state(), task.losses
+    with core.distributed(config) as world:
+        task = pretraining.Pretraining(config, world)
+        state, original = task.build_state(task.load_model()), task.losses
 
         def losses(model, batch, layers):
             ran[len(layers)] = ran.get(len(layers), 0) + len(batch["labels"])
@@ -280,15 +286,15 @@ def test_layer_drop_is_charged_the_depths_that_ran(words, tmp_path):
 
         task.losses = losses
         while not state.clock.done:
-            core.train_step(state, task.loss_sum)
+            pretrain_bert.update(state, task)
     assert state.clock.counts["train"] == ran and len(ran) > 2
 
 
 def test_a_dry_run_is_charged_its_steps_alone(words, tmp_path, monkeypatch, capsys):
     original = pretraining.Pretraining.build_state
 
-    def build_state(task: pretraining.Pretraining) -> core.State:
-        state = original(task)
+    def build_state(task: pretraining.Pretraining, model: torch.nn.Module) -> core.State:
+        state = original(task, model)
         task.step_started -= 3600  # as if compiling had taken an hour
         return state
 
@@ -309,7 +315,7 @@ def test_free_work_buys_updates_and_charged_work_costs_them(words, tmp_path):
 def test_the_final_weights_open_with_transformers_and_have_that_loss(words, whole):
     world = core.single_world("cpu")
     folder = whole["stacking, lion"]
-    found = pretraining_commands.validate(str(folder), world)
+    found = validate.validate(str(folder), world)
     assert found["val_loss"] == pytest.approx(metrics_of(folder)["val_loss"], abs=1e-4)
     assert found["unigram_entropy"] == metrics_of(folder)["unigram_entropy"]
     low, high = metrics_of(folder)["val_loss_ci95"]
@@ -329,7 +335,7 @@ def test_validation_reads_the_weights_that_were_asked_for(word, whole, tmp_path,
         # what is read next is no trained model
         model = bert.build_masked_lm("bert-tiny", 200, 0, 16)
         shutil.rmtree(run / "train/weights/best")
-        core.write_folder(run / "train/weights/best", lambda to, m=model: bert.save_model(m, to))
+        write_folder(run / "train/weights/best", lambda to, m=model: bert.save_model(m, to))
     assert [each["weights"] for each in found] == ["final", "best"]
     assert found[0]["val_loss"] == pytest.approx(metrics_of(run)["val_loss"], abs=1e-4)
     assert found[1]["val_loss"] > found[0]["val_loss"] + 0.02
@@ -384,16 +390,16 @@ def il(words, tmp_path_factory) -> Path:
 
 
 def test_irreducible_losses_are_extracted_continued_and_used(il, words, tmp_path):
-    config = pretraining_commands.ExtractConfig(run=str(il), device="cpu", part_rows=100)
-    pretraining_commands.extract_il_losses(config)
+    config = extract.ExtractConfig(run=str(il), device="cpu", part_rows=100)
+    extract.extract_il_losses(config)
     parts = sorted((il / "il_losses").glob("part_*"))
     assert len(parts) > 2
     world = core.single_world("cpu")
-    _, corpus, split, model = pretraining.open_run(il, world)
+    _, corpus, split, model = open_pretraining(il, world)
     table = IrreducibleLosses.load(il / "il_losses", split.fingerprint)
     assert np.array_equal(table.ids, np.sort(split.train))
     shutil.rmtree(parts[-1])  # interrupted
-    pretraining_commands.extract_il_losses(config)
+    extract.extract_il_losses(config)
     again = IrreducibleLosses.load(il / "il_losses", split.fingerprint)
     assert np.array_equal(again.ids, table.ids)
     assert again.losses == pytest.approx(table.losses, abs=1e-5)
@@ -406,19 +412,19 @@ def test_irreducible_losses_are_extracted_continued_and_used(il, words, tmp_path
             f"train.rho_loss.il_losses_path={il / 'il_losses'}",
             "validation.seed=5",
         )
-    plain = pretraining_commands.ExtractConfig(run=str(used), device="cpu")
+    plain = extract.ExtractConfig(run=str(used), device="cpu")
     with pytest.raises(ValueError, match="il_model=True"):
-        pretraining_commands.extract_il_losses(plain)
+        extract.extract_il_losses(plain)
 
 
 @pytest.mark.parametrize("kind", ["deleted", "torn"])
 def test_what_is_extracted_again_replaces_no_good_part(kind, il, tmp_path, capsys):
-    _, _, split, _ = pretraining.open_run(il, core.single_world("cpu"))
+    _, _, split, _ = open_pretraining(il, core.single_world("cpu"))
     table = tmp_path / "table"
-    config = pretraining_commands.ExtractConfig(
+    config = extract.ExtractConfig(
         str(il), str(table), part_rows=-(-len(split.train) // 5), device="cpu"
     )
-    pretraining_commands.extract_il_losses(config)
+    extract.extract_il_losses(config)
     before = IrreducibleLosses.load(table, split.fingerprint)
     kept = {n: (table / f"part_{n:06d}/losses.npz").read_bytes() for n in (0, 1, 3, 4)}
     if kind == "deleted":
@@ -427,7 +433,7 @@ def test_what_is_extracted_again_replaces_no_good_part(kind, il, tmp_path, capsy
         file = table / "part_000002/losses.npz"
         file.write_bytes(file.read_bytes()[:-9])
     capsys.readouterr()
-    pretraining_commands.extract_il_losses(config)
+    extract.extract_il_losses(config)
     said = capsys.readouterr().out
     again = IrreducibleLosses.load(table, split.fingerprint)
     assert np.array_equal(again.ids, before.ids) and np.array_equal(again.ids, np.sort(split.train))
@@ -450,20 +456,20 @@ def test_calibrate_times_the_kernels_that_training_uses(words, tmp_path, monkeyp
     monkeypatch.setattr(bert, "masked_lm_losses", masked_lm_losses)
     train(words, tmp_path / "run", "model=hf-bert-mini", "dry_run=true")
     trained = kernels[-1], modules[-1]
-    config = pretraining_commands.CalibrateConfig("hf-bert-mini", str(tmp_path / "costs.json"))
+    config = calibrate.CalibrateConfig("hf-bert-mini", str(tmp_path / "costs.json"))
     config.max_length, config.vocab_size, config.batch = 16, 200, 8
     config.micro_batch, config.repeats, config.device = 4, 1, "cpu"
-    pretraining_commands.calibrate(config)
+    calibrate.calibrate(config)
     assert (kernels[-1], modules[-1]) == trained
 
 
 def test_calibrate_writes_prices_that_a_clock_takes(tmp_path, words):
     table = tmp_path / "costs.json"
-    config = pretraining_commands.CalibrateConfig(
+    config = calibrate.CalibrateConfig(
         model="bert-tiny", output=str(table), max_length=16, vocab_size=200, batch=8
     )
     config.micro_batch, config.repeats, config.device = 4, 2, "cpu"
-    pretraining_commands.calibrate(config)
+    calibrate.calibrate(config)
     costs = Costs.load(table)
     assert costs.of("train", 4) > costs.of("forward", 4) > 0
     more = ["budget_unit=rst_hours", f"budget_table={table}"]
@@ -476,14 +482,12 @@ def test_calibrate_writes_prices_that_a_clock_takes(tmp_path, words):
 
 def test_download_takes_its_word(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(
-        pretraining_commands.downloads, "download_c4_subset", lambda out: asked.append(out)
-    )
-    parsed, _ = parse_settings(pretraining_commands.DownloadConfig, ["c4-subset"], "download")
-    pretraining_commands.download(parsed)
+    monkeypatch.setattr(download.downloads, "download_c4_subset", lambda out: asked.append(out))
+    parsed, _ = parse_settings(download.DownloadConfig, ["c4-subset"], "download")
+    download.download(parsed)
     assert asked == [None]
     with pytest.raises(ValueError, match="expected c4-subset or il_losses"):
-        pretraining_commands.download(pretraining_commands.DownloadConfig(what="c5"))
+        download.download(download.DownloadConfig(what="c5"))
 
 
 # ----------------------------------------------------------------------------------- settings
@@ -534,7 +538,7 @@ def test_the_published_budget_gives_the_published_number_of_updates():
     clock = BudgetClock(6, "rst_hours", RTX_3090)
     while not clock.done:
         clock.charge("train", 16, 1536)
-        clock.after_update()
+        clock.settle()
     assert clock.steps == 7989
 
 

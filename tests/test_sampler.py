@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import core
+from data import tokens
+from device import Machine
 from settings import Settings
 
 
@@ -29,7 +31,7 @@ class Rows:
 
 
 def one_of(size: int, rank: int = 0) -> core.World:
-    return core.World(torch.device("cpu"), core.Machine(), rank=rank, size=size)
+    return core.World(torch.device("cpu"), Machine(), rank=rank, size=size)
 
 
 def steps(data, config, world, count: int, start: int = 0) -> list[core.Work]:
@@ -267,7 +269,7 @@ def test_tokens_are_built_once_and_mapped(cache):
         yield from ([1, 2, 3], [], [70000])
 
     for _ in range(2):
-        found = core.cached_tokens({"text": "x", "max_length": 8}, build, one_of(1))
+        found = tokens.cached_tokens({"text": "x", "max_length": 8}, build, one_of(1))
         assert [row.tolist() for row in found] == [[1, 2, 3], [], [70000]]
         assert found.lengths.tolist() == [3, 0, 1]
         assert isinstance(found.ids, np.memmap)
@@ -276,18 +278,18 @@ def test_tokens_are_built_once_and_mapped(cache):
 
 
 def test_another_key_is_another_entry(cache):
-    first = core.cached_tokens({"a": 1, "b": 2}, lambda: [[1]], one_of(1))
-    other = core.cached_tokens({"a": 1, "b": 3}, lambda: [[2]], one_of(1))
-    same = core.cached_tokens({"b": 2, "a": 1}, lambda: [[3]], one_of(1))
+    first = tokens.cached_tokens({"a": 1, "b": 2}, lambda: [[1]], one_of(1))
+    other = tokens.cached_tokens({"a": 1, "b": 3}, lambda: [[2]], one_of(1))
+    same = tokens.cached_tokens({"b": 2, "a": 1}, lambda: [[3]], one_of(1))
     assert [ids[0].tolist() for ids in (first, other, same)] == [[1], [2], [1]]
     keys = [json.loads(path.read_text()) for path in cache.glob("*/key.json")]
     assert sorted(key["b"] for key in keys) == [2, 3]
 
 
 def test_an_empty_corpus_can_be_cached(cache):
-    assert len(core.cached_tokens({}, lambda: [], one_of(1))) == 0
-    assert len(core.cached_tokens({}, lambda: [[9]], one_of(1))) == 0
-    assert core.cached_tokens({"rows": 2}, lambda: [[], []], one_of(1))[1].tolist() == []
+    assert len(tokens.cached_tokens({}, lambda: [], one_of(1))) == 0
+    assert len(tokens.cached_tokens({}, lambda: [[9]], one_of(1))) == 0
+    assert tokens.cached_tokens({"rows": 2}, lambda: [[], []], one_of(1))[1].tolist() == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -297,9 +299,9 @@ def test_an_interrupted_build_leaves_nothing(cache, error):
         raise error
 
     with pytest.raises(error):
-        core.cached_tokens({}, torn, one_of(1))
+        tokens.cached_tokens({}, torn, one_of(1))
     assert list(cache.iterdir()) == []
-    assert core.cached_tokens({}, lambda: [[5]], one_of(1))[0].tolist() == [5]
+    assert tokens.cached_tokens({}, lambda: [[5]], one_of(1))[0].tolist() == [5]
 
 
 @pytest.mark.parametrize("kept", [0, -12])
@@ -307,7 +309,7 @@ def test_an_interrupted_build_leaves_nothing(cache, error):
 def test_a_damaged_entry_is_built_again(cache, file, kept):
     """A machine that vanished after the rename: names without all of their bytes."""
     for _ in range(2):
-        found = core.cached_tokens({}, lambda: [[1, 2, 3], [4, 5, 6, 7]], one_of(1))
+        found = tokens.cached_tokens({}, lambda: [[1, 2, 3], [4, 5, 6, 7]], one_of(1))
         assert [row.tolist() for row in found] == [[1, 2, 3], [4, 5, 6, 7]]
         [path] = cache.glob(f"*/{file}")
         os.truncate(path, path.stat().st_size + kept if kept else 0)
@@ -322,7 +324,7 @@ def _build_slowly(key, start, row, kill):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield [row, number]
 
-    found = core.cached_tokens(key, build, one_of(1))
+    found = tokens.cached_tokens(key, build, one_of(1))
     assert len(found) == 20 and len({int(ids[0]) for ids in found}) == 1
 
 
@@ -349,7 +351,7 @@ def test_two_processes_may_build_the_same_entry(cache):
 
 def test_ragged_rows_come_back(tmp_path):
     rows = [[3, 1, 2], [], [7], [], [100000, 0]]
-    ragged = core.Ragged.from_rows(rows)
+    ragged = tokens.Ragged.from_rows(rows)
     assert len(ragged) == 5
     assert [ragged[i].tolist() for i in range(5)] == rows
     assert ragged.lengths.tolist() == [3, 0, 1, 0, 2]
@@ -357,7 +359,7 @@ def test_ragged_rows_come_back(tmp_path):
 
 
 def test_ragged_of_no_rows():
-    assert len(core.Ragged.from_rows([])) == 0
+    assert len(tokens.Ragged.from_rows([])) == 0
 
 
 def test_texts_encoded_together_equal_texts_one_by_one(tiny_bert):
@@ -366,7 +368,7 @@ def test_texts_encoded_together_equal_texts_one_by_one(tiny_bert):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     texts = ["the film, good?", "", "ünïcode 漢字 \U0001f600", "[SEP] story", "bad " * 600]
     texts += [f"film {number} plot" * (number % 7) for number in range(1100)]
-    together = list(core.encode_texts(tokenizer, iter(texts), len(texts), "", quiet=True))
+    together = list(tokens.encode_texts(tokenizer, iter(texts), len(texts), "", quiet=True))
     alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert together == alone
     assert len(together[4]) == 600
@@ -375,13 +377,13 @@ def test_texts_encoded_together_equal_texts_one_by_one(tiny_bert):
 @pytest.mark.parametrize("max_length", [8, 60, 96, 100, 128, 500, 512])
 def test_ladder_lengths_are_few_and_long_enough(max_length):
     for count in (1, 4, 8):
-        padded = [core.ladder_length(n, max_length, count) for n in range(max_length + 1)]
+        padded = [tokens.ladder_length(n, max_length, count) for n in range(max_length + 1)]
         assert len(set(padded)) <= count
         assert all(n <= width <= max_length for n, width in enumerate(padded))
-    padded = [core.ladder_length(n, max_length, None) for n in range(1, max_length + 1)]
+    padded = [tokens.ladder_length(n, max_length, None) for n in range(1, max_length + 1)]
     eights = [min(8 * math.ceil(n / 8), max_length) for n in range(1, max_length + 1)]
     assert padded == eights
 
 
 def test_a_row_that_is_too_long_is_not_cut():
-    assert core.ladder_length(130, 128, 8) == 130
+    assert tokens.ladder_length(130, 128, 8) == 130

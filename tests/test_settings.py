@@ -13,6 +13,7 @@ import yaml
 import core
 import run_5_models
 import runs
+from device import Machine
 from settings import FREE_SETTINGS, Settings, parse_settings
 
 Config = run_5_models.Config
@@ -208,7 +209,7 @@ def test_the_config_of_a_run_read_back_is_the_same(tmp_path):
         **{"swap": "none", "compile": True, "head_lr": 0.001, "patience": 2, "device": "cpu"},
     }
     config = Config(**settings, out=str(tmp_path / "run"))
-    world = core.World(torch.device("cpu"), core.Machine())
+    world = core.World(torch.device("cpu"), Machine())
     with runs.Run(config, world) as run:
         path = run.folder / "config.yaml"
     again, given = parse("--config", path)

@@ -1,4 +1,4 @@
-"""tasks/texts.py: what is read, into which part it goes, and what reaches the model."""
+"""data/texts.py: what is read, into which part it goes, and what reaches the model."""
 
 import csv
 import json
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
-from tiny_causal import tiny_tokenizer
+from tiny_models import tiny_tokenizer
 
 import core
-from models import causal, pretrained
-from tasks import texts
+from data import texts, tokens
+from device import Machine
+from models import pretrained
 
-WORLD = core.World(torch.device("cpu"), core.Machine())
+WORLD = core.World(torch.device("cpu"), Machine())
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
 
 
@@ -208,7 +209,7 @@ def test_random_stretches_come_from_seed_row_and_epoch(rows):
 
 def test_an_encoder_gets_its_special_tokens(rows, tiny_bert):
     tokenizer = pretrained.load_tokenizer(str(tiny_bert))
-    assert causal.added_tokens(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+    assert tokens.added_tokens(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
     data = data_of(rows, tokenizer, max_length=10, crop_seed=1)
     ids = data.collate(np.arange(len(data.rows)), 3)["input_ids"]
     assert (ids[:, 0] == tokenizer.cls_token_id).all() and ids.shape[1] == 10

@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 
 from conftest import WORDS
-from tiny_causal import build_tiny_gpt2, build_tiny_llama
+from tiny_models import build_tiny_gpt2, build_tiny_llama
 
-from tasks.instructions import format_prompt
+from data.instructions import format_prompt
 
 ROWS = 60
 

@@ -1,6 +1,8 @@
-"""Small random models with the right architecture and a working tokenizer each.
+"""Small random models, each shape in one place, with a working tokenizer where one is needed.
 
-    folder = build_tiny_model("deberta-v3", folder, texts)
+    config = bert_config(num_hidden_layers=4)               # gpt2_config, llama_config
+    folder = build_tiny_model("deberta-v3", folder, texts)  # encoders
+    folder = build_tiny_gpt2(folder, texts)                 # decoders
 
 What differs from the published model is size alone: 4 layers of 32, 512 positions, and a
 vocabulary learnt from `texts`.
@@ -14,9 +16,46 @@ from typing import Any
 LAYERS = 4
 WIDER = {"initializer_range": 0.1}  # .02 · √(768 / 32): sums as large as in a model of 768
 SIZES: dict[str, Any] = {
-    **{"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2},
-    **{"intermediate_size": 64, "max_position_embeddings": 512},
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 512,
 }
+END = "<|endoftext|>"
+
+
+def bert_config(**changes: Any) -> Any:
+    """A BERT of 2 layers of 32."""
+    from transformers import BertConfig
+
+    shape = dict(SIZES, vocab_size=128, num_hidden_layers=2, max_position_embeddings=128)
+    return BertConfig(**shape | changes)
+
+
+def gpt2_config(**changes: Any) -> Any:
+    """A GPT-2 of 2 layers of 32."""
+    from transformers import GPT2Config
+
+    shape = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    return GPT2Config(**shape | changes)
+
+
+def llama_config(**changes: Any) -> Any:
+    """A Llama of 2 layers of 32: rotary positions, grouped queries, an output matrix of its own."""
+    from transformers import LlamaConfig
+
+    shape = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**shape | changes)
 
 
 def _word_pieces(texts: Sequence[str], folder: Path) -> Any:
@@ -120,17 +159,23 @@ ARCHITECTURES: dict[str, tuple[Callable[[Sequence[str], Path], Any], str, dict]]
         _deberta_tokenizer,
         "DebertaConfig",
         {
-            **{"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-            **{"position_biased_input": False, "type_vocab_size": 0},
+            "relative_attention": True,
+            "pos_att_type": ["c2p", "p2c"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
         },
     ),
     "deberta-v3": (
         _deberta_v3_tokenizer,
         "DebertaV2Config",
         {
-            **{"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-            **{"position_biased_input": False, "type_vocab_size": 0, "position_buckets": 256},
-            **{"norm_rel_ebd": "layer_norm", "share_att_key": True},
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "position_buckets": 256,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
         },
     ),
     "albert": (_albert_tokenizer, "AlbertConfig", {"embedding_size": 16}),
@@ -148,8 +193,9 @@ def build_tiny_model(architecture: str, folder: Path, texts: Sequence[str]) -> P
     tokenizer = build_tokenizer(texts, folder)
     tokenizer.save_pretrained(folder)
     tokens = {
-        **{"pad_token_id": tokenizer.pad_token_id},
-        **{"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id},
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
     }
     if architecture == "modernbert":  # its configuration names them too
         tokens |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
@@ -165,4 +211,52 @@ def build_tiny_model(architecture: str, folder: Path, texts: Sequence[str]) -> P
     unknown = ids.count(opened.unk_token_id) / len(ids)
     assert len(opened) >= 50 and unknown < 0.01, f"{architecture}: {unknown:.1%} unknown tokens"
     assert max(ids) < config.vocab_size
+    return folder
+
+
+# ------------------------------------------------------------------------------ decoders
+
+
+def tiny_tokenizer(texts: Sequence[str]) -> Any:
+    """A byte-level BPE learnt from `texts`, with an end of text and no padding, as GPT-2's."""
+    from transformers import GPT2Tokenizer
+
+    vocabulary, merges = _byte_pairs(texts, [END])
+    return GPT2Tokenizer(vocab=vocabulary, merges=merges)
+
+
+def build_tiny_gpt2(folder: Path, texts: Sequence[str], layers: int = 2, positions: int = 64):
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    tokenizer = tiny_tokenizer(texts)
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.eos_token_id
+    config = gpt2_config(
+        vocab_size=len(tokenizer),
+        n_layer=layers,
+        n_positions=positions,
+        bos_token_id=end,
+        eos_token_id=end,
+        initializer_range=0.2,  # so that tokens matter to the next one
+    )
+    torch.manual_seed(7)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def build_tiny_llama(folder: Path, texts: Sequence[str]):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer(texts)
+    tokenizer.save_pretrained(folder)
+    config = llama_config(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(7)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder

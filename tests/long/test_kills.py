@@ -22,8 +22,9 @@ from test_resume import (
     train_here,
     training_steps,
 )
+from tiny_models import bert_config
 
-import core
+from files import damage
 
 STEPS = 240
 
@@ -31,17 +32,12 @@ STEPS = 240
 @pytest.fixture(scope="module")
 def settings(tiny_bert, pair_csv, cache_folder, tmp_path_factory) -> list[str]:
     """4 layers × 128, with checkpoints of 10 MB, nearly always one being written."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import AutoTokenizer, BertModel
 
     folder = tmp_path_factory.mktemp("models") / "small_bert"
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=128,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=128,
+    config = bert_config(
+        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
@@ -109,7 +105,7 @@ def test_killed_before_every_operation_of_a_run(settings, tmp_path):
     for each in copies:
         train_here_unless_finished(short, each)
         assert_same_results(each, whole)
-        assert not [path for path in (each / "train/weights").iterdir() if core.damage(path)]
+        assert not [path for path in (each / "train/weights").iterdir() if damage(path)]
         shutil.rmtree(each)
 
 

@@ -1,0 +1,1 @@
+"""What the scripts do besides training: a file a command, or a few that open the same runs."""

@@ -1,0 +1,82 @@
+"""`extract_il_losses`: each training sequence's loss under a model of other data, for RHO-loss."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+import core
+from commands.validate import open_pretraining, precision_of, sequence_losses
+from data import corpora
+from files import damage
+from methods.batch_selection import IrreducibleLosses
+from settings import Aliases
+
+
+@dataclass
+class ExtractConfig:
+    """Settings of `extract_il_losses`: each training sequence's loss under the IL model."""
+
+    run: str = ""
+    """run folder of the IL model (trained with validation.il_model=True)"""
+    output: str | None = None
+    """folder of the table; null: il_losses in the run folder"""
+    part_rows: int = 65_536
+    """sequences of a part: what an interruption can cost"""
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
+    """where to compute"""
+
+
+def whole_parts(folder: Path) -> list[Path]:
+    """The parts of a table; damaged ones are deleted, so that their sequences are missing."""
+    parts = sorted(folder.glob("part_" + 6 * "[0-9]"))
+    for part in parts:
+        if problem := damage(part):
+            print(f"{part} is damaged ({problem}): its sequences are computed again")
+            shutil.rmtree(part)
+    return [part for part in parts if part.exists()]
+
+
+def extract_il_losses(config: ExtractConfig) -> None:
+    """Write the table part by part; the same command goes on where it was interrupted, and
+    computes again what was damaged or deleted.
+
+    The loss of one pass under fixed masks, in nats per masked token: an estimate from a single
+    draw, as published.
+    """
+    if not config.run:
+        raise ValueError("extract_il_losses needs --run FOLDER (or name=X for results/bert/X)")
+    world = core.single_world(config.device)
+    settings, corpus, split, model = open_pretraining(Path(config.run), world)
+    if not settings.validation.il_model:
+        raise ValueError(
+            f"{config.run} was trained on the very sequences whose irreducible loss is asked for: "
+            "train one with validation.il_model=True"
+        )
+    folder = Path(config.output or Path(config.run) / "il_losses")
+    done = whole_parts(folder)
+    # not len(done): where a part was deleted, that is the number of another one
+    first = int(done[-1].name.removeprefix("part_")) + 1 if done else 0
+    ids = np.zeros(0, np.int64)
+    if done:
+        ids = IrreducibleLosses.load(folder, split.fingerprint).ids
+    missing = np.setdiff1d(split.train, ids)
+    data = corpora.MlmData(corpus, missing, masking=corpora.Masking(settings.mask_frac))
+    precision = precision_of(settings, world)
+    every = 0.5 if sys.stderr.isatty() else 30  # seconds: a log is not to fill up
+    with tqdm(total=len(split.train), initial=len(ids), unit="sequence", mininterval=every) as bar:
+        for number, start in enumerate(range(0, len(missing), config.part_rows), first):
+            rows = np.arange(start, min(start + config.part_rows, len(missing)))
+            values = sequence_losses(model, data, rows, world.device, precision, bar)
+            part = IrreducibleLosses(missing[rows], values[:, 0] / values[:, 1], split.fingerprint)
+            part.save_part(folder, number)
+    table = IrreducibleLosses.load(folder, split.fingerprint)
+    table.require(split.train)
+    print(f"{len(table):,} irreducible losses: {folder}")
+
+
+ALIASES: Aliases = {"name": lambda value: {"run": f"results/bert/{value}"}}

@@ -1,0 +1,293 @@
+"""`alpaca_sft.py judge`: how good are the answers of a run? By a model over HTTP or a saved run.
+
+The rows are those of an answers file, or the test rows of a run, which is then asked first. What
+comes out is judge.json and judge.csv beside the answers, and for a run `judge` among its test
+metrics, where report.py table finds it.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from commands.generate import answer_rows
+from commands.opening import OpenConfig, open_causal
+from commands.predict import PredictConfig, Predictor
+from data import instructions, reviews
+from data.arena import PairRow
+from data.records import strip_control
+from data.rows import stable_hash, subset
+from evaluation import judge
+from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
+from evaluation.metrics import apply_temperature
+from evaluation.stats import cluster_bootstrap
+from files import cache_folder, csv_text, write_text
+from models import generation
+
+FIELDS = ("instruction", "output", "model_response")  # of a line of an answers file
+
+
+@dataclass
+class JudgeConfig:
+    """Settings of `judge`: scores from 0 to 100 for the answers of a model."""
+
+    run: str | None = None
+    """run folder: its test rows are answered and judged, and the score goes to its metrics"""
+    answers: str | None = None
+    """instead of a run: answers as `generate --output` writes them"""
+    by: str = "gemini"
+    """gemini, openai (any server with that interface), or the folder of a saved preference run"""
+    judge_model: str | None = None
+    """name of the judge's model; null: gemini-2.5-flash or gpt-4o-mini"""
+    url: str | None = None
+    """address of the server up to /v1beta or /v1; null: the provider's own"""
+    judge_repeats: int = 1
+    """times that each answer is judged; the spread is reported"""
+    judge_workers: int = 4
+    """questions at a time"""
+    timeout_seconds: float = 60.0
+    """without a reply, before a question is asked again"""
+    limit: int | None = None
+    """rows at most (a subset that does not depend on the run); null: all"""
+    max_new_tokens: int = 256
+    """tokens of an answer at most"""
+    weights: Literal["best", "final"] = "best"
+    """which weights of the run answer"""
+    output: str | None = None
+    """folder of judge.json and judge.csv; null: beside the answers"""
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
+    """where to compute"""
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.answers is None):
+            raise ValueError("judge: give --run FOLDER, or --answers FILE")
+        for name in ("judge_repeats", "judge_workers", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected 1 or more")
+
+
+def run_judge(config: JudgeConfig) -> None:
+    backend = build_backend(config)  # before any answer is written: a missing key shows at once
+    file = Path(config.answers) if config.answers else answers_of_run(config)
+    rows = read_answers(file, None if config.run else config.limit)
+    if isinstance(backend, PreferenceJudge):
+        scores = backend.score(rows)
+    else:
+        print(f"note: instructions, references and answers are sent to {backend.site}")
+        name = hashlib.sha256(f"{backend!r}".encode()).hexdigest()[:16]
+        cache = judge.Cache(cache_folder() / "judge" / f"{name}.txt")
+        scores = judge.score_answers(
+            [answer_of(row) for row in rows],
+            backend,
+            cache,
+            config.judge_repeats,
+            config.judge_workers,
+            timeout_seconds=config.timeout_seconds,
+        )
+    metrics = judge.judge_metrics(scores, [row["group"] for row in rows])
+    metrics |= {"judge_by": repr(backend), "judge_rows": file.name}
+    write(config, file, rows, scores, metrics)
+
+
+def build_backend(config: JudgeConfig) -> Any:
+    where = {} if config.url is None else {"site": config.url}
+    if config.by == "gemini":
+        return judge.Gemini(config.judge_model or "gemini-2.5-flash", **where)
+    if config.by == "openai":
+        return judge.OpenAI(config.judge_model or "gpt-4o-mini", **where)
+    if not Path(config.by, "run.json").is_file():
+        raise ValueError(
+            f"--by {config.by}: expected gemini, openai or the folder of a preference run"
+        )
+    return PreferenceJudge(Path(config.by), config.device)
+
+
+# ------------------------------------------------------------------------------ answers
+
+
+def answers_of_run(config: JudgeConfig) -> Path:
+    """The run's answers to its test rows, written once."""
+    run = Path(config.run)
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        data, fractions = settings["data"], (settings["val_frac"], settings["test_frac"])
+        template, limit = settings["template"], settings["limit"]
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{run}: no run of alpaca_sft.py ({error})") from None
+    rows, _ = instructions.load_rows(data, *fractions)
+    rows = [row for row in subset(rows, limit) if row.split == "test"]
+    rows = subset(rows, config.limit)
+    facts = {
+        "weights": config.weights,
+        "max_new_tokens": config.max_new_tokens,
+        "rows": [row.id for row in rows],
+        "template": template,
+        "manifest": (run / "train/weights" / config.weights / "manifest.json").read_text(),
+        "version": 2,  # the lines of the first one had no prompt
+    }
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    file = run / f"test/analysis/answers_{name}.jsonl"
+    if file.exists():
+        return file
+    opening = OpenConfig(model=str(run), weights=config.weights, device=config.device)
+    model, tokenizer, _ = open_causal(opening)
+
+    def answers(prompts: list[str]) -> list[str]:
+        return generation.generate(model, tokenizer, prompts, config.max_new_tokens)
+
+    lines = answer_rows(rows, template, answers)
+    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
+    """Lines of an answers file with id, group and prompt; ValueError (file, line, field).
+
+    Where a line has no prompt, as in older files, it is made of the instruction and the input.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; alpaca_sft.py generate --data writes one")
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        for name in FIELDS:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str):
+                raise ValueError(f"{file}, line {number}, field {name}: expected text")
+        texts = (row["instruction"], row.get("input", ""))
+        own = stable_hash("instruction", *texts)
+        prompt = row.get("prompt", instructions.format_prompt(*texts))
+        if not isinstance(prompt, str):
+            raise ValueError(f"{file}, line {number}, field prompt: expected text")
+        rows.append(
+            {"id": str(row.get("id", number)), "group": str(row.get("group", own)), "input": ""}
+            | {k: v for k, v in row.items() if k in (*FIELDS, "input")}
+            | {"prompt": prompt}
+        )
+    if not rows:
+        raise ValueError(f"{file}: it holds no answers")
+    order = sorted(range(len(rows)), key=lambda i: stable_hash("subset", rows[i]["group"]))
+    return [rows[i] for i in sorted(order[:limit])]
+
+
+def answer_of(row: dict[str, str]) -> judge.Answer:
+    return judge.Answer(row["id"], row["prompt"], row["output"], row["model_response"])
+
+
+def asked_of(row: dict[str, str]) -> str:
+    """What a preference run reads: one instruction as people ask it, without the template that it
+    has never seen; a conversation as the answering model read it."""
+    texts = (row["instruction"], row["input"])
+    if row["prompt"] in (instructions.format_prompt(*texts, t) for t in instructions.TEMPLATES):
+        return "\n\n".join(text for text in texts if text)
+    return row["prompt"]
+
+
+def write(
+    config: JudgeConfig, file: Path, rows: Sequence[dict], scores: np.ndarray, metrics: dict
+) -> None:
+    folder = Path(config.output) if config.output else file.parent
+    header = ["id", "group", *(f"score_{k + 1}" for k in range(scores.shape[1]))]
+    lines = [
+        [row["id"], row["group"], *("" if np.isnan(v) else f"{v:g}" for v in values)]
+        for row, values in zip(rows, scores, strict=True)
+    ]
+    write_text(folder / "judge.csv", csv_text(header, lines))
+    write_text(folder / "judge.json", json.dumps(metrics, indent=1))
+    if config.run:
+        path = Path(config.run) / "test/metrics/metrics.json"
+        if path.is_file():
+            before = json.loads(path.read_text())
+            others = {key: value for key, value in before.items() if not key.startswith("judge")}
+            write_text(path, json.dumps(others | metrics, indent=1))
+    unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
+    if "judge" not in metrics:
+        return print(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
+    low, high = metrics.get("judge_ci95", (float("nan"), float("nan")))
+    spread = metrics.get("judge_repeat_std")
+    spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
+    by, count = strip_control(metrics["judge_by"]), metrics["judge_n"]
+    print(
+        f"judge: {metrics['judge']:.2f} [{low:.2f}, {high:.2f}] of 100 on {count} answers"
+        f"{unscored}{spread}, by {by}: {folder / 'judge.json'}"
+    )
+
+
+# ----------------------------------------------------------------------- preference run
+
+
+class PreferenceJudge:
+    """A saved preference run of this project: 100 · p(answer beats the reference), ties half.
+
+    Both orders are asked and averaged, so 50 is as good as the reference.
+    """
+
+    def __init__(self, run: Path, device: str):
+        self.run = run
+        check_preference_run(run)
+        weights = json.loads((run / "test/metrics/metrics.json").read_text())["tested_with"]
+        self.predictor = Predictor(  # the weights that were tested and calibrated
+            PredictConfig(run=str(run), weights=weights, device=device, calibrated=True)
+        )
+
+    def __repr__(self) -> str:
+        return f"preference({self.run.name!r})"
+
+    def score(self, rows: Sequence[dict[str, str]]) -> np.ndarray:
+        """(rows, 1), 0 for an empty response."""
+        pairs = []
+        for order in (0, 1):
+            for number, row in enumerate(rows):
+                sides = ([row["model_response"]], [row["output"]])[:: -1 if order else 1]
+                name = f"{number}-{order}"
+                pairs.append(PairRow(name, [asked_of(row)], *sides, None, row["group"], ""))
+        first, second = np.split(self.predictor(pairs), 2)
+        wins = (first[:, 0] + second[:, 1] + first[:, 2] / 2 + second[:, 2] / 2) / 2
+        empty = np.array([not row["model_response"].strip() for row in rows])
+        return np.where(empty, 0.0, 100 * wins)[:, None]
+
+
+def check_preference_run(run: Path) -> None:
+    """ValueError unless the run knew more than the shares of the classes about its test rows,
+    which must be answers to prompts (and not pairs of film reviews)."""
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        with open(run / "test/metrics/predictions.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        names = list(CLASSES)
+        p = np.array([[float(line[f"p_{name}"]) for name in names] for line in lines])
+        labels = np.array([names.index(line["label"]) for line in lines])
+        facts = json.loads((run / "train/weights/best/preference.json").read_text())
+        temperature = json.loads((run / "test/metrics/metrics.json").read_text())["temperature"]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{run} is no finished preference run ({error})") from None
+    if settings.get("data") in ("reviews", "reviews_control"):
+        raise ValueError(
+            f"{run} cannot judge: it learned about film reviews, not about answers to instructions"
+            f" ({reviews.NOTICE})"
+        )
+    if not facts["with_prompt"]:
+        raise ValueError(f"{run} cannot judge: it does not read the prompt (use run_2 or run_5)")
+    # by the temperature that the run fitted on validation, as the judge's answers are
+    p = apply_temperature(np.log(np.maximum(p, 1e-300)), temperature)
+    shares = np.bincount(labels, minlength=3) / len(labels)
+    rows = np.arange(len(labels))
+    # against the best constant answer, which these rows themselves give: no easy opponent
+    gain = np.log(np.maximum(p[rows, labels], 1e-12)) - np.log(shares[labels])
+    low, high = cluster_bootstrap(gain, [line["group"] for line in lines])
+    if not low > 0:
+        raise ValueError(
+            f"{run} cannot judge: on its {len(lines)} test rows it is not better than the constant "
+            f"answer (gain {gain.mean():.4f} nats a row, 95 % interval {low:.4f} to {high:.4f}); "
+            "train it on more rows, or use --by gemini or openai"
+        )

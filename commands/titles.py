@@ -1,0 +1,154 @@
+"""`generate` and `export` of train_headlines.py: titles that a run writes; its model for others.
+
+python train_headlines.py generate --run results/headlines/ours --prompt "Show HN:" --count 5
+python train_headlines.py export --run results/headlines/ours --output llama
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+import yaml
+
+import core
+from data import titles
+from data.records import strip_control
+from models import gpt, pretrained
+
+
+@dataclass
+class Opened:
+    """A saved run: its settings, model in evaluation mode, tokenizer."""
+
+    config: Any
+    model: gpt.SmallGPTForCausalLM
+    tokenizer: Any
+    device: torch.device
+
+
+def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
+    """ValueError where the folder holds no finished weights of train_headlines.py."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pretrained.quiet_transformers()
+    if not run:
+        raise ValueError("needs --run FOLDER, a run of train_headlines.py")
+    record = Path(run) / "run.json"
+    if not record.is_file():
+        raise FileNotFoundError(f"{run}: no run of train_headlines.py (it has no run.json)")
+    script = json.loads(record.read_text(encoding="utf-8")).get("script")
+    if script != "train_headlines.py":
+        raise ValueError(f"{run}: a run of {script}, not of train_headlines.py")
+    folder = Path(pretrained.weights_folder(run, weights))
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
+    settings = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+    world = core.single_world(device)
+    model = AutoModelForCausalLM.from_pretrained(folder).to(world.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Opened(SimpleNamespace(**settings), model, tokenizer, world.device)
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: control characters and line ends cannot do anything."""
+    return strip_control(text.replace("\n", "⏎"))
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as text; bytes that are no letter alone by their piece."""
+    text = tokenizer.decode([token])
+    return shown(tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text)
+
+
+@dataclass
+class GenerateConfig:
+    """Settings of `generate`: titles that a run's model writes."""
+
+    run: str = ""
+    """run folder"""
+    weights: Literal["final", "best"] = "final"
+    """which of its weights"""
+    prompt: str = ""
+    """how the titles begin"""
+    count: int = 10
+    """titles to write"""
+    temperature: float = 1.0
+    """0 takes the likeliest token, so that all are the same"""
+    top_k: int | None = None
+    """draw from this many likeliest tokens; null: from all"""
+    seed: int = 0
+    """of the draw"""
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
+    """where to compute"""
+
+
+def generate(config: GenerateConfig) -> None:
+    opened = open_titles(config.run, config.weights, config.device)
+    generator = torch.Generator(opened.device).manual_seed(config.seed)
+    for title in write_titles(
+        opened, config.prompt, config.count, config.temperature, config.top_k, generator
+    ):
+        print(title)
+
+
+def write_titles(
+    opened: Opened,
+    prompt: str,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator,
+) -> list[str]:
+    """Titles that begin with the prompt, one a line. ValueError for a prompt without room."""
+    tokenizer, model = opened.tokenizer, opened.model
+    ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    room = 60
+    if model.config.positions == "learned":
+        room = min(room, model.config.n_positions - len(ids))
+    if room < 1 or count < 1:
+        raise ValueError(f"--count {count}, prompt of {len(ids)} tokens: nothing left to write")
+    start = torch.tensor([ids] * count, device=opened.device)
+    written = model.generate(start, room, temperature, top_k, generator)[:, 1:].tolist()
+    return [shown(titles.decode_title(tokenizer, cut_at_eos(row, ids[0]))) for row in written]
+
+
+def cut_at_eos(ids: Sequence[int], eos: int) -> Sequence[int]:
+    return ids[: ids.index(eos)] if eos in ids else ids
+
+
+@dataclass
+class ExportConfig:
+    """Settings of `export`: the model as transformers' own Llama or Qwen3."""
+
+    run: str = ""
+    """run folder"""
+    weights: Literal["final", "best"] = "final"
+    """which of its weights"""
+    output: str = ""
+    """folder to write"""
+
+
+def export(config: ExportConfig) -> None:
+    """A folder that AutoModelForCausalLM opens without ours; refused where logits would differ."""
+    if not config.output:
+        raise ValueError("export needs --output FOLDER")
+    opened = open_titles(config.run, config.weights, "cpu")
+    exported = gpt.to_transformers(opened.model)
+    size, eos = opened.model.config.vocab_size, opened.tokenizer.eos_token_id
+    ids = torch.randint(0, size, (4, 24), generator=torch.Generator().manual_seed(0))
+    ids[ids == eos] = (eos + 1) % size
+    ids[:, 0] = eos  # one title a row
+    with torch.no_grad():
+        apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
+    if apart > 1e-3:
+        raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
+    exported.save_pretrained(config.output)
+    opened.tokenizer.save_pretrained(config.output)
+    kind = type(exported).__name__
+    print(f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>")
+    if opened.tokenizer.decode(opened.tokenizer("a").input_ids) == " a":
+        print("what the tokenizer decodes begins with a space (prefix_space): strip it")

@@ -1,0 +1,86 @@
+"""`eval_bert.py --suite mlm`: the validation loss of a pretraining run, and how to open one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import core
+from data import corpora
+from device import autocast, choose_precision, to_device
+from experiments.pretraining import Config, load_parts, loss_interval
+from files import damage, write_text
+from models import bert, pretrained
+from settings import parse_settings
+
+ROWS_EACH = 128  # of a forward pass
+
+
+def open_pretraining(
+    folder: Path, world: core.World, weights: str = "final"
+) -> tuple[Config, Any, Any, Any]:
+    """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
+    from transformers import AutoModelForMaskedLM
+
+    pretrained.quiet_transformers()
+    path = folder / "train/weights" / weights
+    if problem := damage(path):
+        raise ValueError(f"{path} is no whole folder of saved weights ({problem})")
+    config, _ = parse_settings(
+        Config, ["--config", str(folder / "config.yaml")], "pretrain_bert.py"
+    )
+    corpus, split = load_parts(config, world)
+    model = AutoModelForMaskedLM.from_pretrained(path).to(world.device).eval()
+    return config, corpus, split, model
+
+
+@torch.no_grad()
+def sequence_losses(
+    model: torch.nn.Module,
+    data: corpora.MlmData,
+    rows: np.ndarray,
+    device: torch.device,
+    precision: str,
+    bar: tqdm | None = None,
+) -> np.ndarray:
+    """(rows, 2): loss sum and masked tokens of each, under the masks of evaluation."""
+    values = []
+    for start in range(0, len(rows), ROWS_EACH):
+        if bar is not None:
+            bar.update(min(ROWS_EACH, len(rows) - start))
+        batch = to_device(data.collate(rows[start : start + ROWS_EACH], None), device)
+        with autocast(device, precision):
+            rows_only = {name: batch[name] for name in ("input_ids", "labels")}
+            losses = bert.masked_lm_losses(model, rows_only)
+        pair = torch.stack([losses.sequence_loss_sums, losses.sequence_num_targets], dim=1)
+        values.append(pair.double().cpu().numpy())
+    return np.concatenate(values)
+
+
+def precision_of(settings: Config, world: core.World) -> str:
+    """As the run was trained, on this device."""
+    return choose_precision(settings.precision, world.device.type, world.machine)
+
+
+def validate(
+    run: str, world: core.World, weights: str = "final"
+) -> dict[str, str | float | int | list]:
+    """Validation loss of a run's final or best weights, under the masks of its validation."""
+    settings, corpus, split, model = open_pretraining(Path(run), world, weights)
+    data = corpora.MlmData(corpus, split.validation)
+    values = sequence_losses(
+        model, data, np.arange(len(data)), world.device, precision_of(settings, world)
+    )
+    groups = corpus.group_of(data.ids)
+    loss_sum, targets = values.sum(axis=0)
+    metrics: dict[str, str | float | int | list] = {"weights": weights, "n": len(data)}
+    metrics["val_loss"] = loss_sum / targets
+    if interval := loss_interval(values, groups):
+        metrics["val_loss_ci95"] = interval
+    metrics["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)
+    if world.rank == 0:
+        write_text(Path(run) / "mlm/test/metrics/metrics.json", json.dumps(metrics, indent=1))
+    return metrics

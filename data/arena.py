@@ -1,0 +1,358 @@
+"""Pairwise preferences: which of two responses would a person prefer?
+
+Reads the layout of Kaggle's "LMSYS - Chatbot Arena Human Preference Predictions" (id, model_a,
+model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie) from CSV, JSON
+lines, parquet or the hub, repairs what can be repaired and counts it, and splits by prompt.
+
+    rows, repairs = load_arena("train.csv")
+    assign_splits(rows, by="prompt", val_frac=0.1, test_frac=0.1)
+    check_leaks(rows, by="prompt")
+
+Nothing here depends on a seed except `shuffle_labels`: splits and subsets are functions of hashes,
+so rows that are added later move no earlier row.
+"""
+
+import difflib
+import json
+import math
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.records import (
+    BadRow,
+    Records,
+    load_hub,
+    read_records,
+    repair_surrogates,
+    require_object,
+    short,
+    strip_control,
+)
+from data.rows import fingerprint, normalised_text, split_of, stable_hash
+from files import csv_text, write_text
+
+WINNER_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # same order
+TEXT_COLUMNS = ("prompt", "response_a", "response_b")
+
+# a missing file with one of these is not looked for on the hub
+_FILE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".zip", ".gz")
+
+
+@dataclass(slots=True)
+class PairRow:
+    """One comparison; prompt, response_a and response_b have the same number of turns."""
+
+    id: str
+    prompt: list[str]
+    response_a: list[str]
+    response_b: list[str]
+    label: int | None  # 0 A wins, 1 B wins, 2 tie; None in a file without winners
+    group: str  # rows that intervals resample together (the prompt's hash)
+    split: str  # train | val | test | "" (not assigned, or unlabelled)
+
+
+def load_arena(
+    source: str,
+    *,
+    require_labels: bool = True,
+    skip_bad_rows: bool = False,
+    bad_rows_file: str | os.PathLike | None = None,
+) -> tuple[list[PairRow], dict[str, int]]:
+    """Read comparisons: a .csv, .jsonl, .json or .parquet file, a folder of parquet, or a hub id.
+
+    A prompt or response is a list of turns, such a list as JSON text, or plain text (one turn).
+    With require_labels=False the winner columns may be absent (Kaggle's test.csv) or blank.
+
+    Returns the rows (split "") and the number of rows with each repair, zeros left out:
+        null_turns           null among the turns, read as ""
+        not_text             true, false or a number as a turn, read as JSON spells it
+        both_null            both responses wholly null (kept: they have a label)
+        empty_list           a prompt or response without turns, read as [""]
+        ragged_turns         different numbers of turns, the shorter padded with ""
+        empty_response       a response that is blank in all its turns (kept)
+        plain_text           text that is not a JSON list, read as one turn
+        surrogates_joined    two halves of one character, joined
+        surrogates_replaced  half a character, replaced by U+FFFD
+        row_number_ids       no id column, the row's number (from 1) serves
+        bad_rows             left out by skip_bad_rows
+    and the number of lines with nul_bytes (removed) or invalid_utf8 (replaced by U+FFFD).
+
+    Raises ValueError (file, row, column, what was expected) for a row that cannot be used, unless
+    skip_bad_rows: then such rows are left out, counted and written to bad_rows_file (CSV: row, id,
+    column, problem). Missing columns, no usable row and an unreadable source always raise
+    ValueError, a missing file FileNotFoundError.
+    """
+    rows: list[PairRow] = []
+    repairs: Counter[str] = Counter()
+    bad_rows: list[tuple[int, str, str, str]] = []
+    row_of_id: dict[str, int] = {}
+    has_labels: bool | None = None
+    for number, (place, record) in enumerate(_read(source, repairs), start=1):
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            if has_labels is None:
+                has_labels = _check_columns(source, list(record), require_labels)
+            row, repaired = _build_row(record, number, has_labels, require_labels)
+            if row.id in row_of_id:
+                other = row_of_id[row.id]
+                problem = f"{short(row.id)} is the id of row {other} already; ids must be unique"
+                raise BadRow("id", problem + ", predictions are joined by them")
+        except BadRow as bad:
+            if not skip_bad_rows:
+                column = f", column {bad.column}" if bad.column else ""
+                raise ValueError(
+                    f"{place}{column}: {bad.problem}. "
+                    "--skip_bad_rows would leave such rows out and list them in a file."
+                ) from None
+            row_id = record.get("id", "") if isinstance(record, dict) else ""
+            bad_rows.append((number, strip_control(str(row_id)), bad.column, bad.problem))
+            continue
+        row_of_id[row.id] = number
+        rows.append(row)
+        repairs.update(repaired)
+    if bad_rows:
+        repairs["bad_rows"] = len(bad_rows)
+        if bad_rows_file is not None:
+            write_text(Path(bad_rows_file), csv_text(("row", "id", "column", "problem"), bad_rows))
+    if not rows:
+        why = f"all {len(bad_rows)} rows are bad" if bad_rows else "it holds no rows"
+        first = f" (row {bad_rows[0][0]}: {bad_rows[0][3]})" if bad_rows else ""
+        raise ValueError(f"{source}: nothing to read, {why}{first}.")
+    return rows, dict(repairs)
+
+
+def read_json_row(line: str, place: str) -> PairRow:
+    """One comparison without a winner from a JSON object; a missing prompt is empty."""
+    try:
+        record = require_object(json.loads(line))
+        if isinstance(record, BadRow):
+            raise record
+        record = {"prompt": "", **record, "id": str(record.get("id", "0"))}
+        return _build_row(record, 1, False, False)[0]
+    except BadRow as bad:
+        column = f", field {bad.column}" if bad.column else ""
+        raise ValueError(f"{place}{column}: {bad.problem}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not valid JSON ({error}).") from None
+
+
+def _read(source: str, repairs: Counter) -> Records:
+    """The records of a file, or of a set on the hub where the name is no file's."""
+    path = Path(source)
+    if path.exists():
+        return read_records(source, repairs)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix.lower() in _FILE_SUFFIXES:
+        raise FileNotFoundError(f"{source}: no such file. {_where_to_get_data()}")
+    rows = load_hub(source, advice=_where_to_get_data(), split="train")
+    return ((f"{source}, row {number}", record) for number, record in enumerate(rows, start=1))
+
+
+def _where_to_get_data() -> str:
+    return (
+        "Download train.csv from https://www.kaggle.com/competitions/lmsys-chatbot-arena/data and "
+        "give its path to --data, or use --data reviews, which needs no network."
+    )
+
+
+def _check_columns(source: str, columns: list[str], require_labels: bool) -> bool:
+    """Raise ValueError for missing columns; return whether the winners are there."""
+    winners = [name for name in WINNER_COLUMNS if name in columns]
+    wanted = TEXT_COLUMNS + (WINNER_COLUMNS if require_labels or winners else ())
+    missing = [name for name in wanted if name not in columns]
+    if not missing:
+        return bool(winners)
+    others = [name for name in columns if name not in wanted]  # not response_a for response_b
+    near = [difflib.get_close_matches(name, others, n=1) for name in missing]
+    hints = [
+        f"{name} (nearest is {short(match[0])})" if match else name
+        for name, match in zip(missing, near, strict=True)
+    ]
+    message = f"{source}: missing columns: {', '.join(hints)}. Found: "
+    message += ", ".join(short(name) for name in columns[:20]) + "."
+    if missing == list(WINNER_COLUMNS):
+        message += " A file without winners (as Kaggle's test.csv) is for predict only."
+    raise ValueError(message)
+
+
+def _build_row(
+    record: dict, number: int, has_labels: bool, require_labels: bool
+) -> tuple[PairRow, set[str]]:
+    """Return the row and the names of its repairs; raise BadRow if it cannot be used."""
+    repaired: set[str] = set()
+    if "id" in record:
+        row_id = record["id"]
+        if isinstance(row_id, float) and row_id.is_integer():  # pandas turns ids into floats
+            row_id = int(row_id)
+        row_id = "" if row_id is None else repair_surrogates(str(row_id), repaired).strip()
+        if not row_id:
+            raise BadRow("id", "expected an id, found a blank")
+    else:
+        row_id = str(number)
+        repaired.add("row_number_ids")
+    prompt, response_a, response_b = turns = [
+        _read_turns(record, column, repaired) for column in TEXT_COLUMNS
+    ]
+    if all(side and all(turn is None for turn in side) for side in (response_a, response_b)):
+        repaired.add("both_null")
+    if any(None in side for side in turns):
+        repaired.add("null_turns")
+    if not all(turns):
+        repaired.add("empty_list")
+    num_turns = max(1, *map(len, turns))
+    if len(set(map(len, turns))) > 1:
+        repaired.add("ragged_turns")
+    prompt, response_a, response_b = (
+        [repair_surrogates(turn or "", repaired) for turn in side] + [""] * (num_turns - len(side))
+        for side in turns
+    )
+    if not all(any(turn.strip() for turn in side) for side in (response_a, response_b)):
+        repaired.add("empty_response")
+    label = _read_label(record, require_labels) if has_labels else None
+    row = PairRow(row_id, prompt, response_a, response_b, label, prompt_hash(prompt), "")
+    return row, repaired
+
+
+def _read_turns(record: dict, column: str, repaired: set[str]) -> list[str | None]:
+    if column not in record:
+        raise BadRow(column, "the field is missing")
+    cell = record[column]
+    if cell is None or cell != cell:  # null, or the NaN that pandas writes for it
+        return []
+    if isinstance(cell, str):
+        if not cell.lstrip().startswith("["):
+            repaired.add("plain_text")
+            return [cell]
+        try:
+            cell = json.loads(cell, strict=False)  # raw line ends inside the strings are harmless
+        except (ValueError, RecursionError) as error:
+            raise BadRow(
+                column,
+                f"starts as a JSON list but does not parse ({error}): {short(cell)}; "
+                'plain text that starts with "[" must be written as a JSON list of one text',
+            ) from None
+    if not isinstance(cell, list):
+        raise BadRow(column, f"expected text or a list of texts, found {short(cell)}")
+    turns: list[str | None] = []
+    for turn in cell:
+        if isinstance(turn, bool | int | float):  # PandaLM has [true] for the answer "True"
+            repaired.add("not_text")
+            turn = json.dumps(turn)
+        if not isinstance(turn, str | None):
+            raise BadRow(column, f"expected a list of texts, found {short(turn)} in it")
+        turns.append(turn)
+    return turns
+
+
+def _read_label(record: dict, require_labels: bool) -> int | None:
+    values = [record.get(column) for column in WINNER_COLUMNS]
+    if not require_labels and all(value is None or value == "" for value in values):
+        return None
+    flags = []
+    for column, value in zip(WINNER_COLUMNS, values, strict=True):
+        if isinstance(value, str):
+            words = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+            value = words.get(value.strip().lower(), value)
+        if value not in (0, 1):  # True and 1.0 are equal to 1
+            raise BadRow(column, f"expected 0 or 1, found {short(value)}")
+        flags.append(int(value))
+    if sum(flags) != 1:
+        winners = f"{sum(flags)} winners" if sum(flags) else "no winner"
+        raise BadRow("/".join(WINNER_COLUMNS), f"expected exactly one 1, found {winners}: {flags}")
+    return flags.index(1)
+
+
+def prompt_hash(turns: Sequence[str]) -> str:
+    """Stable hash of a prompt, blind to case, white space and padding."""
+    return stable_hash("prompt", normalised_text(turns))
+
+
+def assign_splits(rows: Iterable[PairRow], by: str, val_frac: float, test_frac: float) -> None:
+    """Set row.split from a hash of the prompt (by="prompt") or of id and content (by="row").
+
+    By row, a prompt that occurs twice can be in train and in test: only for arms that repeat
+    earlier experiments. Rows without a label get "".
+    """
+    if by not in ("prompt", "row"):
+        raise ValueError(f"split {by!r}: expected prompt or row.")
+    for row in rows:
+        key = row.group if by == "prompt" else row_hash(row)
+        row.split = "" if row.label is None else split_of(key, val_frac, test_frac)
+
+
+def check_leaks(rows: Iterable[PairRow], by: str) -> int:
+    """Return how many prompts occur in more than one split; with by="prompt" raise if any does.
+
+    Compares the texts, not row.group, so that it does not trust what it checks.
+    """
+    splits_of_prompt: dict[str, set[str]] = {}
+    for row in rows:
+        splits_of_prompt.setdefault(normalised_text(row.prompt), set()).add(row.split)
+    leaks = [prompt for prompt, splits in splits_of_prompt.items() if len(splits - {""}) > 1]
+    if leaks and by == "prompt":
+        raise ValueError(
+            f"{len(leaks)} prompts occur in more than one split, e.g. {short(leaks[0])} in "
+            f"{', '.join(sorted(splits_of_prompt[leaks[0]]))}."
+        )
+    return len(leaks)
+
+
+def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:
+    """The control: new rows with labels permuted within each split, so that class shares stay.
+
+    Whatever a model scores on these above the class shares is a leak in the procedure.
+    """
+    shuffled = [replace(row) for row in rows]
+    generator = random.Random(seed)
+    for split in ("train", "val", "test"):
+        members = [row for row in shuffled if row.split == split]
+        labels = [row.label for row in members]
+        generator.shuffle(labels)
+        for row, label in zip(members, labels, strict=True):
+            row.label = label
+    return shuffled
+
+
+def row_hash(row: PairRow) -> str:
+    return stable_hash("row", row.id, *row.prompt, *row.response_a, *row.response_b)
+
+
+def by_content(row: PairRow) -> str:
+    """Key of data.rows.subset: each row by itself."""
+    # a salt of its own: with the hash of the splits, the lowest rows would all be test rows
+    return stable_hash("subset", row_hash(row))
+
+
+def data_fingerprint(rows: Iterable[PairRow]) -> str:
+    """16 hex digits of SHA-256 over ids, texts and labels, in their order."""
+    return fingerprint(
+        [row.id, row.prompt, row.response_a, row.response_b, row.label] for row in rows
+    )
+
+
+def write_submission(
+    path: str | os.PathLike, ids: Sequence[str], probabilities: Sequence[Sequence[float]]
+) -> None:
+    """Write Kaggle's submission.csv: id,winner_model_a,winner_model_b,winner_tie.
+
+    probabilities: (rows, 3) in the order A wins, B wins, tie; every row sums to 1.
+    Raises ValueError for other shapes, for ids that occur twice, for values that are no
+    probabilities. The file appears whole or not at all.
+    """
+    if len(ids) != len(probabilities):
+        raise ValueError(f"{len(ids)} ids but {len(probabilities)} rows of probabilities.")
+    if len(set(ids)) != len(ids):
+        raise ValueError("submission: an id occurs twice.")
+    lines = []
+    for row_id, row in zip(ids, probabilities, strict=True):
+        values = [float(value) for value in row]
+        # 0.01: sums of probabilities that were rounded to bf16 pass, logits do not
+        if len(values) != 3 or min(values) < 0 or not math.isclose(sum(values), 1, abs_tol=0.01):
+            raise ValueError(f"id {row_id}: expected 3 probabilities with sum 1, found {values}.")
+        lines.append((row_id, *values))
+    write_text(Path(path), csv_text(("id", *WINNER_COLUMNS), lines))

@@ -1,0 +1,282 @@
+"""Text for language modelling: WikiText, the embedded reviews, or files of your own.
+
+    documents, separated, notes = load_documents("wikitext2", "downloads/wikitext2", 0.1, 0.1)
+    streams = Streams(documents, separated, tokenizer, world)
+    train = WindowData(streams.part("train"), length=1024, stride=1024, pad=50256)
+    test = WindowData(streams.part("test"), length=1024, stride=512, pad=50256)
+
+A part is one stream of tokens, document after document. A window reads up to `length` tokens and
+predicts the one after each; windows that overlap predict only what no earlier one did, so every
+token is scored exactly once, with at least length − stride + 1 tokens before it where there are
+as many.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import IGNORE_INDEX, World
+from data import corpora, reviews, texts
+from data.records import load_hub
+from data.rows import fingerprint, normalised_text, split_of, stable_hash
+from data.tokens import cached_tokens, encode_texts, ladder_length, pad, tokenizer_fingerprint
+
+WIKITEXT = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+}
+PARTS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
+HEADING = re.compile(r"^ = [^=].* = \s*$")  # of an article; sections have more signs
+
+
+@dataclass(slots=True)
+class Document:
+    id: str
+    group: str
+    text: str
+    num_words: int  # of the original text; WikiText counts the end of a line as one
+    split: str  # train | val | test
+
+
+# ---------------------------------------------------------------------------- documents
+
+
+def load_documents(
+    task: str,
+    data: str | None,
+    val_frac: float = 0.1,
+    test_frac: float = 0.1,
+    detokenize: bool = False,
+) -> tuple[list[Document], bool, list[str]]:
+    """Documents, whether a separator stands between them, and lines that the user should see.
+
+    task: wikitext2, wikitext103, reviews_text, or text, JSONL or parquet files of your own. data:
+    a folder with WikiText's files (train.txt, wiki.valid.tokens …); None: the hub. WikiText is
+    one text without separators, as published figures have it.
+    """
+    if task in WIKITEXT:
+        parts = _read_wikitext_hub(task) if data is None else _read_wikitext(Path(data))
+        return _articles(parts, val_frac, detokenize)
+    if task == "reviews_text":
+        named_texts = [(r.id, r.text) for r in reviews.load_reviews() if r.source == "imdb"]
+        notes = [texts.REVIEWS_NOTICE]
+    else:
+        named_texts, notes = list(corpora.open_source(data or task).documents()), []
+    documents, seen = [], set()
+    for name, text in named_texts:
+        group = stable_hash("text", normalised_text([text]))  # as in texts.py: the same parts
+        if text.strip() and group not in seen:
+            seen.add(group)
+            split = split_of(group, val_frac, test_frac)
+            documents.append(Document(name, group, text, len(text.split()), split))
+    return documents, True, notes
+
+
+def _read_wikitext_hub(task: str) -> dict[str, list[str]]:
+    """Lines of each part, joined by one more line end, as in transformers' own example."""
+    name, subset = WIKITEXT[task]
+    advice = (
+        "Give a folder with its files as --data, or use --task reviews_text, which a pip package "
+        "carries"
+    )
+    splits = {"train": "train", "val": "validation", "test": "test"}
+    loaded = {k: load_hub(name, subset, advice=advice, split=v) for k, v in splits.items()}
+    return {part: [f"{line}\n\n" for line in rows["text"]] for part, rows in loaded.items()}
+
+
+def _read_wikitext(folder: Path) -> dict[str, list[str]]:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder; expected train.txt, valid.txt, test.txt"
+        )
+    parts = {}
+    for part, stems in PARTS.items():
+        names = [f"{p}{s}{e}" for p in ("", "wiki.") for s in stems for e in (".txt", ".raw")]
+        names += [f"wiki.{stem}.tokens" for stem in stems]
+        there = [folder / name for name in names if (folder / name).is_file()]
+        if there:
+            text = there[0].read_text(encoding="utf-8", errors="replace")
+            parts[part] = text.splitlines(keepends=True)
+    if "test" not in parts or len(parts) < 2:
+        raise ValueError(
+            f"{folder}: expected test.txt and train.txt or valid.txt (or wiki.test.tokens …)"
+        )
+    return parts
+
+
+def _articles(
+    parts: dict[str, list[str]], val_frac: float, detokenize: bool
+) -> tuple[list[Document], bool, list[str]]:
+    """Articles by their headings. Where a part is missing, validation and training share the
+    other one by a hash of the article."""
+    documents, notes = [], []
+    alone = next((part for part in ("train", "val") if len(parts) == 2 and part in parts), None)
+    if alone:
+        notes.append(f"there is no other part: {alone} is split into train and validation by us")
+    for part, lines in parts.items():
+        first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+        starts = [i for i, line in enumerate(lines) if HEADING.match(line)]
+        starts = [0, *(start for start in starts if start > first)]
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
+            text = "".join(lines[start:end])
+            if not text:
+                continue
+            split = part
+            if part == alone:
+                split = split_of(stable_hash("text", normalised_text([text])), val_frac, 0.0)
+            words = len(text.split()) + end - start
+            shown = join_words(text) if detokenize else text
+            name = f"{part}-{number}"
+            documents.append(Document(name, name, shown, words, split))
+    return documents, False, notes
+
+
+# WikiText writes words, marks and numbers apart; these undo it. Longest first where one is a part
+# of another.
+JOINED = [
+    *((f" @{mark}@ ", mark) for mark in "-,."),
+    *((f" {mark} ", f"{mark} ") for mark in (":", ";", ".", "!", "?", ",")),
+    (" 's", "'s"),
+    (" n't", "n't"),
+    ("s '", "s'"),
+    (" 're", "'re"),
+    (" 've", "'ve"),
+    (" 'll", "'ll"),
+    (" 'd ", "'d "),
+    (" 'm ", "'m "),
+]
+QUOTED = [(r"\(\s*([^\)]*?)\s*\)", r"(\1)"), (r"\[\s*([^\]]*?)\s*\]", r"[\1]")]
+QUOTED += [(r'"\s*([^"\n]*?)\s*"', r'"\1"'), (r"(?<=\s)'\s*([^'\n]*?)\s*'(?=\s)", r"'\1'")]
+
+
+def join_words(text: str) -> str:
+    """WikiText's words as they were written, nearly: the detokenised form of published figures.
+
+    After Radford et al. 2019, section 3.1, whose own rules were not published.
+    """
+    for apart, together in JOINED:
+        text = text.replace(apart, together)
+    for apart, together in QUOTED:
+        text = re.sub(apart, together, text)
+    return re.sub(r" +\n", "\n", text).replace(" N ", " 1 ")
+
+
+def data_fingerprint(documents: Iterable[Document]) -> str:
+    """16 hex digits of SHA-256 over ids and texts, in their order."""
+    return fingerprint([document.id, document.text] for document in documents)
+
+
+# ------------------------------------------------------------------------------ streams
+
+
+@dataclass
+class Stream:
+    """One part: its tokens, and where its documents begin and end in them.
+
+    It begins with a separator, or with a document's token where the tokenizer has none.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray  # (documents + 1,)
+    documents: list[Document]
+
+
+class Streams:
+    """The parts of all documents, each a contiguous stretch of one cached array."""
+
+    def __init__(
+        self, documents: Sequence[Document], separated: bool, tokenizer: Any, world: World
+    ):
+        order = ("train", "val", "test")
+        self.documents = sorted(documents, key=lambda d: order.index(d.split))
+        separator = tokenizer.eos_token_id
+        if separator is None:
+            separator = tokenizer.bos_token_id
+        key = {
+            "kind": "documents, version 2",
+            "content": fingerprint([d.text, d.split] for d in self.documents),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "separated": separated,
+            "separator": separator,
+        }
+
+        def build() -> Iterator[list[int]]:
+            all_texts, count = (d.text for d in self.documents), len(self.documents)
+            sequences = encode_texts(tokenizer, all_texts, count, "tokenising", world.rank != 0)
+            last = None
+            for document, ids in zip(self.documents, sequences, strict=True):
+                begins = separated or document.split != last
+                last = document.split
+                yield [separator, *ids] if begins and separator is not None else ids
+
+        self.ids = cached_tokens(key, build, world)
+
+    def part(self, split: str) -> Stream:
+        numbers = [i for i, document in enumerate(self.documents) if document.split == split]
+        first, end = numbers[0], numbers[-1] + 1
+        offsets = np.asarray(self.ids.offsets[first : end + 1])
+        tokens = self.ids.ids[offsets[0] : offsets[-1]]
+        return Stream(tokens, offsets - offsets[0], self.documents[first:end])
+
+
+class WindowData:
+    """Windows of a stream as a data set for core's loaders.
+
+    Window k reads tokens [k·stride, k·stride + length) and predicts the token after each; with
+    `once` it predicts only those that no earlier window did. The first token of the stream is
+    context only.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        length: int,
+        stride: int,
+        pad: int,
+        once: bool = True,
+        ladder: int | None = None,
+    ):
+        if not 1 <= stride <= length:
+            raise ValueError(f"stride {stride}: expected 1 to the length of a window, {length}")
+        self.stream, self.length, self.pad, self.ladder = stream, length, pad, ladder
+        targets = len(stream.tokens) - 1
+        if targets < 1:
+            raise ValueError("a stream of one token has nothing to predict")
+        # the last window is the first that reaches the end
+        count = 1 + max(0, math.ceil((targets - length) / stride))
+        self.starts = np.arange(count, dtype=np.int64) * stride
+        self.lengths = np.minimum(length, targets - self.starts)
+        self.tokens = self.lengths
+        ends = self.starts + self.lengths  # targets of window k are at starts + 1 … ends
+        self.scored_from = np.concatenate([[0], ends[:-1]]) if once else self.starts
+
+    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
+        """input_ids, labels (rows, seq): labels[:, i] is the token after input_ids[:, i]."""
+        longest = int(self.lengths[rows].max())
+        width = ladder_length(longest, self.length, self.ladder)
+        inputs, labels = [], []
+        for row in rows:
+            start, end = self.starts[row], self.starts[row] + self.lengths[row]
+            inputs.append(self.stream.tokens[start:end])
+            targets = self.stream.tokens[start + 1 : end + 1].astype(np.int64)
+            targets[: self.scored_from[row] - start] = IGNORE_INDEX
+            labels.append(targets)
+        return {
+            "input_ids": torch.from_numpy(pad(inputs, width, self.pad)),
+            "labels": torch.from_numpy(pad(labels, width, IGNORE_INDEX)),
+        }
+
+    def losses_of_tokens(self, values: np.ndarray) -> np.ndarray:
+        """(tokens,) float64 from what the windows gave, (windows, length); 0 for the first."""
+        losses = np.zeros(len(self.stream.tokens))
+        for row, (start, size) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            skipped = self.scored_from[row] - start
+            losses[start + 1 + skipped : start + 1 + size] = values[row, skipped:size]
+        return losses

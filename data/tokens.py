@@ -1,0 +1,181 @@
+"""Token ids: encoding texts, keeping them on disk, cutting and padding them.
+
+ids = cached_tokens({"kind": "texts", …}, lambda: encode_texts(tokenizer, texts, …), world)
+input_ids = pad([ids[row] for row in rows], width, tokenizer.pad_token_id)
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import World
+from files import cache_folder
+
+
+class Ragged:
+    """Rows of token ids of different lengths, end to end: ragged[i] is int32 (lengths[i],)."""
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray):
+        self.ids, self.offsets, self.lengths = ids, offsets, np.diff(offsets)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "Ragged":
+        arrays = [np.asarray(row, np.int32) for row in rows]
+        offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+        return cls(np.concatenate([np.zeros(0, np.int32), *arrays]), offsets)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Ragged":
+        """Memory-mapped from a folder of the token cache."""
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        if offsets[-1] == 0:  # a file of zero bytes cannot be mapped
+            return cls(np.zeros(0, np.int32), offsets)
+        return cls(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"), offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over all ids and where rows begin."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.offsets))
+        digest.update(np.ascontiguousarray(self.ids))
+        return digest.hexdigest()[:16]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+
+def _tokens_are_whole(folder: Path) -> bool:
+    try:
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        return (folder / "ids.bin").stat().st_size == 4 * int(offsets[-1])
+    except (OSError, ValueError, IndexError, EOFError):
+        return False
+
+
+def cached_tokens(
+    key: dict[str, Any], build: Callable[[], Iterable[Sequence[int]]], world: World
+) -> Ragged:
+    """Rows of token ids from the cache on disk, built once by rank 0 where they are missing.
+
+    key: what the rows depend on (content, tokenizer, length); build: yields them one by one,
+    so that memory stays bounded. The folder is ABLATE_CACHE, else cache/ in the project.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() / "tokens" / digest
+    with world.rank_0_first():
+        if not _tokens_are_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # what a machine that vanished left
+            # process ids repeat on machines that share a volume
+            beside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+            beside.mkdir(parents=True)
+            try:
+                lengths = [0]
+                with open(beside / "ids.bin", "wb") as file:
+                    for row in build():
+                        file.write(np.asarray(row, np.int32).tobytes())
+                        lengths.append(len(row))
+                    os.fsync(file.fileno())  # a name without its bytes would outlive a lost machine
+                with open(beside / "offsets.npy", "wb") as file:
+                    np.save(file, np.cumsum(lengths, dtype=np.int64))
+                    os.fsync(file.fileno())
+                (beside / "key.json").write_text(json.dumps(key, indent=1))
+                try:
+                    beside.rename(folder)
+                except OSError:
+                    if not _tokens_are_whole(folder):  # not because another process was first
+                        raise
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    return Ragged.load(folder)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over the vocabulary, rules and special tokens: equal means equal token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    special = json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()})
+    return hashlib.sha256((rules + special).encode()).hexdigest()[:16]
+
+
+def encode_texts(
+    tokenizer: Any, texts: Iterable[str], count: int, title: str, quiet: bool = False
+) -> Iterator[list[int]]:
+    """Token ids of each of `count` texts, without special tokens, with a progress bar.
+
+    1,000 texts at a time are spread over all cores by the tokeniser's own threads.
+    """
+    from tqdm import tqdm
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    texts = iter(texts)
+    plain = not sys.stderr.isatty()
+    if plain and not quiet:
+        print(f"{title} {count:,} texts", flush=True)
+    with tqdm(total=count, desc=title, unit=" texts", disable=quiet or plain) as bar:
+        for part in iter(lambda: list(itertools.islice(texts, 1000)), []):
+            encoded = tokenizer(
+                part, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
+            yield from encoded["input_ids"]
+            bar.update(len(part))
+
+
+def ladder_length(longest: int, max_length: int, steps: int | None) -> int:
+    """Length to pad to: a multiple of 8, or (steps given) one of that many lengths in total."""
+    unit = 8 if steps is None else max(8, 8 * math.ceil(max_length / steps / 8))
+    return min(unit * math.ceil(max(longest, 1) / unit), max(max_length, longest))
+
+
+def added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after one text: [CLS] and [SEP], <s>, nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[:start], full[start + len(bare) :]
+
+
+def fill(lengths: Sequence[int], budget: int) -> list[int]:
+    """Tokens for each part: short ones whole, the rest share what is left equally."""
+    parts = [0] * len(lengths)
+    left = budget
+    for place, number in enumerate(sorted(range(len(lengths)), key=lambda i: lengths[i])):
+        parts[number] = min(lengths[number], left // (len(lengths) - place))
+        left -= parts[number]
+    return parts
+
+
+def keep_ends(ids: Sequence[int], budget: int) -> Sequence[int]:
+    """Head and tail of a text that is too long, half of the budget each."""
+    if len(ids) <= budget:
+        return ids
+    tail = budget // 2
+    return [*ids[: budget - tail], *ids[len(ids) - tail :]]
+
+
+def pad(rows: Sequence[Sequence[int]], width: int, value: int) -> np.ndarray:
+    """(rows, width) int64: each row from the left, `value` behind it."""
+    padded = np.full((len(rows), width), value, np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded
+
+
+def pad_sequences(rows: Sequence[Sequence[int]], width: int, value: int) -> dict[str, Tensor]:
+    """input_ids, attention_mask (rows, width) of sequences, padded on the right."""
+    lengths = np.array([len(row) for row in rows])[:, None]
+    mask = (np.arange(width) < lengths).astype(np.int64)
+    ids = pad(rows, width, value)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

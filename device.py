@@ -1,0 +1,240 @@
+"""What a machine offers, and what a run chooses of it: device, back end, precision, kernels.
+
+    machine = look_at_machine()
+    kind = choose_device("auto", machine)                           # cuda, xpu, mps or cpu
+    precision = choose_precision("auto", kind, machine, kernels)    # bf16, fp16 or fp32
+
+Choices are pure functions of what was asked for, of a Machine and of the model's Kernels, so that
+they are tested without the machine.
+"""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine offers. Tests build fakes; `look_at_machine` fills it in."""
+
+    cuda: int = 0
+    cuda_capability: tuple[int, int] = (0, 0)
+    xpu: int = 0
+    xpu_bf16: bool = True
+    xpu_fp64: bool = True  # Arc A-series has none
+    mps: bool = False
+    flash_attn: bool = False
+    ipex: str | None = None
+    torch: str = "2.13.0"
+    has_xccl: bool = False
+    cpu_bf16: bool = False  # instructions for it; without them bf16 crawls
+
+
+def look_at_machine() -> Machine:
+    """Ask torch and the installed packages. With a GPU in it, torch initialises its driver."""
+    cuda = torch.cuda.device_count()
+    xpu = torch.xpu.device_count() if hasattr(torch, "xpu") else 0
+    ipex = None
+    if xpu and importlib.util.find_spec("intel_extension_for_pytorch"):
+        ipex = importlib.metadata.version("intel_extension_for_pytorch")
+    return Machine(
+        cuda=cuda,
+        cuda_capability=torch.cuda.get_device_capability(0) if cuda else (0, 0),
+        xpu=xpu,
+        xpu_bf16=bool(xpu) and torch.xpu.is_bf16_supported(),
+        xpu_fp64=not xpu or bool(torch.xpu.get_device_properties(0).has_fp64),
+        mps=torch.backends.mps.is_available(),
+        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        ipex=ipex,
+        torch=torch.__version__,
+        has_xccl=getattr(dist, "is_xccl_available", lambda: False)(),
+        cpu_bf16=any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16"))),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Which one it is: a GPU's name; of a CPU also the instructions, which change the rounding."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_name(device)
+    able = torch.cpu.get_capabilities()
+    instructions = [name for name in ("avx512_bf16", "amx_bf16") if able.get(name)]
+    instructions.insert(0, torch.backends.cpu.get_cpu_capability())
+    return f"{able.get('cpu_name') or platform.processor()} ({', '.join(instructions)})"
+
+
+def choose_device(asked: str, machine: Machine) -> str:
+    """Device type: what was asked for if it is there (ValueError if not), else the best."""
+    there = {"cuda": machine.cuda, "xpu": machine.xpu, "mps": machine.mps, "cpu": True}
+    if asked == "auto":
+        return next(name for name in ("cuda", "xpu", "mps", "cpu") if there[name])
+    if not there[asked]:
+        have = ", ".join(name for name in there if there[name])
+        raise ValueError(f"--device {asked}: torch {machine.torch} sees none here (it has {have})")
+    return asked
+
+
+def choose_backend(asked: str, device: str, machine: Machine) -> str:
+    """Back end of torch.distributed: nccl for CUDA, xccl for XPU, gloo for the rest."""
+    if asked != "auto":
+        if asked != "gloo" and asked != {"cuda": "nccl", "xpu": "xccl"}.get(device):
+            raise ValueError(f"--backend {asked} does not serve {device}: use auto or gloo")
+        return asked
+    return {"cuda": "nccl", "xpu": "xccl" if machine.has_xccl else "gloo"}.get(device, "gloo")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a kind of model can be computed with; models/ says it of each architecture."""
+
+    name: str = "this model"
+    fp16: bool = True  # False: its numbers overflow in it
+    attention: tuple[str, ...] = ("flash_attention_2", "sdpa", "eager")
+
+
+ALL_KERNELS = Kernels()
+
+
+def choose_precision(
+    asked: str, device: str, machine: Machine, kernels: Kernels = ALL_KERNELS
+) -> str:
+    """bf16 | fp16 | fp32. ValueError for fp16 on a model that overflows in it."""
+    if asked == "fp16" and not kernels.fp16:
+        raise ValueError(
+            f"--precision fp16: {kernels.name}'s attention overflows in it: use bf16 or fp32"
+        )
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        half = "bf16" if machine.cuda_capability >= (8, 0) else "fp16"
+    elif device == "xpu":
+        half = "bf16" if machine.xpu_bf16 else "fp16" if machine.xpu_fp64 else "fp32"
+    else:  # a CPU repeats bit for bit in fp32; MPS autocast is young: ask for it by name
+        return "fp32"
+    return "fp32" if half == "fp16" and not kernels.fp16 else half
+
+
+def choose_attention(
+    asked: str, device: str, precision: str, machine: Machine, kernels: Kernels = ALL_KERNELS
+) -> str:
+    """flash_attention_2 | sdpa | eager. ValueError for one that the model or machine lacks."""
+    flash = device == "cuda" and machine.flash_attn and machine.cuda_capability >= (8, 0)
+    flash = flash and precision in ("bf16", "fp16") and "flash_attention_2" in kernels.attention
+    if asked == "flash_attention_2" and not flash and len(kernels.attention) > 1:
+        raise ValueError(
+            "--attention flash_attention_2 needs the flash-attn package, a CUDA device of "
+            "capability 8.0 or more, and bf16 or fp16; SDPA works everywhere"
+        )
+    if asked != "auto" and asked not in kernels.attention:
+        able = " and ".join(kernels.attention)
+        raise ValueError(f"--attention {asked}: {kernels.name} has {able} attention only")
+    if asked != "auto":
+        return asked
+    if flash:
+        return "flash_attention_2"
+    return "sdpa" if "sdpa" in kernels.attention else "eager"
+
+
+def sum_dtype(device: str, machine: Machine) -> torch.dtype:
+    """Of sums over many losses: float64 where the device has it."""
+    has_fp64 = device != "mps" and (device != "xpu" or machine.xpu_fp64)
+    return torch.float64 if has_fp64 else torch.float32
+
+
+def ipex_matches(machine: Machine) -> bool:
+    """intel-extension-for-pytorch fits only the torch of the same major.minor version."""
+    return machine.ipex is not None and machine.ipex.split(".")[:2] == machine.torch.split(".")[:2]
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context of a forward pass; parameters stay fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of handing them back to the system.
+
+    Each step allocates the same activations; fresh pages for them cost a small BERT on two
+    cores 10-20 % of its time. Does nothing where there is no glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
+
+
+def bound_kernel_caches() -> None:
+    """Keep the CPU's kernels of 128 shapes instead of 1,024, before the first one is made.
+
+    In 16 bits oneDNN makes a kernel for each shape of a product, and torch keeps what belongs to
+    it in a cache of its own. Where no two batches have one shape they are of no use again: a GPT of
+    1.3 M parameters on titles grew from 1 to 6 GiB, and is no faster for it.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "128")
+
+
+def compile_model(model: nn.Module, dynamic: bool = False) -> None:
+    """torch.compile in place (names in the state dict stay); lengths come from a ladder of 8.
+
+    A micro-batch has one of two row counts (the last may be smaller), training and evaluation
+    differ, and so does evaluation's row count: 48 shapes at most, then torch goes on eagerly.
+    dynamic: once for all shapes, where there are more of them.
+    """
+    torch._dynamo.config.recompile_limit = 48
+    model.compile(dynamic=dynamic)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    return model._compiled_call_impl is not None
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed the generators that masks come from. torch.manual_seed would cost 1 ms a call."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "xpu":
+        torch.xpu.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and XPU have a class for it; a CPU, cuBLAS and Level Zero say so in a text."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("out of memory", "can't allocate memory", "out_of_device_memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in signs)
+
+
+def free_memory(device: torch.device) -> None:
+    """Hand what torch keeps for later back to the device."""
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).empty_cache()
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of the device, or of this process on a CPU."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

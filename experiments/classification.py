@@ -1,0 +1,151 @@
+"""Classification of texts: a head on GPT-2 or an encoder, first alone, then with all of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import core
+from data import texts
+from data.texts import TextData, TextRow
+from device import device_name, to_device
+from evaluation import metrics
+from experiments.experiment import LastEvaluation, Result, rows_each
+from experiments.phases import Phases
+from methods.distillation import distillation_loss_sum
+from methods.feature_cache import cached_features, fingerprint
+from models import causal
+
+
+class Classification(Phases):
+    """Classification of texts around a script's loop."""
+
+    def load_data(self) -> dict[str, Any]:
+        config, world = self.config, self.world
+        rows, self.classes, notes = texts.load_rows(
+            config.task, config.data, config.val_frac, config.test_frac
+        )
+        rows, facts = self.choose_rows(rows, texts.data_fingerprint(rows))
+        shares = Counter(row.label for row in rows)
+        named = (f"{name} {shares[k] / len(rows):.1%}" for k, name in enumerate(self.classes[:8]))
+        for line in (f"classes: {', '.join(named)}", *notes):
+            world.say(line)
+        ids = texts.cached_sequences(rows, self.tokenizer, world)
+
+        def part(split: str, crop_seed: int | None = None) -> TextData:
+            length, steps = config.max_length, config.length_steps
+            return TextData(ids, rows, split, self.tokenizer, length, steps, crop_seed)
+
+        self.train = part("train", config.seed if config.crop else None)
+        self.train.feature_epochs = config.head_epochs
+        self.val, self.test_data = part("val"), part("test")
+        self.latest = LastEvaluation()
+        return facts
+
+    # -- phase 1
+
+    def begin_phase_1(self, state: core.State) -> None:
+        """With the blocks frozen and without dropout what the head reads never changes: compute
+        it once. Raises core.Stopped on all ranks after a signal."""
+        if not self.config.cache_features or self.train.features is not None:
+            return
+        model = state.model
+        if self.config.compile and causal.is_encoder(model.config):
+            return  # compiled as a whole, its head cannot be run alone
+        rows = np.arange(min(4, len(self.train.rows)))
+        batch = to_device(self.train.collate(rows, None), self.world.device)
+        if not causal.features_suffice(model, batch):
+            self.world.say("note: this head reads more than one token: blocks run in each step")
+            return
+        each = rows_each(self.config.max_length)
+        key = {
+            "kind": "text features, version 2",
+            "weights": fingerprint(model.base_model),
+            "model": model.config.model_type,
+            "precision": self.precision,
+            "tokens": self.train.fingerprint(),
+            # what else changes the rounding
+            "device": device_name(self.world.device),
+            "torch": torch.__version__,
+        }
+        self.train.features, was_there = cached_features(
+            key, lambda: core.evaluate_rows(state, self.train, causal.features, each), self.world
+        )
+        how = "from the cache" if was_there else "computed once"
+        self.world.say(f"phase 1: features of {len(self.train.rows):,} rows, {how}")
+
+    # -- what a step does
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Cross-entropy (nats, smoothed) summed over the rows of a micro-batch; their number."""
+        config, labels = self.config, batch["labels"]
+        logits = causal.class_logits(model, batch, self.head_dropout).float()
+        loss = F.cross_entropy(
+            logits, labels, reduction="sum", label_smoothing=config.label_smoothing
+        )
+        if self.teacher is not None and self.phase == 2:
+            with torch.no_grad():
+                teacher_logits = causal.class_logits(self.teacher, batch)
+            taught = distillation_loss_sum(logits, teacher_logits, config.temperature)
+            loss = (1 - config.distill_weight) * loss + config.distill_weight * taught
+        return loss, len(labels)
+
+    # -- figures
+
+    def probabilities(self, state: core.State, data: TextData) -> np.ndarray:
+        each = rows_each(self.config.max_length)
+        return metrics.softmax(core.evaluate_rows(state, data, causal.class_logits, each))
+
+    def evaluate(self, state: core.State) -> dict[str, float]:
+        """Validation metrics; warns of a collapse from the end of the first epoch on."""
+        p = self.latest.keep(state, self.probabilities(state, self.val))
+        labels = self.val.labels
+        figures = metrics.classification_metrics(
+            p, labels, range(len(labels)), self.classes, intervals=False
+        )
+        if self.phase == 2 and state.step >= self.phase_2_step + self.steps_per_epoch:
+            if verdict := metrics.collapse_verdict(p, labels, class_names=self.classes):
+                self.world.say(f"warning: {verdict}")
+        return {
+            "val_loss": figures["log_loss"],
+            "val_accuracy": figures["accuracy"],
+            "val_f1_macro": figures["f1_macro"],
+        }
+
+    def baseline(self, state: core.State) -> Result:
+        rows, p = self.test_data.rows, self.probabilities(state, self.test_data)
+        groups = [row.group for row in rows]
+        figures = metrics.classification_metrics(p, self.test_data.labels, groups, self.classes)
+        return Result(figures, prediction_lines(rows, p, self.classes))
+
+    def test(self, state: core.State) -> Result:
+        """As `baseline`, of the trained model; the verdict of a collapse is that of validation."""
+        p = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val))
+        verdict = metrics.collapse_verdict(p, self.val.labels, class_names=self.classes)
+        maps = self.attention_maps(state)
+        result = self.baseline(state)
+        return result._replace(verdicts=(verdict,) if verdict else (), files=maps)
+
+    def some_texts(self, count: int) -> list[str]:
+        return [row.text for row in self.test_data.rows[:count]]
+
+
+def prediction_lines(
+    rows: Sequence[TextRow], p: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A line of predictions.csv for each row of p (rows, classes), with its text."""
+    return [
+        {
+            "id": row.id,
+            "group": row.group,
+            "label": classes[row.label],
+            "prediction": classes[int(values.argmax())],
+            **{f"p_{name}": float(values[k]) for k, name in enumerate(classes)},
+            "text": {"text": row.text},
+        }
+        for row, values in zip(rows, p, strict=True)
+    ]

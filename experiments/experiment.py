@@ -1,0 +1,184 @@
+"""The contract of an experiment: what data and experiments provide, and the state that they share.
+
+    experiment = SomeExperiment(config, world)             # data and tokens; no run, no state
+    state = experiment.build_state(experiment.load_model())
+    run.resume(state, experiment)
+    while not run.done(state):
+        run.after_step(state, core.train_step(state, experiment.loss_sum))
+    run.finish(state, experiment)
+
+Arrows go one way: a run knows the experiment and the state, an experiment is handed the state that
+it measures or saves, a state knows neither.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+import core
+import files
+from evaluation.metrics import Metrics
+from methods.dropout import use_word_dropout
+from methods.optimizers import build_optimizer
+from methods.schedules import build_schedule
+from models.pretrained import layer_of
+from settings import Settings
+
+
+class Data(Protocol):
+    """The rows of one part, as core's loaders and evaluations take them."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens of each row's longest sequence: batches are cut by it."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(rows,) tokens of each row in total, for the log."""
+
+    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
+        """The batch of these rows; epoch None: of an evaluation.
+
+        What is drawn at random comes from (seed, row, epoch) alone.
+        """
+
+
+class Result(NamedTuple):
+    """What a test or a baseline says."""
+
+    metrics: Metrics  # for metrics.json
+    rows: list[dict]  # a line of predictions.csv each; "text" is kept for those that went wrong
+    verdicts: tuple[str, ...] = ()  # findings for run.json
+    files: dict[str, str] = {}  # further files of the part's folder, by path below it
+
+
+class Experiment(Protocol):
+    """What a run asks of an experiment; scripts build its model and state themselves."""
+
+    config: Settings
+    world: core.World
+    precision: str
+    train: Data
+    facts: dict[str, Any]  # for run.json, fingerprints among them
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int | Tensor]:
+        """(sum of the losses of the micro-batch's targets, their number)."""
+
+    def evaluate(self, state: core.State) -> dict[str, float]:
+        """Validation metrics, on all ranks; `val_loss` chooses the best weights."""
+
+    def test(self, state: core.State) -> Result:
+        """The last figures, with the weights that the state holds, on all ranks."""
+
+    def export(self, state: core.State, folder: Path) -> None:
+        """Write weights that others can open. Rank 0 only."""
+
+    def restore(self, state: core.State, folder: Path) -> None:
+        """Read them back. Rank 0 only."""
+
+
+def place(model: nn.Module, world: core.World) -> nn.Module:
+    """The model on its device, with the faster dropout and attention where that is a CPU."""
+    model.to(world.device)
+    if world.device.type == "cpu":
+        use_word_dropout(model)
+    return model
+
+
+def build_state(
+    experiment: Experiment,
+    model: nn.Module,
+    groups: list[dict],
+    *,
+    loader: core.TrainLoader | None = None,
+    clock: Any = None,
+    schedule: Callable[[float], float] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    kind: type[core.State] | Callable[..., core.State] = core.State,
+    **more: Any,
+) -> core.State:
+    """Optimizer, loader, clock and schedule of the settings around a model that is placed.
+
+    groups: of methods.optimizers.parameter_groups, or others of its form. loader, clock, schedule:
+    in place of those of --batch, --epochs and --schedule. optimizer: betas, eps, rho. more: fields
+    of the state.
+    """
+    config, world = experiment.config, experiment.world
+    loader = loader or core.TrainLoader(experiment.train, config, world)
+    clock = clock or core.StepClock(loader.total_steps)
+    return kind(
+        config=config,
+        world=world,
+        model=model,
+        optimizer=build_optimizer(config.optimizer, groups, config.lr, **(optimizer or {})),
+        loader=loader,
+        clock=clock,
+        schedule=schedule or schedule_of(config, clock.total_steps),
+        precision=experiment.precision,
+        layer_of=layer_of,
+        **more,
+    )
+
+
+def schedule_of(config: Any, total_steps: int | None = None) -> Callable[[float], float]:
+    """The schedule that the settings name; total_steps: to refuse one that is 0 in all of them."""
+    return build_schedule(
+        config.schedule,
+        config.warmup_frac,
+        config.min_lr / config.lr,
+        getattr(config, "decay_frac", 0.0),
+        total_steps,
+    )
+
+
+def rows_each(max_length: int) -> int:
+    """Rows of a forward pass without gradients."""
+    return max(1, 8192 // max_length)
+
+
+class LastEvaluation:
+    """What the last evaluation computed: the test need not do it again if it was the best one."""
+
+    def __init__(self) -> None:
+        self.step, self.values = -1, None
+
+    def keep(self, state: core.State, values: Any) -> Any:
+        self.step, self.values = state.step, values
+        return values
+
+    def of_tested_weights(self, state: core.State, compute: Callable[[], Any]) -> Any:
+        """The values of the weights that are tested, kept or computed."""
+        best = state.config.test_with == "best" and self.step == state.best_step
+        return self.values if best else compute()
+
+
+C = TypeVar("C", bound=Settings)
+
+
+def or_embedded(
+    config: C, given: bool, world: core.World, what: str, fast: bool = False, **settings: Any
+) -> C:
+    """The embedded default when nothing was set and the hub cannot be reached; it says so.
+
+    what: of the default, in words. fast: in bf16 on a CPU that has instructions for it, unless
+    another precision was asked for.
+    """
+    if given or not world.from_rank_0(world.rank == 0 and not files.hub_answers()):
+        return config
+    world.say(
+        f"no settings were given and the hub cannot be reached: the embedded default it is, {what}"
+    )
+    if fast:
+        settings["precision"] = embedded_precision(config.precision, world)
+    return dataclasses.replace(config, **settings)
+
+
+def embedded_precision(asked: str, world: core.World) -> str:
+    """bf16 on a CPU that has instructions for it, for embedded defaults are to take minutes; else
+    what was asked for."""
+    able = world.device.type == "cpu" and world.machine.cpu_bf16
+    return "bf16" if able and asked == "auto" else asked

@@ -1,0 +1,399 @@
+"""A small GPT on titles: its model, optimizer and figures, as train_headlines.py shows the loop."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+import core
+from core import IGNORE_INDEX
+from data import titles
+from data.documents import WindowData
+from data.rows import normalised_text, stable_hash
+from data.titles import EOS, OFFICIAL_BATCH, OFFICIAL_BLOCK, Title, TitleData
+from data.tokens import Ragged, encode_texts
+from device import choose_attention, choose_precision, compile_model
+from evaluation.metrics import Metrics
+from evaluation.stats import cluster_bootstrap
+from experiments.experiment import Result, build_state, place, rows_each, schedule_of
+from methods.averaging import WeightAverage
+from methods.muon import muon_flops, muon_groups
+from methods.optimizers import parameter_groups
+from methods.r_drop import r_drop
+from models import gpt, pretrained
+
+A100_FLOPS = 312e12  # a second in bf16, by its data sheet
+A100_SHARE = 0.3  # of that, which so small a model may reach: an assumption
+
+# What a script without any settings does where there is no hub: minutes on a CPU.
+EMBEDDED: dict[str, Any] = {
+    "what": "a smaller model on --data reviews",
+    "fast": True,
+    "data": "reviews",
+    "vocab_size": 2048,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 128,
+    "batch": 64,
+    "epochs": 3.0,
+}
+SHAPE = (  # settings that gpt.build_gpt takes by the same names
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "positions",
+    "rope_theta",
+    "norm",
+    "mlp",
+    "bias",
+    "qk_norm",
+    "attention_gate",
+    "layer_scale",
+    "within_titles",
+    "scale_residual_init",
+    "dropout",
+)
+
+
+def check_settings(config: Any) -> None:
+    """ValueError for settings that do not go together."""
+    if config.sequences == "titles" and not config.within_titles:
+        raise ValueError(
+            "--sequences titles: a title alone sees no other; leave out --within_titles false, "
+            "or use --sequences windows"
+        )
+    bound = config.positions == "learned" and not config.within_titles
+    if bound and config.max_length < OFFICIAL_BLOCK:
+        raise ValueError(
+            f"--positions learned --max_length {config.max_length}: the official figure reads rows "
+            f"of {OFFICIAL_BLOCK} tokens, and no window would teach their last positions; use "
+            f"--max_length {OFFICIAL_BLOCK} or more, or --positions rotary"
+        )
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        raise ValueError(f"--betas {config.betas}: expected two numbers from 0, below 1")
+
+
+# ------------------------------------------------------------------------------- figures
+
+COLUMNS = ("loss", "official_loss", "official_tokens", "tokens", "characters", "bytes")
+
+
+def title_sizes(titles: Sequence[Title]) -> np.ndarray:
+    """(titles, 2): characters and bytes of each with its <eos>."""
+    sizes = [(len(t.text) + len(EOS), len(t.text.encode()) + len(EOS)) for t in titles]
+    return np.array(sizes, np.float64)
+
+
+def headline_metrics(
+    sums: np.ndarray, groups: Sequence[str], exact: bool, intervals: bool = True
+) -> Metrics:
+    """The figures of `sums` (titles, COLUMNS); whole groups of titles are resampled.
+
+    nats_per_char · bits_per_byte · nats_per_token · official_nats_per_char, which is absent where
+    the text has no whole window · share_scored, of the tokens, by the official one ·
+    tokenizer_exact.
+    """
+    total = sums.sum(axis=0)
+    metrics: Metrics = {
+        "n": len(sums),
+        "num_targets": int(total[3]),
+        "num_chars": int(total[4]),
+    }
+
+    def figures(s: np.ndarray) -> np.ndarray:
+        loss, official, _, tokens, characters, size = (s[..., k] for k in range(6))
+        values = [official / characters, loss / characters, loss / size / math.log(2)]
+        return np.stack([*values, loss / tokens], axis=-1)
+
+    names = ["official_nats_per_char", "nats_per_char", "bits_per_byte", "nats_per_token"]
+    metrics |= {name: float(v) for name, v in zip(names, figures(total), strict=True)}
+    if intervals and len(set(groups)) > 1:
+        low, high = cluster_bootstrap(sums, groups, figures)
+        metrics |= {f"{n}_ci95": [float(low[k]), float(high[k])] for k, n in enumerate(names)}
+    metrics |= {"share_scored": float(total[2] / total[3]), "tokenizer_exact": exact}
+    if not total[2]:
+        metrics = {k: v for k, v in metrics.items() if not k.startswith("official_")}
+    return metrics
+
+
+# ------------------------------------------------------------------------ the experiment
+
+
+def token_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Nats of each label (rows, seq), 0 where nothing is predicted."""
+    labels = batch["labels"]
+    losses = model(batch["input_ids"], shift_labels=labels).losses
+    values = torch.zeros(labels.shape, dtype=losses.dtype, device=labels.device)
+    return values.masked_scatter(labels != IGNORE_INDEX, losses)
+
+
+def title_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Nats of each title (rows,) of a batch of TitleData."""
+    lengths = batch["title_lengths"]
+    losses = model(batch["input_ids"], shift_labels=batch["labels"]).losses
+    title = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    return torch.zeros(len(lengths), device=losses.device).index_add_(0, title, losses)
+
+
+class Headlines:
+    """The experiment around the script's loop."""
+
+    def __init__(self, config: Any, world: core.World, folder: Path | None):
+        """folder: of the run, which keeps its tokenizer."""
+        self.config, self.world = config, world
+        self.passes, self.losses_of = 1, gpt.cross_entropies
+        if config.r_drop and config.dropout:  # two passes without dropout would be one twice
+            self.passes, self.losses_of = 2, functools.partial(r_drop, alpha=config.r_drop)
+        self.differentiate = gpt.losses_and_gradient
+        pretrained.quiet_transformers()
+        device, machine = world.device.type, world.machine
+        kernels = pretrained.KERNELS["small-gpt"]
+        self.precision = choose_precision(config.precision, device, machine, kernels)
+        attention = choose_attention(config.attention, device, self.precision, machine, kernels)
+        core.say_device(world, self.precision, attention)
+        self.facts = self.load_data(folder)
+
+    # -- data
+
+    def load_data(self, folder: Path | None) -> dict[str, Any]:
+        config, world = self.config, self.world
+        every = titles.load_titles(config.data, config.limit, config.data_seed)
+        train, self.titles = titles.split_titles(every, config.val_frac)
+        facts = {
+            "data_fingerprint": titles.titles_fingerprint(every),
+            "split_fingerprint": titles.titles_fingerprint(self.titles),
+        }
+        train = train[: max(1, round(len(train) * config.train_frac))]
+        saved = None
+        if world.rank == 0:
+            settings = (config.tokenizer, config.vocab_size, config.prefix_space)
+            saved = titles.load_or_train_tokenizer(*settings, train, folder)
+        self.tokenizer = titles.build_tokenizer(world.from_rank_0(saved))
+        self.eos = self.tokenizer.eos_token_id
+        rows, self.val_rows = (self.encode(part, "tokenising") for part in (train, self.titles))
+        self.exact = titles.is_exact(self.tokenizer, self.titles, self.val_rows)
+        self.groups = [stable_hash("title", normalised_text([t.text])) for t in self.titles]
+        self.sizes = title_sizes(self.titles)
+        self.train_stream, self.val_stream = (
+            titles.build_stream(r, self.eos) for r in (rows, self.val_rows)
+        )
+        if config.sequences == "titles":
+            self.train: Any = TitleData(rows, self.eos)
+        else:
+            length = config.max_length
+            self.train = WindowData(self.train_stream, length, length, self.eos, once=False)
+        self.official = titles.OfficialWindows(self.val_stream.tokens[1:])
+        texts = {t.text for t in train}
+        again = sum(t.text in texts for t in self.titles)
+        a_token = self.sizes[:, 0].sum() / len(self.official.stream)
+        world.say(
+            f"data: {len(train):,} titles of {config.data}, validation {len(self.titles):,} "
+            f"({again} of them are in training, too) · {len(self.tokenizer):,} tokens of "
+            f"{config.tokenizer}, which gives the validation titles back "
+            f"{'exactly' if self.exact else 'WITH CHANGES: nothing can be claimed'} · "
+            f"{a_token:.2f} characters a token"
+        )
+        return facts
+
+    def encode(self, titles: Sequence[Title], what: str) -> Ragged:
+        texts = (title.text for title in titles)
+        return Ragged.from_rows(encode_texts(self.tokenizer, texts, len(titles), what, quiet=True))
+
+    # -- model
+
+    def load_model(self) -> gpt.SmallGPTForCausalLM:
+        config = self.config
+        longest = int(self.train.lengths.max())
+        if config.within_titles:  # a validation title is read as a whole, with its <eos>
+            longest = max(longest, int(self.val_rows.lengths.max()) + 1)
+        return gpt.build_gpt(
+            core.mix_seed(config.seed, 4),
+            vocab_size=len(self.tokenizer),
+            n_positions=max(config.max_length, longest),
+            eos_token_id=self.eos,
+            bos_token_id=self.eos,
+            **{name: getattr(config, name) for name in SHAPE},
+        )
+
+    def build_state(self, model: nn.Module) -> core.State:
+        """Optimizer, loader and the average of the weights, on the device."""
+        config = self.config
+        place(model, self.world)
+        if config.compile:
+            if config.within_titles:  # no two micro-batches of titles have one shape
+                for layer in model.model.layers:
+                    compile_model(layer, dynamic=True)
+            else:
+                compile_model(model.model)
+            self.differentiate = torch.compile(gpt.losses_and_gradient, dynamic=True)
+        loader = core.TrainLoader(self.train, config, self.world)
+        average = None
+        if config.average_frac:
+            average = WeightAverage(model, max(1, config.average_frac * loader.total_steps))
+        if config.optimizer == "muon":
+            layers = model.model.layers
+            groups = muon_groups(model, layers, config.matrix_lr, config.lr, config.weight_decay)
+        else:
+            groups = parameter_groups(
+                {"gpt": model.parameters()}, {"gpt": config.lr}, config.weight_decay
+            )
+        state = build_state(
+            self,
+            model,
+            groups,
+            loader=loader,
+            schedule=schedule_of(config),
+            optimizer={"betas": config.betas},
+            average=average,
+        )
+        self.facts |= {
+            "parameters": gpt.parameter_count(model.config),
+            "training_flops": self.training_flops(state),
+        }
+        return state
+
+    # -- cost
+
+    def training_flops(self, state: core.State) -> int:
+        """Of all products of the run: forward and backward, R-Drop's second pass, Muon's."""
+        config, model = self.config, state.model
+        lengths = self.train.lengths
+        if config.sequences == "windows":
+            lengths = titles.stretches(
+                self.train_stream.tokens, self.eos, self.train, config.within_titles
+            )
+        tokens = int(self.train.lengths.sum())
+        forward = gpt.forward_flops(
+            model.config, tokens, gpt.causal_pairs(map(int, lengths)), tokens
+        )
+        loader = state.loader
+        each_step = 0
+        for group in state.optimizer.param_groups:
+            if group.get("method") == "muon":
+                each_step += muon_flops(tuple(p.shape) for p in group["params"])
+        epochs = loader.total_steps / loader.steps_per_epoch
+        return round(3 * self.passes * forward * epochs) + each_step * loader.total_steps
+
+    def say_cost(self, state: core.State) -> None:
+        flops = self.training_flops(state)
+        self.world.say(
+            f"{flops:.3g} FLOPs of matrix products in {self.config.epochs:g} epochs; estimate for "
+            f"one A100 at {A100_SHARE:.0%} of its 312 bf16 TFLOP/s, not measured: "
+            f"{flops / A100_FLOPS / A100_SHARE:.0f} s"
+        )
+
+    # -- training
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Cross-entropy (nats) summed over the labels, or R-Drop's loss; their number."""
+        # with R-Drop once more, with another mask of dropout
+        hidden = model.model(batch["input_ids"].repeat(self.passes, 1)).last_hidden_state
+        copies = [gpt.at_targets(part, batch["labels"]) for part in hidden.chunk(self.passes)]
+        states, targets = torch.stack([states for states, _ in copies]), copies[0][1]
+        loss, _ = gpt.head_losses(
+            states.squeeze(0),  # one copy is none
+            model.lm_head.weight,
+            targets,
+            self.losses_of,
+            differentiate=self.differentiate,
+        )
+        return loss, len(targets)
+
+    # -- figures
+
+    def sums(self, state: core.State) -> np.ndarray:
+        """(titles, COLUMNS) of the validation titles, on all ranks."""
+        offsets, length = self.val_stream.offsets[:-1], self.config.max_length
+        if self.config.within_titles:
+            data = TitleData(self.val_rows, self.eos)
+            losses = core.evaluate_rows(state, data, title_losses, 4 * rows_each(length))
+            losses = losses.astype(np.float64)
+        else:
+            data = titles.validation_windows(self.val_stream, length, self.eos)
+
+            def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+                losses = token_losses(model, batch)
+                return nn.functional.pad(losses, (0, data.length - losses.shape[1]))
+
+            values = core.evaluate_rows(state, data, outputs, rows_each(length))
+            losses = np.add.reduceat(data.losses_of_tokens(values)[1:], offsets)
+        values = np.zeros((0, OFFICIAL_BLOCK))
+        if len(self.official.starts):
+            values = core.evaluate_rows(state, self.official, token_losses, OFFICIAL_BATCH)
+        official, scored = (
+            np.add.reduceat(each, offsets) for each in self.official.losses_of_tokens(values)
+        )
+        tokens = np.asarray(self.val_rows.lengths, np.float64) + 1
+        return np.column_stack([losses, official, scored, tokens, self.sizes])
+
+    def evaluate(self, state: core.State) -> dict[str, float]:
+        """All figures, without intervals; val_loss is nats a token, as the training loss is (to
+        which R-Drop adds how far its two passes are apart)."""
+        with averaged(state):
+            sums = self.sums(state)
+        metrics = headline_metrics(sums, self.groups, self.exact, intervals=False)
+        figures = {f"val_{k}": float(v) for k, v in metrics.items() if not isinstance(v, int)}
+        return {
+            "val_loss": figures.pop("val_nats_per_token"),
+            **figures,
+            "val_tokenizer_exact": float(self.exact),
+        }
+
+    def test(self, state: core.State) -> Result:
+        """The last figures, on the validation titles, of weights that were saved.
+
+        What was saved is the average already. With --test_with final nothing was chosen by them.
+        """
+        sums = self.sums(state)
+        if not np.isfinite(sums).all():
+            raise ValueError("a loss is NaN or infinite: a lower --lr, or --precision fp32")
+        metrics = headline_metrics(sums, self.groups, self.exact)
+        counts = np.bincount(self.val_stream.tokens[1:])
+        entropy = float(scipy.stats.entropy(counts))  # of a model that knows frequencies alone
+        verdicts = []
+        if entropy - metrics["nats_per_token"] < 0.1:
+            verdicts.append(
+                f"collapsed: {metrics['nats_per_token']:.4f} nats a token are no better than the "
+                f"{entropy:.4f} of token frequencies: a higher --lr or more --epochs"
+            )
+        metrics |= {
+            "unigram_entropy": entropy,
+            "evaluated_on": "validation",
+            "training_flops": self.training_flops(state),
+            "parameters": gpt.parameter_count(state.model.config),
+        }
+        rows = [
+            {
+                "id": title.id,
+                "group": group,
+                "loss_sum": float(row[0]),
+                "num_targets": int(row[3]),
+                "num_chars": int(row[4]),
+                "text": {"title": title.text},
+            }
+            for title, group, row in zip(self.titles, self.groups, sums, strict=True)
+        ]
+        return Result(metrics, rows, tuple(verdicts))
+
+    # -- weights
+
+    def export(self, state: core.State, folder: Path) -> None:
+        """A folder for AutoModelForCausalLM (with models.gpt imported), of the averaged weights."""
+        with averaged(state):
+            state.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def restore(self, state: core.State, folder: Path) -> None:
+        pretrained.restore_weights(state.model, folder)
+
+
+def averaged(state: core.State) -> contextlib.AbstractContextManager:
+    """The model computes with the average of its weights inside, if there is one."""
+    return contextlib.nullcontext() if state.average is None else state.average.applied()

@@ -1,0 +1,159 @@
+"""Causal language modelling: windows of a stream of documents, figures a document."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import core
+from core import IGNORE_INDEX
+from data import documents
+from data.documents import Stream, Streams, WindowData
+from evaluation.metrics import Metrics
+from evaluation.stats import cluster_bootstrap
+from experiments.experiment import Result, rows_each
+from experiments.phases import Phases
+from models import causal
+
+
+def document_sums(stream: Stream, losses: np.ndarray) -> np.ndarray:
+    """(documents, 4): loss sum in nats, scored tokens, characters and words of each."""
+    sums = np.add.reduceat(losses, stream.offsets[:-1])
+    counts = np.diff(stream.offsets).astype(np.float64)
+    counts[0] -= 1  # the first token of the stream
+    sizes = [(len(d.text), d.num_words) for d in stream.documents]
+    return np.column_stack([sums, counts, np.array(sizes, np.float64)])
+
+
+def unigram_entropy(seen: np.ndarray, asked: np.ndarray, vocab_size: int) -> float:
+    """Nats a token of `asked` for an answer by token frequency alone: the cross-entropy with the
+    shares that tokens have in `seen`, one added to each count (Laplace)."""
+    counts, wanted = (np.bincount(tokens, minlength=vocab_size) for tokens in (seen, asked))
+    shares = (counts + 1) / (counts.sum() + vocab_size)
+    return float(-(wanted * np.log(shares)).sum() / wanted.sum())
+
+
+def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = True) -> Metrics:
+    """Figures of `document_sums`, whole documents resampled for each interval.
+
+    loss (nats a token of the model's own vocabulary), perplexity = exp(loss), and what compares
+    between vocabularies: perplexity_per_word, nats_per_char.
+    """
+    total = sums.sum(axis=0)
+    metrics: Metrics = {
+        "n": len(sums),
+        "num_targets": int(total[1]),
+        "num_chars": int(total[2]),
+        "num_words": int(total[3]),
+    }
+
+    def figures(s: np.ndarray) -> np.ndarray:
+        a_token, a_char, a_word = (s[..., 0] / s[..., k] for k in (1, 2, 3))
+        return np.stack([a_token, np.exp(a_token), np.exp(a_word), a_char], axis=-1)
+
+    names = ("loss", "perplexity", "perplexity_per_word", "nats_per_char")
+    with np.errstate(over="ignore"):
+        metrics |= {name: float(v) for name, v in zip(names, figures(total), strict=True)}
+        if intervals and len(set(groups)) > 1:
+            low, high = cluster_bootstrap(sums, groups, figures)
+            metrics |= {
+                f"{name}_ci95": [float(low[k]), float(high[k])] for k, name in enumerate(names)
+            }
+    return {name: value for name, value in metrics.items() if np.all(np.isfinite(value))}
+
+
+class LanguageModelling(Phases):
+    """Causal language modelling around a script's loop."""
+
+    def load_data(self) -> dict[str, Any]:
+        config, world = self.config, self.world
+        rows, separated, notes = documents.load_documents(
+            config.task, config.data, config.val_frac, config.test_frac, config.detokenize
+        )
+        rows, facts = self.choose_rows(rows, documents.data_fingerprint(rows))
+        for line in notes:
+            world.say(line)
+        streams = Streams(rows, separated, self.tokenizer, world)
+        pad, steps = self.tokenizer.pad_token_id, config.length_steps
+
+        def part(split: str, stride: int, once: bool = True) -> WindowData:
+            return WindowData(streams.part(split), config.max_length, stride, pad, once, steps)
+
+        self.train = part("train", config.train_stride, once=False)
+        self.val, self.test_data = part("val", config.stride), part("test", config.stride)
+        sizes = (f"{len(d.stream.tokens):,}" for d in (self.train, self.val, self.test_data))
+        world.say("tokens: train {}, validation {}, test {}".format(*sizes))
+        return facts
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (nats) summed over the tokens that are predicted; their number."""
+        config, labels = self.config, batch["labels"]
+        hidden, teacher_hidden = causal.last_hidden(model, batch), None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_hidden = causal.last_hidden(self.teacher, batch)
+        loss = causal.lm_loss_sum(
+            model,
+            hidden,
+            labels,
+            self.teacher,
+            teacher_hidden,
+            config.temperature,
+            config.distill_weight,
+        )
+        return loss, (labels != IGNORE_INDEX).sum()
+
+    def sums(self, state: core.State, data: WindowData) -> np.ndarray:
+        """`document_sums` of a part, on all ranks."""
+
+        def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            losses = causal.token_losses(model, causal.last_hidden(model, batch), batch["labels"])
+            return nn.functional.pad(losses, (0, data.length - losses.shape[1]))
+
+        values = core.evaluate_rows(state, data, outputs, rows_each(data.length))
+        return document_sums(data.stream, data.losses_of_tokens(values))
+
+    def evaluate(self, state: core.State) -> dict[str, float]:
+        """Loss (nats) and perplexity a token of the validation documents."""
+        loss, targets = self.sums(state, self.val).sum(axis=0)[:2]
+        perplexity = math.exp(min(loss / targets, 700))
+        return {"val_loss": float(loss / targets), "val_perplexity": perplexity}
+
+    def baseline(self, state: core.State) -> Result:
+        config, test_documents = self.config, self.test_data.stream.documents
+        sums = self.sums(state, self.test_data)
+        if not np.isfinite(sums).all():
+            raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
+        metrics = language_metrics(sums, [document.group for document in test_documents])
+        metrics |= {
+            "unigram_entropy": unigram_entropy(
+                self.train.stream.tokens, self.test_data.stream.tokens[1:], len(self.tokenizer)
+            ),
+            "window": config.max_length,
+            "stride": config.stride,
+            "detokenized": config.detokenize,
+            "token": "BPE token of the model's vocabulary",
+        }
+        rows = [
+            {
+                "id": document.id,
+                "group": document.group,
+                "loss_sum": float(loss),
+                "num_targets": int(targets),
+                "num_chars": int(chars),
+                "text": {"text": document.text},
+            }
+            for document, (loss, targets, chars, _) in zip(test_documents, sums, strict=True)
+        ]
+        return Result(metrics, rows)
+
+    def test(self, state: core.State) -> Result:
+        """As `baseline`, of the trained model."""
+        maps = self.attention_maps(state)
+        return self.baseline(state)._replace(files=maps)
+
+    def some_texts(self, count: int) -> list[str]:
+        return [document.text for document in self.test_data.stream.documents[:count]]

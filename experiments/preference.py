@@ -1,0 +1,384 @@
+"""Which of two answers would a person prefer? What the preference scripts share.
+
+A script chooses the encoder and whether the prompt is read, and shows its own loop.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import core
+from data import arena, reviews
+from data import pairs as pair_data
+from data.arena import PairRow
+from data.pairs import PairData
+from data.rows import choose_rows, count_splits
+from device import compile_model, device_name, to_device
+from evaluation import metrics
+from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
+from experiments.experiment import (
+    LastEvaluation,
+    Result,
+    build_state,
+    place,
+    rows_each,
+)
+from methods import feature_cache
+from methods.dropout import set_dropout
+from methods.optimizers import parameter_groups
+from models import pairs, pretrained
+from settings import Settings
+
+HUB_DATA = "lmarena-ai/arena-human-preference-55k"
+
+
+@dataclass
+class Config(Settings):
+    """Settings of the preference scripts."""
+
+    data: str = HUB_DATA
+    """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    split: Literal["prompt", "row"] = "prompt"
+    """what lies in one part only: all rows of a prompt, or (leaks; for old arms) each row"""
+    val_frac: float = 0.1
+    """share of the prompts (or rows) for validation"""
+    test_frac: float = 0.1
+    """share of the prompts (or rows) for the test"""
+    prompt_frac: float = 0.4
+    """share of the tokens that the prompt may keep when prompt and answer do not both fit"""
+    head: Literal["concat", "symmetric"] = "concat"
+    """joins the two first tokens; symmetric: swapping A and B swaps the answer exactly"""
+    swap: Literal["none", "augment", "tta", "both"] = "none"
+    """augment: swap A and B at random in training; tta: average both orders in the test"""
+    labels: Literal["true", "shuffled"] = "true"
+    """shuffled: the control that must stay at chance"""
+    lr: float = 1e-5
+    """peak learning rate of the encoder"""
+    head_lr: float | None = None
+    """peak learning rate of the head; null: --lr"""
+    dropout: float | None = None
+    """dropout everywhere; null: the model's own, .1 in the head"""
+    label_smoothing: float = 0.0
+    """of the training loss only"""
+    skip_bad_rows: bool = False
+    """leave out rows that cannot be used, listing them in bad_rows.csv"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_frac", "test_frac", "prompt_frac", "label_smoothing"):
+            self._require(name, lambda value: 0 <= value <= 1, "a share from 0 to 1")
+        self._require("dropout", lambda value: 0 <= value < 1, "a share from 0, below 1")
+        self._require("head_lr", lambda value: value > 0, "more than 0")
+
+
+# What a script without any settings does where there is no hub: the configuration of the demo.
+EMBEDDED: dict[str, Any] = {
+    "what": "MiniLM on --data reviews",
+    "model": "minilm",
+    "data": "reviews",
+    "max_length": 96,
+    "batch": 32,
+    "epochs": 1.0,
+    "lr": 1e-4,
+    "head_lr": 1e-3,
+    "dropout": 0.0,
+}
+
+
+def load_rows(
+    config: Config, world: core.World, folder: Path | None
+) -> tuple[list[PairRow], dict[str, Any]]:
+    """Read, repair, split and subset; also returns facts for the record. The leak check runs at
+    every load. Rows that --skip_bad_rows leaves out are listed in the folder."""
+    if config.data in ("reviews", "reviews_control"):
+        rows, repairs = reviews.load_review_pairs(
+            control=config.data == "reviews_control",
+            val_frac=config.val_frac,
+            test_frac=config.test_frac,
+        )
+        world.say(reviews.NOTICE)
+        leaks = 0
+    else:
+        writes = world.rank == 0 and folder is not None
+        rows, repairs = arena.load_arena(
+            config.data,
+            skip_bad_rows=config.skip_bad_rows,
+            bad_rows_file=folder / "bad_rows.csv" if writes else None,
+        )
+        arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
+        leaks = arena.check_leaks(rows, config.split)
+    rows, facts = choose_rows(
+        rows, arena.data_fingerprint(rows), config.limit, config.train_frac, key=arena.by_content
+    )
+    if config.labels == "shuffled":
+        rows = arena.shuffle_labels(rows, config.seed)
+        world.say("labels are shuffled inside each part: nothing can be learned from them")
+    sizes = count_splits(rows, config.data).replace("val ", "validation ")
+    shares = Counter(row.label for row in rows)
+    world.say(
+        f"data: {len(rows):,} rows of {config.data}: {sizes}; "
+        + ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(CLASSES))
+    )
+    if repairs:
+        world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
+    if leaks:
+        world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
+    return rows, {**facts, "repairs": repairs}
+
+
+class Preference:
+    """The experiment around a script's loop: its data, its loss, its evaluation."""
+
+    def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
+        """folder: of the run, for the list of bad rows."""
+        self.config, self.world, self.with_prompt = config, world, with_prompt
+        model_config = pretrained.load_config(config.model)
+        self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
+        self.tokenizer = pretrained.load_tokenizer(config.model)
+        self.rows, self.facts = load_rows(config, world, folder)
+        self.ids = pair_data.cached_sequences(
+            self.rows, self.tokenizer, config.max_length, with_prompt, config.prompt_frac, world
+        )
+        labels = np.array([row.label for row in self.rows])
+        split = np.array([row.split for row in self.rows])
+
+        def part(name: str, swap_seed: int | None = None) -> PairData:
+            return PairData(
+                self.ids,
+                np.flatnonzero(split == name),
+                labels,
+                self.tokenizer.pad_token_id,
+                config.max_length,
+                config.length_steps,
+                swap_seed,
+            )
+
+        augment = config.swap in ("augment", "both")
+        self.train = part("train", config.seed if augment else None)
+        self.val, self.test_data = part("val"), part("test")
+        self.latest = LastEvaluation()
+
+    def load_encoder(self, init: str = "pretrained") -> nn.Module:
+        config = self.config
+        encoder = pretrained.load_encoder(config.model, init, self.attention, config.seed)
+        encoder.resize_token_embeddings(
+            max(len(self.tokenizer), encoder.get_input_embeddings().num_embeddings)
+        )
+        if config.dropout is not None:
+            set_dropout(encoder, config.dropout)
+        pretrained.read_first_token_alone(encoder)
+        return encoder
+
+    def build_state(self, encoder: nn.Module) -> core.State:
+        """Encoder and head, optimizer, loader and schedule, on the device."""
+        config = self.config
+        torch.manual_seed(core.mix_seed(config.seed, 4))
+        head = pairs.build_head(config.head, encoder.config.hidden_size, config.dropout)
+        model = place(core.PairClassifier(encoder, head), self.world)
+        if config.compile:
+            compile_model(model.encoder)
+        groups = parameter_groups(
+            {"encoder": encoder.parameters(), "head": head.parameters()},
+            {"encoder": config.lr, "head": config.lr if config.head_lr is None else config.head_lr},
+            config.weight_decay,
+        )
+        return build_state(self, model, groups)
+
+    # -- frozen parts
+
+    def keep_frozen(self, state: core.State) -> None:
+        """Compute the outputs of the encoder's frozen part once, for all parts and later runs.
+
+        Of a wholly frozen encoder that is the embedding of each sequence, in fp32; of frozen lower
+        layers the states that the first trained layer reads, in the run's precision. Says in a
+        line what it did, or why the frozen part runs in each step. Before the first step.
+        """
+        encoder, ids, say = state.model.encoder, self.ids, self.world.say
+        hidden = encoder.config.hidden_size
+        if pretrained.is_frozen(encoder):
+            shape, dtype = (len(ids), hidden), np.float32
+        else:
+            if why := self._why_no_states(encoder):
+                return say(f"note: the frozen part runs in each step: {why}")
+            shape = (len(ids.ids), hidden)
+            dtype = {"bf16": np.int16, "fp16": np.float16, "fp32": np.float32}[self.precision]
+        key = {
+            "kind": "frozen encoder, version 2",
+            "rows": shape[0],
+            "precision": self.precision,
+            "weights": feature_cache.fingerprint(encoder, frozen=True),
+            "config": architecture_of(encoder.config),
+            "attention": self.attention,
+            "tokens": ids.fingerprint(),
+            "max_length": self.config.max_length,
+            # what else changes the rounding
+            "device": device_name(self.world.device),
+            "compile": self.config.compile,
+            "torch": torch.__version__,
+        }
+        values, was_there = feature_cache.kept_rows(
+            key, shape, dtype, lambda: self._frozen_outputs(state), self.world
+        )
+        if values is None:
+            return
+        for data in (self.train, self.val, self.test_data):
+            data.embeddings, data.states = (
+                (values, None) if pretrained.is_frozen(encoder) else (None, values)
+            )
+        how = "from the cache" if was_there else "computed once"
+        say(f"frozen part: outputs for {len(ids):,} sequences, {how}")
+
+    def _why_no_states(self, encoder: nn.Module) -> str:
+        if self.config.compile:
+            return "it is compiled together with the layers above it"
+        layers = pretrained.find_layers(encoder)
+        frozen = pretrained.count_frozen_layers(encoder)
+        return pretrained.why_no_border(encoder.config, frozen, len(layers))
+
+    @torch.no_grad()
+    def _frozen_outputs(self, state: core.State) -> Iterator[tuple[int, np.ndarray]]:
+        """This rank's (number of the sequence, embedding) or (place of its tokens, states)."""
+        config, ids, world, encoder = self.config, self.ids, self.world, state.model.encoder
+        whole = pretrained.is_frozen(encoder)
+        pad = self.tokenizer.pad_token_id
+        data = pair_data.SequenceData(ids, pad, config.max_length, config.length_steps)
+        world.say(f"frozen part: running once over {len(ids):,} sequences")
+        encoder.eval()
+        for rows, batch in core.evaluation_batches(data, max(1, 16384 // config.max_length), world):
+            with state.autocast():
+                batch = to_device(batch, world.device)
+                if whole:
+                    values = encoder(**batch).last_hidden_state[:, :1].float()
+                else:
+                    values = pretrained.border_states(encoder, **batch)
+            if not whole and self.precision == "bf16":
+                values = values.bfloat16().view(torch.int16)
+            for row, value in zip(rows, values.cpu().numpy(), strict=True):
+                yield (row, value) if whole else (ids.offsets[row], value[: ids.lengths[row]])
+
+    # -- loss and figures
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Cross-entropy summed over the rows of a micro-batch, and their number."""
+        logits = model.head(*pairs.embed_pairs(model, batch))
+        loss = F.cross_entropy(
+            logits.float(),
+            batch["labels"],
+            reduction="sum",
+            label_smoothing=self.config.label_smoothing,
+        )
+        return loss, len(batch["labels"])
+
+    def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
+        """p(A, B) and p(B, A), each (rows, 3); with --swap tta both are the average."""
+        return predict_pairs(state, data, self.config.swap in ("tta", "both"))
+
+    def evaluate(self, state: core.State) -> dict[str, float]:
+        """Validation metrics; warns of a collapse from the end of the first epoch on."""
+        p, swapped = self.probabilities(state, self.val)
+        self.latest.keep(state, p)
+        labels = self.val.labels[self.val.index]
+        figures = metrics.classification_metrics(
+            p, labels, range(len(labels)), CLASSES, intervals=False
+        )
+        flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
+        if state.step >= state.loader.steps_per_epoch:
+            if verdict := metrics.collapse_verdict(p, labels, class_names=CLASSES):
+                self.world.say(f"warning: {verdict}")
+        return {
+            "val_loss": figures["log_loss"],
+            "val_accuracy": figures["accuracy"],
+            "val_flip_consistency": float(flips.mean()),
+        }
+
+    def test(self, state: core.State) -> Result:
+        """Test metrics and rows; temperature and the collapse verdict come from validation."""
+        p_val = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val)[0])
+        val_labels = self.val.labels[self.val.index]
+        verdict = metrics.collapse_verdict(p_val, val_labels, class_names=CLASSES)
+        p, swapped = self.probabilities(state, self.test_data)
+        rows = [self.rows[i] for i in self.test_data.index]
+        labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
+        figures = metrics.preference_metrics(
+            p,
+            swapped,
+            labels,
+            groups,
+            np.array([sum(map(len, row.response_a)) for row in rows]),
+            np.array([sum(map(len, row.response_b)) for row in rows]),
+        )
+        figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
+        lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
+        return Result(figures, lines, (verdict,) if verdict else ())
+
+    # -- weights
+
+    def export(self, state: core.State, folder: Path) -> None:
+        config = self.config
+        facts = {
+            "head": config.head,
+            "with_prompt": self.with_prompt,
+            "swap": config.swap,
+            "max_length": config.max_length,
+            "prompt_frac": config.prompt_frac,
+            "precision": self.precision,
+        }
+        pairs.save_model(state.model, self.tokenizer, facts, folder)
+
+    def restore(self, state: core.State, folder: Path) -> None:
+        pairs.restore_model(state.model, folder)
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """Transformers' configuration, with its version, without what changes no output."""
+    said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
+    return {name: value for name, value in config.to_dict().items() if name not in said}
+
+
+def calibrated_metrics(
+    p: np.ndarray, labels: np.ndarray, groups: list, p_val: np.ndarray, val_labels: np.ndarray
+) -> metrics.Metrics:
+    """log_loss and calibration error after a temperature that was fitted on validation."""
+    tiny = np.finfo(np.float64).tiny
+    temperature = metrics.fit_temperature(np.log(np.maximum(p_val, tiny)), val_labels)
+    calibrated = metrics.apply_temperature(np.log(np.maximum(p, tiny)), temperature)
+    after = metrics.classification_metrics(calibrated, labels, groups, CLASSES)
+    result: metrics.Metrics = {"temperature": temperature}
+    for name in ("log_loss", "log_loss_ci95", "expected_calibration_error"):
+        base, interval, _ = name.partition("_ci95")
+        if name in after:
+            result[f"{base}_calibrated{interval}"] = after[name]
+    return result
+
+
+def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
+    """A line of predictions.csv for p (3,), with its texts."""
+    return {
+        "id": row.id,
+        "group": row.group,
+        "label": CLASSES[row.label],
+        "prediction": CLASSES[int(p.argmax())],
+        **{f"p_{name}": float(p[k]) for k, name in enumerate(CLASSES)},
+        "text": {
+            "prompt": "\n\n".join(row.prompt),
+            "response A": "\n\n".join(row.response_a),
+            "response B": "\n\n".join(row.response_b),
+        },
+    }
+
+
+def predict_pairs(state: Any, data: PairData, average: bool) -> tuple[np.ndarray, np.ndarray]:
+    """p(A, B) and p(B, A) (rows, 3) of every row, on all ranks."""
+    values = core.evaluate_rows(state, data, pairs.pair_outputs, rows_each(data.max_length))
+    p, swapped = metrics.softmax(values[:, :3]), metrics.softmax(values[:, 3:])
+    if average:
+        p = metrics.average_swapped(p, swapped)
+        swapped = p[:, metrics.SWAP]
+    return p, swapped

@@ -1,0 +1,621 @@
+"""BERT pretraining on a budget: what is charged, which rows, which layers, which optimizer.
+
+What pretrain_bert.py shows the loop of. Data order, selection of rows, depth and optimizer
+compose freely: each is told of the clock's fraction alone, and each keeps its state in the
+checkpoint.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import core
+from data import corpora
+from device import autocast, choose_precision, compile_model, to_device
+from evaluation.stats import cluster_bootstrap
+from experiments.experiment import Result, build_state, place, schedule_of
+from methods import clock as clocks
+from methods.batch_selection import (
+    IrreducibleLosses,
+    RhoLoss,
+    SelectingLoader,
+    SelectiveBackprop,
+)
+from methods.curvature import Curvature, SeekingLoader
+from methods.layer_drop import drop_probability, gate_generator, sample_active_layers
+from methods.optimizers import parameter_groups, sampled_label_loss_sum
+from methods.stacking import Stacking
+from models import bert, pretrained
+from settings import Aliases, Settings, precision_words
+
+
+@dataclass
+class StackingSettings:
+    """Progressive stacking: a shallow model is copied on top of itself."""
+
+    enabled: bool = False
+    """grow the model while it trains"""
+    initial_layers: int = 4
+    """layers that run at the beginning"""
+    fractions: list[float] = field(default_factory=lambda: [0.125, 0.3])
+    """shares of the budget at which the depth doubles"""
+
+
+@dataclass
+class LayerDropSettings:
+    """Progressive layer dropping: layers are left out at random."""
+
+    enabled: bool = False
+    """drop layers while training"""
+    theta: float = 0.5
+    """keep probability of the top layer that is approached"""
+    gamma: float = 100.0
+    """how soon: 99 % of the way at 4.6 / gamma of the budget"""
+
+
+@dataclass
+class SelectionSettings:
+    """Which of the rows that come by are trained on."""
+
+    name: Literal["uniform", "selective_backprop", "rho_loss"] = "uniform"
+    """uniform: all of them"""
+    beta: float = 1.0
+    """selective backprop: keep a row with probability (rank of its loss)^beta"""
+    history: int = 5000
+    """selective backprop: losses that a loss is ranked among"""
+    mega_batch: int = 3072
+    """RHO-loss: rows that each batch is chosen from"""
+    il_losses: str | None = None
+    """RHO-loss: folder that extract_il_losses wrote"""
+    charge_forward: bool = True
+    """false: scoring rows is free (the ablation)"""
+
+
+@dataclass
+class SophiaSettings:
+    """Sophia-G's curvature."""
+
+    rho: float = 0.01
+    """larger clips less"""
+    every: int = 10
+    """updates between estimates of the curvature"""
+    rows: int = 768
+    """rows of an estimate"""
+    charge: bool = True
+    """false: estimates are free (the ablation)"""
+
+
+@dataclass
+class ValidationSettings:
+    """The rows that are held out."""
+
+    fraction: float = 0.005
+    """share of the corpus that is held out (batch selection: .2, to train its IL model on)"""
+    seed: int = 0
+    """of the split"""
+    truncate_to: int = 10_000
+    """rows to validate on at most; the rest of the holdout is for the IL model"""
+    il_model: bool = False
+    """train on the holdout: the model of the irreducible losses"""
+
+
+@dataclass
+class Config(Settings):
+    """Settings of pretrain_bert.py."""
+
+    model: str = "bert-c5"
+    """bert-c5 (16 layers of 768), bert-small, -mini, -tiny, or hf-bert (BERT-base), hf-bert-mini"""
+    data: str = "c4-subset"
+    """c4-subset, minipile, bookcorpus-wikitext, reviews, or text, JSONL or parquet files"""
+    budget: float | None = 24.0
+    """what the run may spend, in --budget_unit; null: --epochs passes over the rows"""
+    budget_unit: Literal["rst_hours", "hours", "steps", "flops"] = "rst_hours"
+    """rst_hours: hours of an RTX 3090 by its published table; hours: of this machine's clock"""
+    budget_table: str | None = None
+    """prices of rst_hours for another model or machine, by pretrain_bert.py calibrate"""
+    validate_every: float | None = None
+    """in --budget_unit, between evaluations; null: --eval_every"""
+    vocab_size: int = 32768
+    """of the WordPiece tokenizer that is trained on the corpus"""
+    tokenizer: str | None = None
+    """folder of a tokenizer to use instead"""
+    epochs: float = 1.0
+    """passes over the rows, where --budget is null"""
+    batch: int = 1536
+    """rows an update over all processes (the global batch)"""
+    micro_batch: int | None = 128
+    """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment"""
+    max_length: int = 128
+    """tokens a row; rows are packed, so all have as many"""
+    mask_frac: float = 0.15
+    """share of a training row's tokens that are masked; of a validation row's it is always .15"""
+    lr: float = 1e-3
+    """peak learning rate"""
+    schedule: Literal["one-cycle", "triangle2", "linear", "cosine", "constant"] = "one-cycle"
+    """learning rate over the budget: up to the middle and down; up for 75 %; after a warm-up"""
+    optimizer: Literal["adamw", "lion", "sophiag", "sgd"] = "adamw"
+    """adamw (betas .9/.98), lion (.9/.99), sophiag (.965/.99) or plain sgd"""
+    betas: list[float] | None = None
+    """of the optimizer; null: as said there"""
+    max_grad_norm: float | None = 0.5
+    """clip the global gradient norm to this; null: no clipping"""
+    save_every: int | None = 500
+    """steps between checkpoints; null: with every evaluation"""
+    test_with: Literal["best", "final"] = "final"
+    """weights for the last figures; the validation rows then choose nothing"""
+    stacking: StackingSettings = field(default_factory=StackingSettings)
+    """progressive stacking"""
+    layer_drop: LayerDropSettings = field(default_factory=LayerDropSettings)
+    """progressive layer dropping"""
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    """batch selection"""
+    sophia: SophiaSettings = field(default_factory=SophiaSettings)
+    """curvature of sophiag"""
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    """the split"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("budget", lambda value: value > 0, "more than 0, or null")
+        self._require("validate_every", lambda value: value > 0, "more than 0, or null")
+        self._require("mask_frac", lambda value: 0 < value < 1, "a share above 0, below 1")
+        if self.stacking.enabled and self.layer_drop.enabled:
+            raise ValueError(
+                "stacking and layer drop both choose the layers that run: enable one of them"
+            )
+        if self.selection.name == "rho_loss" and self.selection.il_losses is None:
+            raise ValueError(
+                "RHO-loss needs irreducible losses: selection.il_losses=FOLDER (made by "
+                "pretrain_bert.py extract_il_losses)"
+            )
+        if self.optimizer == "sophiag" and self.precision == "fp16":
+            raise ValueError("sophiag's curvature underflows in fp16: use --precision bf16 or fp32")
+
+
+# What a script without any settings does where there is no hub.
+EMBEDDED: dict[str, Any] = {
+    "what": "bert-tiny on --data reviews",
+    "fast": True,
+    "model": "bert-tiny",
+    "data": "reviews",
+    "vocab_size": 8192,
+    "max_length": 64,
+    "batch": 32,
+    "micro_batch": 16,
+    "budget": None,
+    "epochs": 1.0,
+    "lr": 4e-3,
+    "mask_frac": 0.4,
+    "schedule": "linear",
+    "warmup_frac": 0.05,
+    "validation": ValidationSettings(fraction=0.05, truncate_to=2000),
+}
+
+# Where --betas is null; the learned rates of the published runs go with them.
+BETAS = {"adamw": (0.9, 0.98), "lion": (0.9, 0.99), "sophiag": (0.965, 0.99)}
+
+
+def build_clock(config: Config, model: nn.Module, total_steps: int) -> clocks.BudgetClock:
+    """The clock of this budget; total_steps: of --epochs, where --budget is null.
+
+    ValueError where the published times do not fit the model.
+    """
+    free = {"forward"} if not config.selection.charge_forward else set()
+    free |= {"curvature"} if not config.sophia.charge else set()
+    if config.budget is None:
+        return clocks.BudgetClock(total_steps, "steps", free=free)
+    costs = None
+    if config.budget_unit == "rst_hours":
+        costs = clocks.RTX_3090
+        if config.budget_table is not None:
+            costs = clocks.Costs.load(Path(config.budget_table))
+        costs.require(config.model, config.max_length)
+    elif config.budget_unit == "flops":
+        shape = model.config
+        costs = clocks.flops_costs(
+            config.model,
+            shape.num_hidden_layers,
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.vocab_size,
+            config.max_length,
+            config.mask_frac,
+            gated=config.model in bert.ARCHITECTURES,
+        )
+    return clocks.BudgetClock(config.budget, config.budget_unit, costs, free)
+
+
+def load_irreducible(folder: Path, split: corpora.Split) -> IrreducibleLosses:
+    """Our own table, or a published one that was downloaded, whose ids are places in train."""
+    if not (folder / "ids.npy").exists():
+        return IrreducibleLosses.load(folder, split.fingerprint)
+    ids = np.load(folder / "ids.npy", allow_pickle=False)
+    losses = np.load(folder / "losses.npy", allow_pickle=False)
+    if len(ids) != len(split.train):
+        raise ValueError(
+            f"{folder} has losses of {len(ids):,} sequences, but {len(split.train):,} are trained "
+            "on: it was made for another corpus, or another validation.fraction"
+        )
+    return IrreducibleLosses(split.train[ids], losses, split.fingerprint)
+
+
+def loss_interval(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
+    """95 % interval of Σ losses / Σ targets of values (rows, 2); None if all are of one group."""
+    if len(np.unique(groups)) < 2:
+        return None
+    return list(cluster_bootstrap(values, groups, lambda sums: sums[..., 0] / sums[..., 1]))
+
+
+# ------------------------------------------------------------------------ the experiment
+
+
+def load_parts(config: Config, world: core.World) -> tuple[corpora.Corpus, corpora.Split]:
+    """The packed corpus, made where it is not there yet, and its split."""
+    corpus = corpora.load_corpus(
+        config.data,
+        world,
+        tokenizer=config.tokenizer,
+        vocab_size=config.vocab_size,
+        seq_length=config.max_length,
+    )
+    held_out = config.validation
+    return corpus, corpora.split_corpus(
+        corpus, held_out.fraction, held_out.seed, held_out.truncate_to
+    )
+
+
+class Pretraining:
+    """The experiment around the script's loop."""
+
+    SCORING_ROWS = 128  # a forward pass; fixed, so that memory running out changes no score
+
+    def __init__(self, config: Config, world: core.World):
+        self.config, self.world = config, world
+        pretrained.quiet_transformers()
+        self.precision = choose_precision(config.precision, world.device.type, world.machine)
+        if config.optimizer == "sophiag" and self.precision == "fp16":
+            raise ValueError("sophiag's curvature underflows in fp16: use --precision fp32")
+        core.say_device(world, self.precision, "sdpa")
+        self.corpus, self.split = load_parts(config, world)
+        self.facts = {
+            "data_fingerprint": self.corpus.fingerprint,
+            "split_fingerprint": self.split.fingerprint,
+        }
+        train_ids = self.split.il_train if config.validation.il_model else self.split.train
+        if not len(train_ids) or not len(self.split.validation):
+            raise ValueError(
+                f"{config.data}: {len(train_ids):,} rows to train on, "
+                f"{len(self.split.validation):,} to validate on: a larger corpus, or another "
+                "validation.fraction or validation.truncate_to"
+            )
+        masking = corpora.Masking(config.mask_frac)
+        self.train = corpora.MlmData(self.corpus, train_ids, config.seed, masking)
+        self.val = corpora.MlmData(self.corpus, self.split.validation)
+        self.entropy = corpora.unigram_entropy(self.corpus, self.split.validation)
+        world.say(
+            f"data: {len(train_ids):,} rows of {config.max_length} tokens of {config.data}, "
+            f"validation {len(self.val):,}; a model that knows how frequent each token is, and "
+            f"no more, has a validation loss of {self.entropy:.4f} nats"
+        )
+
+    def load_model(self) -> nn.Module:
+        """A new model of the architecture that --model names."""
+        config = self.config
+        return bert.build_masked_lm(
+            config.model, self.corpus.vocab_size, config.seed, config.max_length
+        )
+
+    def build_state(self, model: nn.Module) -> core.State:
+        """Clock, optimizer, loader, and what each method needs, on the device."""
+        config, world = self.config, self.world
+        place(model, world)  # only hf-bert drops; all attend faster in bf16
+        self.num_layers = model.config.num_hidden_layers
+        groups = parameter_groups(
+            {"bert": model.parameters()}, {"bert": config.lr}, config.weight_decay
+        )
+        extras: dict[str, Any] = {}
+        self.stacking = self.curvature = None
+        if config.stacking.enabled:
+            layers = pretrained.find_layers(model)
+            self.stacking = Stacking(
+                layers, config.stacking.initial_layers, config.stacking.fractions
+            )
+            extras["stacking"] = self.stacking
+        if config.optimizer == "sophiag":
+            # rows and masks of their own: the order of the training data stays the baseline's
+            seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
+            own = dataclasses.replace(config, batch=config.sophia.rows, seed=seed)
+            data = corpora.MlmData(self.corpus, self.train.ids, seed, self.train.masking)
+            self.curvature = Curvature(SeekingLoader(data, own, world), config.sophia.every)
+            extras["curvature"] = self.curvature
+        loader = core.TrainLoader(self.train, config, world)
+        self.clock = build_clock(config, model, loader.total_steps)
+        if config.selection.name != "uniform":
+            score = functools.partial(self.score, model)
+            loader = SelectingLoader(self.train, config, world, self.build_selector(), score)
+            extras["selection"] = loader
+        self.start_timing()
+        if config.compile:
+            compile_model(model)
+        due = None
+        if config.validate_every is not None:
+            due = functools.partial(self.clock.passed_multiple_of, config.validate_every)
+        return build_state(
+            self,
+            model,
+            groups,
+            loader=loader,
+            clock=self.clock,
+            schedule=schedule_of(config),
+            optimizer={
+                "betas": config.betas or BETAS.get(config.optimizer),
+                "eps": 1e-12,
+                "rho": config.sophia.rho,
+            },
+            extras=extras,
+            evaluation_due=due,
+        )
+
+    def build_selector(self) -> Any:
+        config = self.config
+        if config.selection.name == "selective_backprop":
+            chosen = config.selection
+            chunk = min(128, config.batch)  # with a larger one a batch would wait for its turn
+            return SelectiveBackprop(config.batch, config.seed, chosen.beta, chosen.history, chunk)
+        losses = load_irreducible(Path(config.selection.il_losses), self.split)
+        losses.require(self.train.ids)
+        # the table knows ids of the corpus, a selector rows of the training part
+        by_row = IrreducibleLosses(
+            np.arange(len(self.train)), losses.of(self.train.ids), self.split.fingerprint
+        )
+        return RhoLoss(config.batch, config.selection.mega_batch, by_row)
+
+    # -- depth
+
+    @property
+    def depth(self) -> int:
+        """Layers that there are at this time."""
+        return self.stacking.depth if self.stacking else self.num_layers
+
+    def active_layers(self, position: int, index: int) -> Sequence[int]:
+        """The layers of a micro-batch; any rank can say so for any."""
+        drop = self.config.layer_drop
+        if not drop.enabled:
+            return range(self.depth)
+        # the clock stands still until the step is charged
+        p = drop_probability(self.clock.fraction, drop.theta, drop.gamma)
+        return sample_active_layers(
+            p, self.num_layers, gate_generator(self.config.seed, position, index)
+        )
+
+    # -- what a step does
+
+    def choose_layers(self, position: int, index: int) -> None:
+        """Which layers the micro-batch that comes next is run through."""
+        self.layers = self.active_layers(position, index)
+
+    def losses(self, model: nn.Module, batch: dict, layers: Sequence[int]) -> Any:
+        """Of all layers nothing need be said: compiled code and hooks then stay unchanged."""
+        chosen = None if len(layers) == self.num_layers else list(layers)
+        rows = {name: batch[name] for name in ("input_ids", "labels")}
+        return bert.masked_lm_losses(model, rows, chosen)
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Cross-entropy summed over the masked tokens of a micro-batch, and their number."""
+        outputs = self.losses(model, batch, self.layers)
+        return outputs.loss_sum, outputs.num_targets
+
+    def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """As loss_sum, of all layers, against labels drawn from the model: for Sophia."""
+        outputs = self.losses(model, batch, range(self.depth))
+        return sampled_label_loss_sum(outputs.logits), outputs.num_targets
+
+    def before_step(self, state: core.State) -> bool:
+        """Grow the model and estimate the curvature where that is due; False after a signal."""
+        self.start_timing()
+        if self.stacking and self.stacking.update(self.clock.fraction, state.optimizer):
+            self.world.say(f"step {state.step + 1}: {self.depth} layers from here on")
+        if self.curvature is None or not self.curvature.due(state.step, self.depth):
+            return True
+        started = time.perf_counter()
+        if self.curvature.estimate(state, self.depth, self.sampled_loss_sum) is None:
+            return False
+        self.measure("curvature", time.perf_counter() - started)
+        return True
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, candidates: np.ndarray) -> np.ndarray | None:
+        """The mean loss over its masked tokens of each (row, epoch), (n,); None after a signal."""
+        started = time.perf_counter()
+        world = self.world
+        starts = range(0, len(candidates), self.SCORING_ROWS)
+        parts = [candidates[start : start + self.SCORING_ROWS] for start in starts]
+        mine = []
+        model.eval()
+        for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
+            if world.stop_requested():
+                break
+            rows, epochs = parts[index].T
+            batch = to_device(self.train.collate(rows, epochs), world.device)
+            with autocast(world.device, self.precision):
+                outputs = self.losses(model, batch, range(self.depth))
+            means = outputs.sequence_loss_sums / outputs.sequence_num_targets
+            mine.append((index, means.float().cpu().numpy()))
+        model.train()
+        if world.any(world.stop_requested()):
+            return None
+        scored = dict(world.gather_rows(mine))
+        self.measure("forward", time.perf_counter() - started)
+        return np.concatenate([scored[index] for index in range(len(parts))])
+
+    # -- the clock
+
+    def start_timing(self) -> None:
+        """A step begins here: what passes from now on is charged to it."""
+        self.step_started, self.apart = time.perf_counter(), 0.0
+
+    def charge(self, state: core.State, work: core.Work) -> None:
+        """What the update took, of all ranks, told alike to the clock of each."""
+        # all depths first: a charge moves the clock, on which they depend
+        depths = [len(self.active_layers(work.position, i)) for i in range(len(work.sizes))]
+        for layers, rows in zip(depths, work.sizes, strict=True):
+            self.clock.charge("train", layers, rows)
+        if isinstance(state.loader, SelectingLoader):
+            self.clock.charge("forward", self.depth, state.loader.scored)
+        if self.curvature and self.curvature.step == state.step - 1:
+            self.clock.charge("curvature", self.depth, self.curvature.loader.config.batch)
+        self.measure("train", time.perf_counter() - self.step_started - self.apart)
+        self.clock.settle()
+
+    def measure(self, kind: str, seconds: float) -> None:
+        """Wall-clock time, where that is the budget: rank 0's, on all ranks."""
+        if self.clock.unit == "hours":
+            self.apart += seconds
+            self.clock.measure(kind, self.world.from_rank_0(seconds))
+
+    # -- figures
+
+    def sequence_losses(self, state: core.State, data: corpora.MlmData) -> np.ndarray:
+        """(rows, 2): loss sum and number of masked tokens of each row."""
+
+        def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            losses = self.losses(model, batch, range(self.depth))
+            return torch.stack([losses.sequence_loss_sums, losses.sequence_num_targets], dim=1)
+
+        return core.evaluate_rows(state, data, outputs, self.SCORING_ROWS).astype(np.float64)
+
+    def evaluate(self, state: core.State) -> dict[str, float]:
+        """The loss of the validation rows, whose masks never change, in nats per masked token."""
+        loss_sum, targets = self.sequence_losses(state, self.val).sum(axis=0)
+        return {
+            "val_loss": float(loss_sum / targets),
+            "budget_fraction": self.clock.fraction,
+            "depth": self.depth,
+        }
+
+    def test(self, state: core.State) -> Result:
+        """The last figures, on the validation rows: nothing was chosen by them."""
+        if self.stacking:  # rank 0 has read it with the weights
+            self.stacking.depth = self.world.from_rank_0(self.depth)
+        values = self.sequence_losses(state, self.val)
+        groups = self.corpus.group_of(self.val.ids)
+        loss_sum, targets = values.sum(axis=0)
+        loss = loss_sum / targets
+        interval = loss_interval(values, groups)
+        metrics = {
+            "n": len(values),
+            "loss": loss,
+            "val_loss": loss,
+            **({"loss_ci95": interval, "val_loss_ci95": interval} if interval else {}),
+            "perplexity": math.exp(loss),
+            "unigram_entropy": self.entropy,
+            "evaluated_on": "validation",
+            "budget_fraction": self.clock.fraction,
+            "updates": self.clock.steps,
+            "work": self.clock.counts,
+        }
+        rows = [
+            {
+                "id": int(row_id),
+                "group": int(group),
+                "loss_sum": float(row_loss),
+                "num_targets": int(count),
+                "num_chars": int(chars),
+            }
+            for row_id, group, (row_loss, count), chars in zip(
+                self.val.ids, groups, values, self.masked_characters(), strict=True
+            )
+        ]
+        verdicts = []
+        if self.entropy - loss < 0.1:
+            verdicts.append(
+                f"collapsed: validation loss {loss:.4f} is no better than the "
+                f"{self.entropy:.4f} nats of token frequencies: a longer budget or another --lr"
+            )
+        return Result(metrics, rows, tuple(verdicts))
+
+    def masked_characters(self) -> np.ndarray:
+        """(rows,) characters of the masked tokens, without the marks of word pieces."""
+        pieces = self.corpus.tokenizer.convert_ids_to_tokens(range(self.corpus.vocab_size))
+        lengths = np.array([len(piece.removeprefix("##")) for piece in pieces])
+        counts = []
+        for start in range(0, len(self.val), 1024):
+            rows = np.arange(start, min(start + 1024, len(self.val)))
+            labels = self.val.collate(rows, None)["labels"].numpy()
+            hidden = labels != core.IGNORE_INDEX
+            counts.append(np.where(hidden, lengths[np.where(hidden, labels, 0)], 0).sum(axis=1))
+        return np.concatenate(counts)
+
+    # -- weights
+
+    def export(self, state: core.State, folder: Path) -> None:
+        """A folder for AutoModelForMaskedLM (with models.bert imported), of the present layers."""
+        bert.save_model(state.model, folder, self.depth)
+        self.corpus.tokenizer.save_pretrained(folder)
+
+    def restore(self, state: core.State, folder: Path) -> None:
+        depth = bert.load_weights(state.model, folder)
+        if self.stacking:
+            self.stacking.depth = depth
+
+
+# ------------------------------------------------------------------------ published words
+
+
+def _inverted(name: str) -> Callable[[str], dict[str, str]]:
+    def meaning(value: str) -> dict[str, str]:
+        return {name: "false" if value.strip().lower() in ("true", "1", "yes") else "true"}
+
+    return meaning
+
+
+# The words of the published experiments (No Train No Gain), where ours are others.
+ALIASES: Aliases = {
+    "name": lambda value: {"out": f"results/bert/{value}"},
+    "arch": "model",
+    "optim": "optimizer",
+    "optim.name": "optimizer",
+    "optim.charge_curvature": "sophia.charge",
+    "train/optim": "optimizer",
+    "train.optim": "optimizer",
+    "train.optim.lr": "lr",
+    "train.optim.weight_decay": "weight_decay",
+    "train.optim.rho": "sophia.rho",
+    "train.batch_size": "batch",
+    "train.gradient_clipping": "max_grad_norm",
+    "train.stacking.enabled": "stacking.enabled",
+    "train.stacking.num_initial_layers": "stacking.initial_layers",
+    "train.stacking.step_fractions": "stacking.fractions",
+    "arch.layer_drop.enabled": "layer_drop.enabled",
+    "arch.layer_drop.max_theta": "layer_drop.theta",
+    "arch.layer_drop.gamma_factor": "layer_drop.gamma",
+    "train.sb.scale": lambda value: {
+        "selection.name": "selective_backprop",
+        "selection.beta": value,
+    },
+    "train.rho_loss.il_losses_path": lambda value: {
+        "selection.name": "rho_loss",
+        "selection.il_losses": value,
+    },
+    "train.rho_loss.mega_batch_size": "selection.mega_batch",
+    "train.track_forward_pass_only": "selection.charge_forward",
+    "train.sophia.free_updates": _inverted("sophia.charge"),
+    "train.sophia.hess_update_frequency": "sophia.every",
+    "train.sophia.batch_size_hess_update": "sophia.rows",
+    "train.validation_set.fraction": "validation.fraction",
+    "train.validation_set.seed": "validation.seed",
+    "train.validation_set.truncate_to": "validation.truncate_to",
+    "train.validation_set.il_model": "validation.il_model",
+    "impl.mixed_precision_target_dtype": precision_words,
+    "impl.validate_every_hours": "validate_every",
+    "impl.microbatch_size": "micro_batch",
+}

@@ -1,0 +1,138 @@
+"""Files that are whole or not there, and where files are kept.
+
+write_text(path, text)                       # readers see the old file or the new one
+write_folder(folder, fill, step=120)         # a folder with a manifest of sizes and hashes
+if problem := damage(folder): ...            # None: each file is as the manifest says
+"""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent
+
+
+def cache_folder() -> Path:
+    """Where all that can be made again is kept: ABLATE_CACHE, else cache/ in the project."""
+    return Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache")
+
+
+class DiskFull(RuntimeError):
+    """There was no room for a file of the run; what was written before is whole."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk, rename: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: Exception, path: Path) -> Exception:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors and torch.save hide the number of the error in a text of their own
+    signs = ("no space left", "quota exceeded", "inline_container", "failed writing file")
+    if not full and not any(sign in str(error).lower() for sign in signs):
+        return error
+    free = shutil.disk_usage(path.parent).free / 1e6
+    return DiskFull(
+        f"disk full while writing {path} ({free:.0f} MB free). Earlier checkpoints are whole: "
+        "make room and run the same command again"
+    )
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:
+    """Let `fill` write files into a folder beside, hash them in manifest.json, rename."""
+    beside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        fill(beside)
+        files = {}
+        for path in sorted(p for p in beside.rglob("*") if p.is_file()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[str(path.relative_to(beside))] = {
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+            }
+        write_text(beside / "manifest.json", json.dumps({**facts, "files": files}, indent=1))
+        if folder.exists():  # renamed away first: a rename cannot replace a full folder
+            old = folder.with_name(f"{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        beside.rename(folder)
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise disk_error(error, folder) from error
+    shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """None when every file is as the manifest says, else the first thing that is not."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        for name, fact in files.items():
+            if (folder / name).stat().st_size != fact["bytes"]:
+                return f"{name} has another size"
+            if sha256(folder / name) != fact["sha256"]:
+                return f"{name} has another hash"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read_json(path: Path) -> dict:
+    """{} where there is no file, or no JSON in it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def csv_text(header: Sequence[str], lines: Iterable[Sequence]) -> str:
+    """The text of a CSV file; its lines end with \\n."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached within 3 seconds."""
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return False
+    try:
+        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        urllib.request.urlopen(address, timeout=3).close()
+    except urllib.error.HTTPError:  # 401, 404 or 429 is an answer, too
+        return True
+    except OSError:
+        return False
+    return True

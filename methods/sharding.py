@@ -1,0 +1,127 @@
+"""Training a model that is too large for one device: PyTorch's FSDP2 around core's steps.
+
+    whole = copy.deepcopy(model) if world.rank == 0 else None     # on the CPU
+    shard(model, layers, world)                                   # each rank keeps its part
+    state = ShardedState(whole=whole, model=model, …)
+
+Every rank holds a part of each parameter, its gradient and its optimizer state; a block is put
+together while it computes (Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO, stage 3).
+Rank 0 keeps a whole copy in its host's memory, from which checkpoints are written as those of an
+unsharded run are.
+
+All ranks must compute the same number of times, so that core deals micro-batches without rows where
+ranks have less to do, a signal is noticed by all at once, and memory that runs out ends the run.
+"""
+
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import core
+
+
+def shard(model: nn.Module, layers: Iterable[nn.Module], world: core.World) -> None:
+    """Split the parameters over the ranks, in place; the model lies on the device already.
+    layers: its blocks, which are put together one at a time.
+
+    Afterwards what reads parameters outside the model's own forward goes through `inside`.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for module in model.modules():
+        if hasattr(module, "set_gradient_divide_factor"):
+            module.set_gradient_divide_factor(1.0)  # core divides by the number of targets
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+    model.computed = types.MethodType(lambda self, function, *rest: function(self, *rest), model)
+    register_fsdp_forward_method(model, "computed")
+
+
+def inside(model: nn.Module, function: Callable, *arguments: Any) -> Any:
+    """function(model, *arguments); a sharded model's own parameters are put together inside."""
+    if hasattr(model, "computed"):
+        return model.computed(function, *arguments)
+    return function(model, *arguments)
+
+
+@dataclass
+class ShardedState(core.State):
+    """A State whose checkpoints hold whole tensors, gathered to rank 0 and dealt out again."""
+
+    whole: nn.Module | None = None  # rank 0's copy, of the same names
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._optimizer: dict[int, dict[str, Tensor]] = {}  # rank 0: by number of the parameter
+
+    def collect(self) -> None:
+        copies = dict(self.whole.named_parameters()) if self.whole is not None else {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                tensor = _gathered(parameter.detach())
+                if name in copies:
+                    copies[name].data.copy_(tensor)
+        self._optimizer = {}
+        for number, parameter in enumerate(self.parameters):
+            moments = self.optimizer.state.get(parameter, {})
+            gathered = {name: _gathered(value) for name, value in moments.items()}
+            if self.whole is not None:
+                self._optimizer[number] = {k: v.cpu().clone() for k, v in gathered.items()}
+
+    def state_dict(self) -> dict:
+        saved = super().state_dict()
+        filled = {number: state for number, state in self._optimizer.items() if state}
+        return saved | {"optimizer": saved["optimizer"] | {"state": filled}}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """The optimizer's tensors stay with rank 0 until share()."""
+        if self.whole is not None:
+            self._optimizer = saved["optimizer"]["state"]
+            saved["optimizer"] = saved["optimizer"] | {"state": {}}
+        super().load_state_dict(saved)
+
+    @torch.no_grad()
+    def share(self) -> None:
+        copies = dict(self.whole.named_parameters()) if self.whole is not None else {}
+        for name, parameter in self.model.named_parameters():
+            _deal(parameter, copies.get(name))
+        names = [sorted(state) for _, state in sorted(self._optimizer.items())]
+        for number, keys in enumerate(self.world.from_rank_0(names)):
+            parameter, state = self.parameters[number], {}
+            for key in keys:
+                tensor = self._optimizer[number][key] if self.whole is not None else None
+                if key == "step":
+                    state[key] = self.world.from_rank_0(tensor)
+                else:
+                    state[key] = torch.zeros_like(parameter)
+                    _deal(state[key], tensor)
+            self.optimizer.state[parameter] = state
+        self._optimizer = {}
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if core.is_sharded(tensor) else tensor
+
+
+def _deal(target: Tensor, source: Tensor | None) -> None:
+    """Rank 0's whole tensor into the parts of `target`; elsewhere source is None."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if not core.is_sharded(target):
+        whole = torch.empty_like(target) if source is None else source.to(target)
+        dist.broadcast(whole, src=0)
+        return target.copy_(whole)
+    local = target.to_local()
+    if source is None:
+        whole = torch.empty(target.shape, dtype=local.dtype, device=local.device)
+    else:
+        whole = source.to(local)
+    local.copy_(distribute_tensor(whole, target.device_mesh, target.placements).to_local())

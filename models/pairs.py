@@ -1,0 +1,93 @@
+"""Both answers through one encoder: the pair classifier of core around a model of transformers.
+
+model = core.PairClassifier(encoder, build_head("concat", hidden, dropout=0.1))
+logits = pair_outputs(model, batch)      # (A, B) and (B, A), (rows, 6)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import core
+from device import is_compiled
+from files import write_text
+from models import pretrained
+
+LEAST_TOKENS = 400  # of a pass through the encoder on a CPU
+
+
+def build_head(name: str, hidden: int, dropout: float | None = None) -> nn.Module:
+    """concat or symmetric; dropout: None for .1."""
+    kind = {"concat": core.ConcatHead, "symmetric": core.SymmetricHead}[name]
+    return kind(hidden, dropout=0.1 if dropout is None else dropout)
+
+
+def length_groups(lengths: Tensor) -> list[Tensor]:
+    """Numbers of the sequences that a CPU takes through the encoder together, by length.
+
+    The fewer differ in length, the less is padding; groups below LEAST_TOKENS would make the
+    products too small. lengths (sequences,).
+    """
+    groups = min(len(lengths), int(lengths.sum()) // LEAST_TOKENS, 4)
+    return list(lengths.argsort(stable=True).tensor_split(max(1, groups)))
+
+
+def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """a, b (rows, hidden): the batch's embeddings, or from its states on, or from all layers."""
+    if "embeddings" in batch:
+        return batch["embeddings"].chunk(2)
+    names = ("input_ids", "attention_mask", "states")
+    inputs = {name: batch[name] for name in names if name in batch}
+    mask = inputs["attention_mask"]
+    if mask.device.type != "cpu" or is_compiled(model.encoder):
+        return first_tokens(model, **inputs).chunk(2)
+    lengths = mask.sum(dim=1)
+    groups = length_groups(lengths)
+    states = [
+        first_tokens(model, **{name: x[rows, : lengths[rows].max()] for name, x in inputs.items()})
+        for rows in groups
+    ]
+    places = torch.cat(groups).argsort()
+    return torch.cat(states)[places].chunk(2)
+
+
+def first_tokens(
+    model: core.PairClassifier,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    states: Tensor | None = None,
+) -> Tensor:
+    """input_ids, attention_mask (sequences, seq), states (sequences, seq, hidden) where a frozen
+    part's are kept → (sequences, hidden)."""
+    if states is None:
+        return model.first_tokens(input_ids, attention_mask)
+    with pretrained.from_border(model.encoder, states):
+        return model.first_tokens(input_ids, attention_mask)
+
+
+def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
+    """Logits of (A, B) and of (B, A), (rows, 6); the second order costs the head alone again."""
+    a, b = embed_pairs(model, batch)
+    return torch.cat([model.head(a, b), model.head(b, a)], dim=-1)
+
+
+def save_model(model: core.PairClassifier, tokenizer: Any, facts: dict, folder: Path) -> None:
+    """An encoder folder that AutoModel.from_pretrained opens, the head and our facts beside it."""
+    from safetensors.torch import save_file
+
+    model.encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}
+    save_file(weights, folder / "head.safetensors")
+    write_text(folder / "preference.json", json.dumps(facts, indent=1))
+
+
+def restore_model(model: core.PairClassifier, folder: Path) -> None:
+    """Read weights that save_model wrote into a model of the same shape."""
+    from safetensors.torch import load_file
+
+    model.encoder.load_state_dict(pretrained.read_weights(folder), strict=True)
+    model.head.load_state_dict(load_file(folder / "head.safetensors"))

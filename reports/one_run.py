@@ -1,0 +1,412 @@
+"""The page of one run: verdicts, results, training, answers, texts, settings."""
+
+import csv
+import itertools
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from evaluation.stats import proportion_interval
+from reports import plots
+from reports.blocks import (
+    Block,
+    Figure,
+    Finding,
+    Page,
+    Row,
+    Table,
+    Text,
+    Tile,
+    cut,
+    interval_text,
+    plain,
+    readable,
+    section,
+    shortened,
+    written,
+)
+from reports.folder import RunFolder, clean, interval_of, number
+from reports.training import layer_figure, speed, training_figures
+from reports.watch import total_steps
+from settings import flatten
+
+# Figures to open with, the first four that a run has.
+HEADLINES = (
+    "accuracy",
+    "log_loss",
+    "matthews_correlation",
+    "pearson",
+    "spearman",
+    "perplexity",
+    "loss",
+    "nats_per_char",
+    "bits_per_byte",
+    "f1_macro",
+    "expected_calibration_error",
+)
+# What an answer without a model gets: for each figure, its name and whether more is better.
+CONSTANTS = {
+    "accuracy": ("constant_accuracy", True),
+    "log_loss": ("prior_entropy", False),
+    "loss": ("unigram_entropy", False),  # token frequencies, whatever the context
+}
+
+CALIBRATION_BINS = 15  # as in expected_calibration_error
+MOST_CLASSES = 200  # of a confusion matrix
+WORST_ROWS = 20
+MOST_MAPS = 24  # of attention
+
+
+def page_of_run(run: RunFolder) -> Page:
+    training, _ = run.lines
+    body = [
+        *section("Results", results(run)),
+        *section("Training", [*training_figures([run], [""]), *layer_figure(training)]),
+        *section("Answers on the test rows", answers_of(run)),
+        *section("Speed and memory", speed([run], [""])),
+        *section("Samples before and after training", samples(run)),
+        *section("Attention", attention_figures(run)),
+        *section("What it got most wrong", worst_rows(run)),
+        *section("Tasks", tasks(run)),
+        *section("Settings and environment", provenance(run)),
+    ]
+    # the last to be made: what could not be read above is said here
+    verdicts = section("Verdicts", [*findings(run), *learned(run)])
+    return Page(clean(run.name), subtitle(run), verdicts + body)
+
+
+def subtitle(run: RunFolder) -> str:
+    config, record = run.config, run.record
+    model = " on ".join(str(config[name]) for name in ("model", "data") if config.get(name))
+    seed = "" if run.seed is None else f"seed {run.seed}"
+    return " · ".join(
+        cut(clean(part), 100) for part in (record.get("script"), model, seed, run.status) if part
+    )
+
+
+def findings(run: RunFolder, label: str = "") -> list[Finding]:
+    """Verdicts and what the reader must know before any figure, the worst first."""
+    prefix = f"{label}: " if label else ""
+    sentences = [Finding(verdict, "bad") for verdict in run.verdicts]
+    sentences += [Finding(note, "note") for note in run.notes]
+    if run.status == "finished" and not run.verdicts:
+        text = "finished; no check found it collapsed, diverged or overfitted"
+        sentences.append(Finding(text, "good"))
+    training, _ = run.lines
+    if run.status != "finished" and training:
+        step, total = training[-1]["step"], total_steps(run, training[-1])
+        text = f"step {step:,}" + (f" of {total:,}" if total else "")
+        text += "; the test rows are read once, at the end" * (not run.metrics)
+        sentences.append(Finding(text, "note"))
+    return [replace(finding, text=cut(clean(prefix + finding.text), 1000)) for finding in sentences]
+
+
+def learned(run: RunFolder) -> list[Finding]:
+    """Whether the test figures are better than an answer that needs no model."""
+    sentences = []
+    for name, (constant_name, more_is_better) in CONSTANTS.items():
+        constant = number(run.metrics.get(constant_name))
+        interval = interval_of(run.metrics, name)
+        if constant is None or interval is None:
+            continue
+        low, high = interval
+        better, worse = (low > constant, high < constant)
+        if not more_is_better:
+            better, worse = high < constant, low > constant
+        tone = "good" if better else "bad"
+        word = "better than" if better else "worse than" if worse else "not separable from"
+        sentences.append(
+            Finding(
+                f"{readable(name).capitalize()} {written(name, run.metrics[name])} "
+                f"[{written(name, low)}, {written(name, high)}] is {word} "
+                f"a constant answer ({written(name, constant)})",
+                tone,
+            )
+        )
+    return sentences
+
+
+def results(run: RunFolder) -> list[Block]:
+    metrics, before = run.metrics, run.baseline
+    tiles = [tile(name, metrics, before) for name in headlines(metrics)]
+    rows = []
+    for name, value in metrics.items():
+        if name.endswith("_ci95") or isinstance(value, list | dict):
+            continue
+        if name in ("loss", "n") and metrics.get("log_loss", value) == value:
+            continue
+        row = [readable(name), written(name, value), interval_text(metrics, name)]
+        rows.append(row + [written(name, before[name]) if name in before else ""] * bool(before))
+    if not rows:
+        return []
+    count = number(metrics.get("n"))
+    of = f" on {count:,} test rows" if count else ""
+    head = ["figure", "", "95 % interval"] + ["before training"] * bool(before)
+    return [*tiles, Table(head, rows, folded=f"All figures{of}")]
+
+
+def headlines(metrics: dict[str, Any]) -> list[str]:
+    names = [name for name in HEADLINES if number(metrics.get(name)) is not None]
+    if "log_loss" in names and "loss" in names:
+        names.remove("loss")
+    others = [name for name in metrics if interval_of(metrics, name) and name not in HEADLINES]
+    return (names or others)[:4]
+
+
+def tile(name: str, metrics: dict[str, Any], before: dict[str, Any]) -> Tile:
+    beside = []
+    constant_name, _ = CONSTANTS.get(name, ("", None))
+    if number(metrics.get(constant_name)) is not None:
+        which = metrics.get("constant_class") if name == "accuracy" else None
+        which = f" ({cut(clean(which), 40)})" if which else ""
+        beside.append(f"constant answer{which}: {written(name, metrics[constant_name])}")
+    if number(before.get(name)) is not None:
+        beside.append(f"before training: {written(name, before[name])}")
+    title = readable(name) + " (nats)" * (name == "log_loss")
+    return Tile(title, written(name, metrics[name]), interval_text(metrics, name), beside)
+
+
+# ----------------------------------------------------------------------------- test rows
+
+
+def answers_of(run: RunFolder) -> list[Block]:
+    """Pictures of predictions.csv, by what its columns say it is."""
+    names, rows = read_predictions(run)
+    try:
+        if "loss_sum" in names and "num_targets" in names:
+            return language_answers(rows)
+        if not rows or "label" not in names or "prediction" not in names:
+            return []
+        classes = [name.removeprefix("p_") for name in names if name.startswith("p_")]
+        if classes or "accuracy" in run.metrics:
+            return class_answers(rows, classes)
+        labels, predictions = numbers(rows, "label"), numbers(rows, "prediction")
+    except ValueError as error:
+        run.notes.append(f"predictions.csv is not drawn: {error}")
+        return []
+    picture = plots.scatter("test/predictions", labels, predictions)
+    return [Figure("Predictions", "against the labels of the test rows", picture)]
+
+
+def read_predictions(run: RunFolder) -> tuple[list[str], list[dict[str, str]]]:
+    path = run.path / "test/metrics/predictions.csv"
+    if not path.exists():
+        return [], []
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            names = list(reader.fieldnames or [])
+    except (OSError, csv.Error) as error:
+        run.notes.append(f"predictions.csv cannot be read: {error}")
+        return [], []
+    whole = [row for row in rows if None not in row and None not in row.values()]
+    if len(whole) < len(rows):
+        run.notes.append(f"{len(rows) - len(whole)} torn rows of predictions.csv are left out")
+    return names, whole
+
+
+def numbers(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    values = np.array([float(row[name]) for row in rows])
+    if not np.isfinite(values).all():
+        raise ValueError(f"column {name} holds values that are not finite")
+    return values
+
+
+def class_answers(rows: list[dict[str, str]], classes: list[str]) -> list[Block]:
+    labels, predictions = [row["label"] for row in rows], [row["prediction"] for row in rows]
+    names = list(dict.fromkeys([*classes, *sorted({*labels, *predictions})]))
+    place = {name: i for i, name in enumerate(names)}
+    blocks: list[Block] = []
+    if len(names) <= MOST_CLASSES:
+        counts = np.zeros((len(names), len(names)), dtype=int)
+        np.add.at(counts, ([place[x] for x in labels], [place[x] for x in predictions]), 1)
+        shown = [clean(name) for name in names]
+        caption = "counts, and shares of the row: what became of the rows of a label"
+        picture = plots.confusion("test/confusion_matrix", shown, counts)
+        blocks.append(Figure("Confusion matrix", caption, picture))
+    if classes:
+        confidence = np.max([numbers(rows, f"p_{name}") for name in classes], axis=0)
+        hits = np.array(labels) == np.array(predictions)
+        groups = [row.get("group") or row.get("id") or str(i) for i, row in enumerate(rows)]
+        blocks.append(calibration_figure(confidence, hits, groups))
+    return blocks
+
+
+def calibration_figure(confidence: np.ndarray, hits: np.ndarray, groups: list[str]) -> Figure:
+    inner_edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    bins = np.digitize(confidence, inner_edges, right=True)
+    members = [np.flatnonzero(bins == b) for b in np.unique(bins)]
+    picture = plots.calibration(
+        "test/calibration",
+        np.array([confidence[rows].mean() for rows in members]),
+        np.array([hits[rows].mean() for rows in members]),
+        [proportion_interval(hits[rows], [groups[row] for row in rows]) for rows in members],
+        np.array([len(rows) for rows in members]),
+        np.array([[b, b + 1] for b in np.unique(bins)]) / CALIBRATION_BINS,
+    )
+    how = "Wilson" if len(set(groups)) == len(groups) else "rows of a group resampled together"
+    caption = (
+        f"share of right answers among rows of like confidence, with 95 % intervals ({how}); "
+        "below the dashed line the model is too sure. Bars: rows"
+    )
+    return Figure("Calibration", caption, picture)
+
+
+def language_answers(rows: list[dict[str, str]]) -> list[Block]:
+    targets, sums = numbers(rows, "num_targets"), numbers(rows, "loss_sum")
+    some = targets > 0
+    if not some.any():
+        return []
+    picture = plots.histogram(
+        "test/row_loss",
+        sums[some] / targets[some],
+        float(sums.sum() / targets.sum()),
+        "loss a token (nats)",
+    )
+    caption = "mean loss of each test row; the line is the mean over all tokens"
+    return [Figure("Loss of the test rows", caption, picture)]
+
+
+def attention_figures(run: RunFolder) -> list[Block]:
+    """The maps of test/analysis/attention.jsonl."""
+    blocks: list[Block] = []
+    texts, count = json_rows(run, "attention.jsonl"), 0
+    for number_of_text, row in enumerate(texts, start=1):
+        try:
+            tokens = [clean(token) for token in row["tokens"]]
+            maps = [(m["layer"], m["head"], np.array(m["weights"], float)) for m in row["maps"]]
+            assert all(w.shape == (len(tokens), len(tokens)) for *_, w in maps)
+        except (KeyError, TypeError, ValueError, AssertionError):
+            run.notes.append(f"text {number_of_text} of attention.jsonl is not drawn: no maps")
+            continue
+        for layer, head, weights in maps:
+            count += 1
+            if count > MOST_MAPS:
+                continue
+            title = f"Text {number_of_text}, layer {layer}, "
+            title += "mean of the heads" if head is None else f"head {head}"
+            name = f"test/attention_{number_of_text}_{layer}" + ("" if head is None else f"_{head}")
+            caption = "each row is what one token reads; colour: its share"
+            picture = plots.attention(name, tokens, np.nan_to_num(weights))
+            blocks.append(Figure(clean(title), caption, picture))
+    if count > MOST_MAPS:
+        blocks.insert(0, Text(f"The first {MOST_MAPS} of {count} maps; attention.jsonl has all."))
+    return blocks
+
+
+def worst_rows(run: RunFolder) -> list[Block]:
+    """The texts of test/analysis/worst_rows.jsonl."""
+    rows = json_rows(run, "worst_rows.jsonl")
+    more = f", the first {WORST_ROWS} of {len(rows)}" if len(rows) > WORST_ROWS else ""
+    first = [Text(f"Test rows by their loss, highest first{more}.")] if rows else []
+    return first + [worst_row(row) for row in rows[:WORST_ROWS]]
+
+
+def json_rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    """The objects of a file in test/analysis, a line each; what cannot be read is noted."""
+    path = run.path / "test/analysis" / name
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        run.notes.append(f"{name} cannot be read: {error}")
+        return []
+    rows, torn = [], 0
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            torn += 1
+    if torn:
+        run.notes.append(f"{torn} lines of {name} cannot be read and are left out")
+    return rows
+
+
+def worst_row(row: dict[str, Any]) -> Row:
+    parts = []
+    if "label" in row or "prediction" in row:
+        parts.append(f"label {row.get('label', '–')}, predicted {row.get('prediction', '–')}")
+    if (loss := number(row.get("loss"))) is not None:
+        parts.append(f"loss {loss:.3f}")
+    shares = row.get("probabilities")
+    if isinstance(shares, dict):
+        parts += [f"{name} {p:.1%}" for name, p in shares.items() if number(p) is not None]
+    parts.append(f"id {row.get('id', '–')}")
+    texts = row.get("text", "")
+    texts = texts if isinstance(texts, dict) else {"text": texts}
+    return Row(
+        cut(clean(" · ".join(parts)), 300),
+        {cut(clean(k), 60): shortened(v) for k, v in texts.items()},
+    )
+
+
+def samples(run: RunFolder) -> list[Block]:
+    """What the model answered to the same instructions: <part>/analysis/samples.jsonl."""
+    asked: dict[tuple[str, str], dict[str, str]] = {}
+    for part, name in (("baseline", "before"), ("test", "after")):
+        path = run.path / part / "analysis/samples.jsonl"
+        if not path.exists():
+            continue
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for row in rows:
+                texts = asked.setdefault((row["instruction"], row["input"]), {})
+                texts[name] = shortened(row["response"]) or "(nothing)"
+                if row.get("reference"):
+                    texts["reference"] = shortened(row["reference"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            run.notes.append(f"{path.relative_to(run.path)} cannot be read: {error}")
+    return [
+        Row(
+            cut(clean(str(instruction)), 300),
+            {**({"input": shortened(given)} if given else {}), **texts},
+        )
+        for (instruction, given), texts in asked.items()
+    ]
+
+
+def tasks(run: RunFolder) -> list[Block]:
+    """The figures of a suite's tasks, which lie below the run."""
+    rows = []
+    for path in sorted(run.path.glob("*/test/metrics/metrics.json")):
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            count = written("n", metrics.get("n"))
+        except (OSError, ValueError, AttributeError):
+            run.notes.append(f"{path.relative_to(run.path)} cannot be read")
+            continue
+        for name in headlines(metrics)[:2]:
+            figures = [written(name, metrics[name]), interval_text(metrics, name), count]
+            rows.append([clean(path.parts[-4]), readable(name), *figures])
+    return [Table(["task", "figure", "", "95 % interval", "rows"], rows)] if rows else []
+
+
+def provenance(run: RunFolder) -> list[Block]:
+    """All settings, and all that run.json says of where the run came from."""
+    left_out = ("schema_version", "status", "verdicts", "sessions", "exit_reason")
+    record = {name: value for name, value in run.record.items() if name not in left_out}
+    for count, (before, now) in enumerate(itertools.pairwise(run.sessions), 2):
+        before, now = flatten(before), flatten(now)
+        step = now.pop("from_step", "unknown")
+        new = [f"{name} {plain(now[name])}" for name in now if now[name] != before.get(name)]
+        record[f"session {count}"] = f"from step {plain(step)}, " + (
+            f"with another {', '.join(new)}" if new else "with the same machine and versions"
+        )
+    if (run.path / "diff.patch").exists():
+        record["code"] = "differed from the commit: see diff.patch in the run folder"
+    return [
+        Table([what, "value"], rows, numbers=False, folded=f"{title} ({len(rows)})")
+        for title, what, values in (
+            ("Settings", "setting", run.config),
+            ("Environment", "what", record),
+        )
+        if (rows := [[clean(name), plain(value)] for name, value in flatten(values).items()])
+    ]

@@ -1,0 +1,282 @@
+"""How one or more runs trained, in figures: losses, rates, gradients, and what it cost."""
+
+import itertools
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from reports import plots
+from reports.blocks import SHARE, Block, Figure, Table, Text, figure, readable
+from reports.folder import RunFolder, clean, duration, number
+from reports.plots import Curve
+from reports.watch import MACHINE
+
+
+def training_figures(runs: list[RunFolder], labels: list[str]) -> list[Figure]:
+    """Loss, the other validation figures, learning rates and gradient norm of one or more runs."""
+    one = len(runs) == 1
+    figures = loss_figures(runs, labels, "step")
+    if not one and different_pace(runs):
+        figures += loss_figures(runs, labels, "seconds")
+    figures += validation_figures(runs, labels)
+    rates = learning_rates(runs, labels)
+    groups = "of each group of parameters" if one and len(rates) > 1 else "at each step"
+    figures.append(
+        figure("Learning rate", groups, plots.curves("train/learning_rate", rates, "learning rate"))
+    )
+    limits = {number(run.config.get("max_grad_norm")) for run in runs}
+    limit = limits.pop() if len(limits) == 1 else None
+    norms = step_curves(runs, labels, "grad_norm", "smoothed")
+    picture = plots.curves(
+        "train/gradient_norm",
+        norms,
+        "gradient norm",
+        references=[("clipped to", limit)] * (limit is not None),
+        from_zero=True,
+    )
+    figures.append(figure("Gradient norm", "over all parameters, before clipping", picture))
+    return [drawn for drawn in figures if drawn]
+
+
+def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[Figure | None]:
+    """Training and validation loss: on the same axes for one run, side by side for several."""
+    training, validation, stars = [], [], []
+    for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        steps, evaluations = run.lines
+        training.append(
+            Curve(label or "training", *columns(steps, x_name, "train_loss"), i, "smoothed")
+        )
+        x_of_step = dict(zip(*columns(steps, "step", x_name), strict=True))
+        placed = [{x_name: x_of_step.get(line["step"]), **line} for line in evaluations]
+        x, y = columns(placed, x_name, "val_loss")
+        validation.append(Curve(label or "validation", x, y, i if label else 1, "points"))
+        at = [line for line in placed if line["step"] == best_step(run)]
+        said = "best of each run" * (not stars) if label else f"best, step {best_step(run):,}"
+        stars += [(said, *point) for point in zip(*columns(at, x_name, "val_loss"), strict=True)]
+    unit, scale = ("", 1.0) if x_name == "step" else time_unit(training)
+    x_label = f"training time ({unit})" if unit else "step"
+    training, validation = (
+        [replace(curve, x=curve.x / scale) for curve in part] for part in (training, validation)
+    )
+    stars = [(said, x / scale, y) for said, x, y in stars if math.isfinite(y)]
+    priors = {
+        number(run.metrics.get("prior_entropy", run.metrics.get("unigram_entropy"))) for run in runs
+    }
+    references = [("constant answer", prior) for prior in priors if prior and len(priors) == 1]
+    dashed = "; dashed: what a constant answer gets on the test rows" * bool(references)
+    faint = "line: training, smoothed, with the raw one faint behind"
+    name, after = ("train/loss", "") if not unit else ("train/loss_by_time", " by training time")
+    if len(runs) == 1:
+        points = "; points: validation" * any(len(curve.finite) for curve in validation)
+        both = plots.curves(name, training + validation, "loss", x_label, references, stars)
+        return [figure(f"Loss{after}", f"{faint}{points}{dashed}", both)]
+    trained = plots.curves(name, training, "training loss", x_label, references)
+    validated = plots.curves(
+        name.replace("loss", "val_loss"), validation, "validation loss", x_label, references, stars
+    )
+    return [
+        figure(f"Training loss{after}", f"{faint}{dashed}", trained),
+        figure(f"Validation loss{after}", f"at each evaluation{dashed}", validated),
+    ]
+
+
+def validation_figures(runs: list[RunFolder], labels: list[str]) -> list[Figure | None]:
+    """One run: all shares on the same axes, and each other figure; several: each figure."""
+    names = [name for run in runs for line in run.lines[1] for name in line]
+    # the last two are facts that each evaluation of titles repeats: no curves
+    wanted = re.compile("val_(?!loss$|share_scored$|tokenizer_exact$)")
+    names = [name for name in dict.fromkeys(names) if wanted.match(name)]
+    shares = [name for name in names if SHARE.search(name)]
+    together = [shares] if len(runs) == 1 else [[name] for name in shares]
+    together += [[name] for name in names if name not in shares]
+    figures = []
+    for group in [group for group in together if group][:4]:
+        drawn = []
+        for i, (name, (run, label)) in enumerate(
+            itertools.product(group, zip(runs, labels, strict=True))
+        ):
+            x, y = columns(run.lines[1], "step", name)
+            drawn.append(Curve(label or readable(name), x, y, i, "points"))
+        constants = {number(run.metrics.get("constant_accuracy")) for run in runs}
+        known = "val_accuracy" in group and len(constants) == 1 and None not in constants
+        title = "Validation" if len(group) > 1 else readable(group[0]).capitalize()
+        caption = "at each evaluation" + "; dashed: a constant answer on the test rows" * known
+        picture = plots.curves(
+            f"train/{group[0]}",
+            drawn,
+            "share of rows" if len(group) > 1 else readable(group[0]),
+            references=[("constant answer", constants.pop())] * known,
+            shares=group[0] in shares,
+        )
+        figures.append(figure(title, caption, picture))
+    return figures
+
+
+def learning_rates(runs: list[RunFolder], labels: list[str]) -> list[Curve]:
+    if len(runs) > 1:
+        return step_curves(runs, labels, "lr")
+    training, _ = runs[0].lines
+    names = [name for name in (training[-1] if training else {}) if name.startswith("lr_")]
+    return [
+        Curve(clean(name.removeprefix("lr_")), *columns(training, "step", name), i)
+        for i, name in enumerate(names or ["lr"])
+    ]
+
+
+def layer_figure(training: list[dict]) -> list[Figure]:
+    lines = [line for line in training if isinstance(line.get("grad_norms"), dict)]
+    norms = [
+        {clean(layer): number(norm) or math.nan for layer, norm in line["grad_norms"].items()}
+        for line in lines
+    ]
+    picture = plots.layers("train/gradient_norm_layers", [line["step"] for line in lines], norms)
+    caption = "first layer on top; colour: the norm, logarithmic; blank: zero or not finite"
+    return [drawn for drawn in [figure("Gradient norm of each layer", caption, picture)] if drawn]
+
+
+def speed(runs: list[RunFolder], labels: list[str]) -> list[Block]:
+    """What the runs cost, in figures and curves."""
+    costs = [cost(run) for run in runs]
+    names = list(dict.fromkeys(name for each in costs for name in each))
+    if not names:
+        return []
+    rows = [
+        [label, *(each.get(name, "–") for name in names)]
+        for label, each in zip(labels, costs, strict=True)
+    ]
+    summary = Table(["", *names], rows)
+    if len(runs) == 1:
+        summary = Text(" · ".join(f"{name}: {value}" for name, value in costs[0].items()))
+    drawn = []
+    for title, caption, name, unit, scale in (
+        ("Rows", "per second, at each step", "examples_per_second", "rows a second", 1),
+        ("Tokens", "per second, at each step", "tokens_per_second", "tokens a second", 1),
+        ("Memory", "the most that was in use", "peak_memory_bytes", "GiB", 2**30),
+    ):
+        if name == "peak_memory_bytes" and len(runs) == 1 and machine_lines(runs[0]):
+            continue  # is in the monitor's picture
+        lines = step_curves(runs, labels, name, "smoothed" if scale == 1 else "line")
+        lines = [replace(curve, y=curve.y / scale) for curve in lines]
+        picture = plots.curves(f"train/{name}", lines, unit, from_zero=True)
+        drawn.append(figure(title, caption, picture))
+    if len(runs) == 1:
+        drawn += machine_figures(runs[0])
+    blocks = [summary, *(each for each in drawn if each)]
+    if len(runs) == 1 and len(rows := epoch_rows(runs[0])) > 1:
+        blocks.append(Table(["epoch", "training", "tokens"], rows, folded="Seconds per epoch"))
+    return blocks
+
+
+def machine_lines(run: RunFolder) -> list[dict]:
+    """What the monitor logged, each with its step."""
+    lines = [line for line in run.lines[0] if isinstance(line.get("machine"), dict)]
+    return [{**line["machine"], "step": line["step"]} for line in lines]
+
+
+def machine_figures(run: RunFolder) -> list[Figure | None]:
+    """How busy the machine was, and its memory, as the monitor saw them."""
+    lines = machine_lines(run)
+    shares = [
+        Curve(title, *columns(lines, "step", name), i)
+        for i, (name, title) in enumerate(MACHINE.items())
+    ]
+    peak = columns(run.lines[0], "step", "peak_memory_bytes")
+    memory = [Curve("at most", *peak, 3)] if lines else []
+    for i, name in enumerate(("memory_bytes", "device_memory_bytes")):
+        title = "on the device" if i else "of the process"
+        memory.append(Curve(title, *columns(lines, "step", name), i))
+    memory = [replace(curve, y=curve.y / 2**30) for curve in memory]
+    shares, memory = ([c for c in group if len(c.finite)] for group in (shares, memory))
+    busy = plots.curves("train/machine", shares, "share", shares=True, from_zero=True)
+    caption = "CPU: of all cores, whoever used them, and by this process; waiting: of the time"
+    return [
+        figure("How busy", caption, busy),
+        figure("Memory", "in use", plots.curves("train/memory", memory, "GiB", from_zero=True)),
+    ]
+
+
+def epoch_rows(run: RunFolder) -> list[list[str]]:
+    """Training time and tokens of each whole epoch; evaluation and saving are not in it."""
+    ends: dict[int, tuple[float, float]] = {}
+    for line in run.lines[0]:
+        epoch, seconds = number(line.get("epoch")), number(line.get("seconds"))
+        if epoch is not None and seconds is not None:
+            # a step that crosses the end of an epoch is counted with the one that it ends
+            ends.setdefault(math.floor(epoch + 1e-9), (seconds, number(line.get("tokens")) or 0))
+    rows, before = [], (0.0, 0.0)
+    for epoch, (seconds, tokens) in sorted(ends.items()):
+        if epoch >= 1:
+            took = seconds - before[0]
+            rows.append([str(epoch), f"{took:,.1f} s", f"{tokens - before[1]:,.0f}"])
+            before = (seconds, tokens)
+    return rows
+
+
+def cost(run: RunFolder) -> dict[str, str]:
+    training, _ = run.lines
+    last = training[-1] if training else {}
+    steps = number(run.record.get("steps")) or number(last.get("step"))
+    seconds = number(run.record.get("seconds")) or number(last.get("seconds"))
+    costs = {}
+    if steps:
+        costs["steps"] = f"{steps:,}"
+    if seconds:
+        costs["training"] = duration(seconds)
+    for name, title in (("examples_per_second", "rows/s"), ("tokens_per_second", "tokens/s")):
+        _, y = columns(training, "step", name)
+        if np.isfinite(y).any():
+            costs[f"{title}, median"] = f"{np.nanmedian(y):,.0f}"
+    _, y = columns(training, "step", "peak_memory_bytes")
+    if np.isfinite(y).any():
+        costs["peak memory"] = f"{np.nanmax(y) / 2**30:.2f} GiB"
+    lines = machine_lines(run)
+    for name, title in (("cpu_share", "CPU"), ("data_share", "waiting for data")):
+        _, y = columns(lines, "step", name)
+        if np.isfinite(y).any():
+            costs[f"{title}, median"] = f"{np.nanmedian(y):.0%}"
+    if (seconds := number(run.record.get("evaluation_seconds"))) is not None:
+        costs["evaluation"] = duration(seconds)
+    written = number(run.record.get("checkpoint_bytes"))
+    seconds = number(run.record.get("checkpoint_seconds"))
+    if written is not None and seconds is not None:
+        costs["checkpoints"] = f"{written / 2**30:.2f} GiB in {duration(seconds)}"
+    return costs
+
+
+def step_curves(
+    runs: list[RunFolder], labels: list[str], name: str, kind: str = "line"
+) -> list[Curve]:
+    return [
+        Curve(label or readable(name), *columns(run.lines[0], "step", name), i, kind)
+        for i, (run, label) in enumerate(zip(runs, labels, strict=True))
+    ]
+
+
+def columns(lines: list[dict], x_name: str, y_name: str) -> tuple[list[float], list[float]]:
+    """x and y of the lines that have both; NaN where y is there and not finite."""
+    points = [(number(line.get(x_name)), line[y_name]) for line in lines if y_name in line]
+    points = [(x, number(y)) for x, y in points if x is not None]
+    return [x for x, _ in points], [math.nan if y is None else y for _, y in points]
+
+
+def best_step(run: RunFolder) -> int:
+    """The step with the lowest validation loss; 0, which no step has, when there is none."""
+    if isinstance(step := run.metrics.get("best_step"), int):
+        return step
+    steps, losses = columns(run.lines[1], "step", "val_loss")
+    return int(steps[np.nanargmin(losses)]) if np.isfinite(losses).any() else 0
+
+
+def time_unit(drawn: list[Curve]) -> tuple[str, float]:
+    longest = max((curve.x.max() for curve in drawn if len(curve.x)), default=0)
+    return ("s", 1.0) if longest < 300 else ("min", 60.0) if longest < 10_800 else ("h", 3600.0)
+
+
+def different_pace(runs: list[RunFolder]) -> bool:
+    """Whether a step took more than 5 % longer in one run than in another."""
+    lasts = [run.lines[0][-1] for run in runs if run.lines[0]]
+    paces = [number(last.get("seconds")) for last in lasts]
+    paces = [p / last["step"] for p, last in zip(paces, lasts, strict=True) if p and last["step"]]
+    return len(paces) > 1 and max(paces) > 1.05 * min(paces)

@@ -1,0 +1,44 @@
+"""From the command line to a script's main, or to one of its commands."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from files import DiskFull
+from settings import Aliases, Settings, parse_settings
+
+
+def launch(
+    main: Callable,
+    kind: type[Settings],
+    commands: dict[str, tuple] | None = None,
+    aliases: Aliases | None = None,
+) -> None:
+    """Run a script; errors of the user's making become one line.
+
+    commands: first word → (function, its settings) or (function, its settings, their aliases).
+    aliases: other names of settings → ours.
+    """
+    argv, prog = sys.argv[1:], Path(sys.argv[0]).name
+    commands = commands or {}
+    word = argv[0] if argv else ""
+    if commands and re.fullmatch(r"\w+", word) and word not in commands:
+        near = difflib.get_close_matches(word, commands, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(commands)}"
+        raise SystemExit(f"{prog}: '{word}' is no command: {hint}")
+    try:
+        if word in commands:
+            action, settings, *own_aliases = commands[argv[0]]
+            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}", *own_aliases)[0])
+        else:
+            config, given = parse_settings(kind, argv, prog, aliases)
+            main(config, given)
+    except (ValueError, OSError, DiskFull, ModuleNotFoundError) as error:
+        if os.environ.get("ABLATE_DEBUG"):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        where = f"[rank {rank}] " if rank else ""
+        raise SystemExit(f"{where}error: {error}") from None

@@ -1,0 +1,152 @@
+"""What a run says of each step: a line of metrics.jsonl, of the console, and to trackers."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import State, World
+from device import peak_memory
+from evaluation.monitor import Monitor, open_trackers
+from files import disk_error, write_text
+from runs.results import finite
+
+
+class Log:
+    """The log of one session, written by rank 0; the other ranks' does nothing."""
+
+    def __init__(self, folder: Path, world: World, monitor: Monitor | None):
+        self.path, self.world, self.monitor = folder / "train/metrics/metrics.jsonl", world, monitor
+        self.bar: Any = None
+        self._file: io.TextIOBase | None = None
+        self._trackers: list[Any] = []
+        self._recent: list[float] = []
+        self._said = 0.0
+
+    def open(self, state: State, trackers: str | None, settings: dict[str, Any]) -> None:
+        """Go on behind the step resumed from. Rank 0 only."""
+        self._cut(state.step, state.evaluation_pending)
+        self._file = open(self.path, "a", encoding="utf-8", buffering=1)
+        self._trackers = open_trackers(trackers, self.path.parents[2], settings, state.step)
+
+    def _cut(self, step: int, evaluation_pending: bool) -> None:
+        """Forget the lines after `step` (and a torn last one): they will be written again.
+
+        So will an evaluation of `step` itself that the checkpoint does not know of.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                values = json.loads(line)
+                is_evaluation = "train_loss" not in values
+                again = evaluation_pending and is_evaluation and values["step"] == step
+                if values["step"] <= step and not again:
+                    kept.append(line + "\n")
+        write_text(self.path, "".join(kept))
+
+    def show_bar(self, state: State) -> None:
+        """A progress bar, where there is a terminal to draw it on."""
+        if self.world.rank == 0 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            total = getattr(state.clock, "total_steps", None)
+            self.bar = tqdm(total=total, initial=state.step, unit="step", dynamic_ncols=True)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(finite(line)) + "\n")
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(line)
+            except Exception as error:  # a copy of the log is not worth the run
+                self._trackers.remove(tracker)
+                self.world.say(f"warning: no more logging to {tracker.name}: {error}")
+
+    def sync(self) -> None:
+        """To disk, or a machine that vanishes takes its lines along."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def step(self, state: State, stats: dict[str, Any], took: float) -> None:
+        """The line of a step that took so many seconds."""
+        work = stats["work"]
+        per_second = {
+            "examples_per_second": work.examples / took,
+            "tokens_per_second": work.tokens / took,
+        }
+        line = {
+            "step": state.step,
+            **{name: value for name, value in stats.items() if name != "work"},
+            "examples": state.examples,
+            "tokens": state.tokens,
+            **{name: round(value, 1) for name, value in per_second.items()},
+            "seconds": state.seconds,
+            "peak_memory_bytes": peak_memory(self.world.device),
+        }
+        if self.monitor is not None:
+            waited = state.loader.waited_seconds
+            if machine := self.monitor.sample(time.perf_counter(), state.seconds, waited):
+                line["machine"] = machine
+        self.write(line)
+        if self.world.rank == 0:
+            self._show(state, stats, per_second["examples_per_second"])
+
+    def _show(self, state: State, stats: dict[str, Any], rate: float) -> None:
+        text = f"loss {stats['train_loss']:.4f}  lr {stats['lr']:.2e}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(1)
+            return
+        total = getattr(state.clock, "total_steps", None)
+        now = time.perf_counter()
+        if now - self._said > 10 or state.step == total:
+            self._said = now
+            left = (1 - state.clock.fraction) / max(state.clock.fraction, 1e-9) * state.seconds
+            of = f"/{total}" if total else ""
+            self.world.say(
+                f"step {state.step}{of}  {text}  {rate:.1f} rows/s  {left / 60:.1f} min left"
+            )
+
+    def evaluation(self, state: State, metrics: dict[str, float]) -> None:
+        """The line of an evaluation."""
+        self.write({"step": state.step, **metrics})
+        text = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
+        self.world.say(f"step {state.step}  {text}")
+
+    def check_health(self, state: State, loss: float) -> str | None:
+        """Says what looks wrong with a step; returns a verdict where training diverged."""
+        if state.skipped_steps and state.precision != "fp16":
+            self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
+        if state.skipped_steps >= 20 or (state.skipped_steps >= 5 and state.precision != "fp16"):
+            return (
+                "diverged: the gradient stayed NaN or infinite; try a lower --lr, a longer "
+                "--warmup_frac, or --precision fp32"
+            )
+        self._recent = [*self._recent[-49:], loss]
+        usual = float(np.median(self._recent))
+        if len(self._recent) == 50 and loss > 3 * usual and loss > usual + 1:
+            self.world.say(f"step {state.step}: loss spike, {loss:.3f} (median of 50: {usual:.3f})")
+        return None
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # on a full disk its last line is still waiting
+                self._file.close()
+        for tracker in self._trackers:
+            with contextlib.suppress(Exception):
+                tracker.close()

@@ -1,0 +1,68 @@
+"""What a test says: predictions.csv, metrics.json, the worst rows, and lines for the console."""
+
+import heapq
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.experiment import Result
+from files import csv_text, write_text
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """One part (baseline/, test/) of a run folder; metrics.json last: with it the part is whole."""
+    for name, text in result.files.items():
+        write_text(folder / name, text)
+    if result.rows:
+        worst = "".join(json.dumps(finite(row)) + "\n" for row in worst_rows(result.rows))
+        write_text(folder / "analysis/worst_rows.jsonl", worst)
+        write_text(folder / "metrics/predictions.csv", predictions_csv(result.rows))
+    write_text(folder / "metrics/metrics.json", json.dumps(result.metrics, indent=1))
+
+
+def predictions_csv(rows: list[dict]) -> str:
+    """The rows without their texts."""
+    names = [name for name in rows[0] if name != "text"] if rows else ["id"]
+    return csv_text(names, ([row[name] for name in names] for row in rows))
+
+
+def row_loss(row: dict[str, Any]) -> float:
+    """How wrong a row of predictions.csv is: nats, nats a target, or the error of a number."""
+    if "loss_sum" in row:
+        return row["loss_sum"] / max(row["num_targets"], 1)
+    if f"p_{row['label']}" in row:
+        return -math.log(max(row[f"p_{row['label']}"], np.finfo(np.float64).eps))
+    return abs(float(row["label"]) - float(row["prediction"]))
+
+
+def worst_rows(rows: Iterable[dict], count: int = 20, characters: int = 2000) -> list[dict]:
+    """The rows with a text that the model got most wrong, worst first, long texts cut."""
+    with_text = [row for row in rows if "text" in row]
+    worst = heapq.nlargest(count, with_text, key=row_loss)
+    return [
+        row | {"loss": row_loss(row), "text": {k: v[:characters] for k, v in row["text"].items()}}
+        for row in worst
+    ]
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The figures that have an interval, one a line."""
+    lines = []
+    for name, value in metrics.items():
+        interval = metrics.get(f"{name}_ci95")
+        if isinstance(value, float) and interval:
+            lines.append(f"  {name:<28} {value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]")
+    if lines:
+        lines.insert(0, f"  test rows: {metrics.get('n')} (95 % intervals in brackets)")
+    return lines
+
+
+def finite(value: Any) -> Any:
+    """NaN and Inf as None, which is all that JSON has for them."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,338 @@
+"""What a script's loop sees of a run: resuming, logging, evaluating, saving, stopping, the end."""
+
+import contextlib
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from core import State, Stopped, World
+from device import peak_memory
+from evaluation.monitor import Monitor, check_trackers
+from experiments.experiment import Experiment, Result
+from files import PROJECT, DiskFull
+from runs.checkpoints import Checkpoints
+from runs.folder import RunFolder
+from runs.log import Log
+from runs.results import summary_lines, write_result
+from settings import Settings
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Run:
+    """A run in its folder: each of these methods is called by all ranks."""
+
+    def __init__(self, config: Settings, world: World):
+        self.config, self.world = config, world
+        # two scripts may have the same settings: which one it was is a part of the run
+        script = Path(sys.modules[type(config).__module__].__file__ or "").name
+        self.record = RunFolder(config, world, script)
+        self.monitor = Monitor(world.device) if config.monitor and world.rank == 0 else None
+        self.training = False
+        self.early = False  # stopped by --patience
+        self._log: Log | None = None
+        self._steps_here = 0
+        self._step_started = 0.0
+        self._old_handlers: dict[int, Any] = {}
+
+    @property
+    def folder(self) -> Path | None:
+        """None in a dry run, which writes nothing."""
+        return self.record.path
+
+    @property
+    def status(self) -> str:
+        """running, finished, stopped or failed."""
+        return self.record.status
+
+    @property
+    def exit_reason(self) -> str:
+        return self.record.exit_reason
+
+    # -- entering and leaving
+
+    def __enter__(self) -> "Run":
+        check_trackers(self.config.log)
+        if self.config.dry_run:
+            return self
+        opened: Any = None
+        if self.world.rank == 0:
+            try:
+                opened = self.record.open(), self.record.path
+            except (ValueError, OSError, DiskFull) as error:
+                opened = error
+        opened = self.world.from_rank_0(opened)
+        if isinstance(opened, Exception):
+            raise SystemExit(str(opened)) if isinstance(opened, ValueError) else opened
+        result, self.record.path = opened
+        if result:
+            self.world.say(f"{self.folder} is finished:")
+            self.world.say(result)
+            raise SystemExit(0)
+        if self.world.rank == 0:
+            self.record.read_record()
+        self._log = Log(self.folder, self.world, self.monitor)
+        self._checkpoints = Checkpoints(
+            self.folder, self.world, self.config.keep_every, self._spent
+        )
+        # last: were __enter__ left by an error, nothing would put the handlers back
+        self._old_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.world.signal = signal.Signals(number).name
+        if not self.training:  # nothing to save yet
+            raise KeyboardInterrupt(self.world.signal)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if self._log is not None:
+            self._log.close()
+        if isinstance(error, SystemExit) and not error.code:
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            self.end("stopped", self.world.signal or "SIGINT")
+        elif isinstance(error, SystemExit) and error.code == 143:  # a task of this suite
+            self.end("stopped", "before training began")
+        elif error is not None:
+            self.end("failed", f"{kind.__name__}: {error}")
+        if self.world.rank == 0 and not self.config.dry_run:
+            with contextlib.suppress(Exception):
+                self.record.write_record()
+        if isinstance(error, KeyboardInterrupt):
+            self.world.say(f"stopped by {self.exit_reason} before training began")
+            raise SystemExit(143)
+        return False
+
+    def end(self, status: str, reason: str) -> None:
+        """How the run ended, for run.json."""
+        self.record.status, self.record.exit_reason = status, reason
+
+    # -- before training
+
+    def write_baseline(self, measure: Callable[[], Result]) -> None:
+        """What measure() says of the untrained model, to baseline/, once."""
+        folder = self.folder / "baseline"
+        if self.world.from_rank_0((folder / "metrics/metrics.json").exists()):
+            return
+        result = measure()
+        self.world.on_rank_0(lambda: write_result(folder, result))
+        if result.metrics:
+            self.world.say("\n".join(["before training:", *summary_lines(result.metrics)]))
+
+    def resume(self, state: State, experiment: Experiment) -> None:
+        """Load the newest whole checkpoint, if any, and make all ranks equal."""
+        self.experiment, self.training = experiment, True
+        self.record.facts |= experiment.facts
+        saved: dict | None = None
+
+        def load() -> None:
+            nonlocal saved
+            self.record.check_rows()
+            saved = self._checkpoints.load_newest(state)
+            if saved is not None:
+                state.load_state_dict(saved)
+            settings = dataclasses.asdict(self.config)
+            self._log.open(state, self.config.log, settings)
+            self.record.begin_session(state)
+
+        self.world.on_rank_0(load)
+        saved = self.world.from_rank_0(saved)
+        if saved is not None and self.world.rank != 0:
+            state.load_state_dict(saved)
+        state.share()
+        if state.step:
+            self.world.say(f"continuing at step {state.step}")
+        self._restart_clock(state)
+        self._step_started = self._started
+        self._log.show_bar(state)
+        try:
+            if state.evaluation_pending:
+                self._evaluate(state)
+        except Stopped:
+            return self._stop(state, self._agree_on_signal())
+        self._check_patience(state)
+
+    # -- training
+
+    def done(self, state: State) -> bool:
+        """Whether to leave the training loop; all ranks agree since all decide from sums."""
+        return state.clock.done or self.early or self.status != "running"
+
+    def after_step(self, state: State, stats: dict[str, Any] | None) -> None:
+        """Log the step; evaluate, save, stop early or stop for a signal where that is due."""
+        config, now = self.config, time.perf_counter()
+        state.seconds = self._seconds_before + now - self._started
+        if stats is None:
+            return self._stop(state, self._agree_on_signal())
+        self._log.step(state, stats, max(now - self._step_started, 1e-9))
+        self._steps_here += 1
+        if verdict := self._log.check_health(state, stats["train_loss"]):
+            self.record.verdict(verdict)
+            raise RuntimeError(f"training diverged at step {state.step}")
+        evaluate_due = self._evaluation_due(state)
+        try:
+            if evaluate_due:
+                state.evaluation_pending = True
+                self._evaluate(state)
+        except Stopped:
+            return self._stop(state, self._agree_on_signal())
+        save_due = evaluate_due if config.save_every is None else False
+        save_due = save_due or bool(config.save_every and state.step % config.save_every == 0)
+        # a new best is saved with the state that knows of it
+        improved = evaluate_due and state.best_step == state.step
+        if save_due or improved or self.done(state):
+            self.save(state)
+        if config.stop_after and self._steps_here >= config.stop_after and not state.clock.done:
+            return self._stop(state, f"--stop_after {config.stop_after}")
+        self._step_started = time.perf_counter()
+
+    def _evaluation_due(self, state: State) -> bool:
+        if state.evaluation_due is not None:
+            return state.evaluation_due()
+        every = self.config.eval_every or state.loader.steps_per_epoch
+        return state.clock.done or state.step % every == 0
+
+    def _agree_on_signal(self) -> str:
+        names = self.world.gather_rows([self.world.signal] if self.world.signal else [])
+        return names[0] if names else "signal"
+
+    def _evaluate(self, state: State) -> None:
+        started = time.perf_counter()
+        # all ranks decide from the same numbers
+        metrics = self.world.from_rank_0(self.experiment.evaluate(state))
+        self._spent(evaluation_seconds=time.perf_counter() - started)
+        self._log.evaluation(state, metrics)
+        loss = metrics["val_loss"]
+        if loss < state.best:
+            state.best, state.best_step, state.bad_evaluations = loss, state.step, 0
+            self._checkpoints.export(self.experiment, state, "best")
+        else:
+            state.bad_evaluations += 1
+        state.evaluation_pending = False
+        state.last_val_loss = loss
+        self._check_patience(state)
+        self._restart_clock(state)
+
+    def _restart_clock(self, state: State) -> None:
+        """What passed since the step is no training time."""
+        self._seconds_before, self._started = state.seconds, time.perf_counter()
+
+    def _check_patience(self, state: State) -> None:
+        if self.config.patience is not None and state.bad_evaluations >= self.config.patience:
+            self.early = True
+            self.record.exit_reason = f"early stopping at step {state.step}"
+
+    def _spent(self, **amounts: float) -> None:
+        """For the next training line, and as sums over all sessions for run.json."""
+        if self.monitor is not None:
+            self.monitor.add(**amounts)
+            for name, amount in amounts.items():
+                self.record.facts[name] = round(self.record.facts.get(name, 0) + amount, 3)
+
+    def save(self, state: State) -> None:
+        """A whole checkpoint of this step."""
+        record = lambda: self.record.write_record(state)  # noqa: E731
+        self._checkpoints.save(state, before=self._log.sync, after=record)
+        self._restart_clock(state)
+
+    def _stop(self, state: State, reason: str) -> None:
+        self.save(state)
+        self.end("stopped", reason)
+        if self.world.rank == 0:
+            self.record.write_record(state)
+        self.world.say(
+            f"stopped at step {state.step} ({reason}); the same command continues {self.folder}"
+        )
+
+    # -- the end
+
+    def finish(self, state: State, experiment: Experiment) -> None:
+        """Write the final weights, test once with the best, say the result, make the page."""
+        if self.status == "stopped":
+            return
+        reason = self.exit_reason or "all steps done"
+        if state.last_val_loss > 1.05 * state.best:
+            self.record.verdict(
+                f"overfitted: validation loss rose from {state.best:.4f} at step {state.best_step} "
+                f"to {state.last_val_loss:.4f}; fewer --epochs, more rows or more dropout"
+            )
+        self._checkpoints.export(experiment, state, "final")
+        tested_with, problem = self._checkpoints.restore(experiment, state, self.config.test_with)
+        if problem:
+            self.record.verdict(f"tested with the final weights: best cannot be used ({problem})")
+        try:
+            result = experiment.test(state)
+        except Stopped:
+            return self._stop_in_test(state)
+        for verdict in result.verdicts:
+            self.record.verdict(verdict)
+        result.metrics.update({"tested_with": tested_with, "best_step": state.best_step})
+        self.end("finished", reason)
+
+        def write() -> None:
+            write_result(self.folder / "test", result)
+            self.record.write_record(state)
+
+        self.world.on_rank_0(write)
+        if self._log.bar is not None:
+            self._log.bar.close()
+        lines = [f"finished: {self.folder} ({state.seconds:.0f} s of training)"]
+        self.world.say("\n".join([*lines, *summary_lines(result.metrics)]))
+        if self.config.page and self.world.rank == 0:
+            self._make_page()
+
+    def _make_page(self) -> None:
+        """In a process of its own: whatever goes wrong there, the run is finished."""
+        command = [sys.executable, str(PROJECT / "report.py"), "page", str(self.folder)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=600
+            )
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            problem = last if done.returncode else []
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = [str(error)]
+        if problem:
+            self.world.say(f"warning: no page ({problem[0]}); later: report.py page {self.folder}")
+        else:
+            self.world.say(f"page: {self.folder / 'report.html'}")
+
+    def _stop_in_test(self, state: State) -> None:
+        self.end("stopped", self._agree_on_signal())
+        if self.world.rank == 0:
+            self.record.write_record(state)
+        self.world.say(f"stopped in the test; the same command continues {self.folder}")
+
+    # -- a dry run
+
+    def dry_run(self, state: State, step: Callable[[], object], steps: int = 3) -> None:
+        """Time a few calls of step() and say what the whole run would take; writes nothing."""
+        state.share()
+        total = getattr(state.clock, "total_steps", None)  # None: the budget is no number of steps
+        tokens = int(np.sum(state.loader.data.tokens))
+        times = []
+        for _ in range(steps if total is None else min(steps, total)):
+            started = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - started)
+        if total is None:
+            total = max(1, round(state.step / state.clock.fraction))  # at what these steps cost
+        trained = sum(p.numel() for p in state.parameters)
+        everything = sum(p.numel() for p in state.model.parameters())
+        each = min(times)
+        self.world.say(
+            f"steps {total:,} ({state.loader.steps_per_epoch:,} an epoch) · "
+            f"tokens {tokens:,} an epoch · parameters {everything:,}, trained {trained:,} · "
+            f"memory {peak_memory(self.world.device) / 2**30:.2f} GiB · "
+            f"{each:.2f} s a step, about {each * total / 60:.0f} min without evaluation"
+        )

@@ -1,0 +1,64 @@
+"""Runs that belong together: one a task, below the folder of the suite, which has averages."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from files import write_text
+from runs.folder import restarted_by_torchrun
+from runs.results import summary_lines
+from runs.run import Run
+
+
+def begin_suite(suite: Run, tasks: Sequence[str]) -> None:
+    """Write that the suite is running, so that the same command finds it. With --fresh, what an
+    earlier one left in the folders of its tasks is deleted."""
+    if suite.world.rank != 0 or suite.config.dry_run:
+        return
+    if suite.config.fresh and not restarted_by_torchrun():
+        for task in tasks:
+            if (suite.folder / task / "config.yaml").exists():
+                shutil.rmtree(suite.folder / task)
+    suite.record.write_record()
+
+
+def drop_checkpoints(run: Run) -> None:
+    """A finished task is not continued, and eight times two checkpoints of BERT-base are 21 GB.
+    Its best and final weights stay."""
+    if run.world.rank == 0 and run.status == "finished":
+        for folder in (run.folder / "train/weights").glob("step_*"):
+            shutil.rmtree(folder)
+
+
+def finish_suite(
+    suite: Run,
+    tasks: Sequence[str],
+    averages: Callable[[dict[str, dict[str, Any]]], dict[str, Any]],
+) -> None:
+    """Write and say the averages when every task below the suite's folder is finished.
+
+    averages: metrics by task name → those of the suite, with what is `missing` for an average.
+    """
+    if suite.world.rank == 0:
+        results, verdicts, seconds = {}, [], 0.0
+        for task in tasks:
+            folder = suite.folder / task
+            results[task] = json.loads((folder / "test/metrics/metrics.json").read_text())
+            record = json.loads((folder / "run.json").read_text())
+            verdicts += [f"{task}: {verdict}" for verdict in record["verdicts"]]
+            seconds += record["seconds"]
+        metrics = averages(results)
+        suite.record.verdicts = verdicts
+        suite.record.facts["seconds"] = round(seconds, 3)
+        write_text(suite.folder / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
+        lines = [f"finished: {suite.folder} ({seconds:.0f} s of training)"]
+        if metrics["missing"]:
+            lines.append(f"  no average, it lacks {', '.join(metrics['missing'])}")
+        suite.world.say("\n".join([*lines, *summary_lines(metrics)]))
+    suite.end("finished", "all tasks done")
+
+
+def stop_suite(suite: Run, task: str, run: Run) -> None:
+    """The suite stops with the task that was stopped."""
+    suite.end("stopped", f"{task}: {run.exit_reason}")

@@ -1,1 +1,0 @@
-"""One file per kind of data: read, repair, split, tokenise, collate, score."""
