@@ -6,10 +6,12 @@ python finetune_gpt2.py attention --run gpt2 --texts texts.txt --heads all --out
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.records import lines
 from files import PROJECT, write_text
 from models import attention, causal, pretrained
 
@@ -90,8 +92,7 @@ def read_texts(texts: str) -> list[str]:
         there = False
     if not there:
         return [texts]
-    lines = Path(texts).read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = [line for line in lines if line.strip()]
-    if not lines:
+    rows = [line.rstrip("\r\n") for line in lines(Path(texts), Counter()) if line.strip()]
+    if not rows:
         raise ValueError(f"{texts}: no text in it")
-    return lines
+    return rows

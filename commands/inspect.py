@@ -78,7 +78,7 @@ def inspect(config: InspectConfig) -> None:
 def validation_titles(config: InspectConfig, settings: Any) -> list[titles.Title]:
     """Those of the run. ValueError if its source has other titles by now."""
     data = config.data or settings.data
-    every = titles.load_titles(data, settings.limit, settings.data_seed)
+    every, _ = titles.load_titles(data, settings.limit, settings.data_seed)
     _, held_out = titles.split_titles(every, settings.val_frac)
     record = json.loads((Path(config.run) / "run.json").read_text(encoding="utf-8"))
     was, now = record.get("split_fingerprint"), titles.titles_fingerprint(held_out)

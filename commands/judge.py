@@ -8,6 +8,7 @@ metrics, where report.py table finds it.
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from commands.opening import OpenConfig, open_causal
 from commands.predict import PredictConfig, Predictor
 from data import instructions, reviews
 from data.arena import PairRow
-from data.records import strip_control
+from data.records import BadRow, read_records, strip_control
 from data.rows import stable_hash, subset
 from evaluation import judge
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
@@ -154,21 +155,17 @@ def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; alpaca_sft.py generate --data writes one")
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
+    for number, (place, row) in enumerate(read_records(file, Counter()), start=1):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{place}: {row}")
         for name in FIELDS:
-            if not isinstance(row, dict) or not isinstance(row.get(name), str):
-                raise ValueError(f"{file}, line {number}, field {name}: expected text")
+            if not isinstance(row.get(name), str):
+                raise ValueError(f"{place}, field {name}: expected text")
         texts = (row["instruction"], row.get("input", ""))
         own = stable_hash("instruction", *texts)
         prompt = row.get("prompt", instructions.format_prompt(*texts))
         if not isinstance(prompt, str):
-            raise ValueError(f"{file}, line {number}, field prompt: expected text")
+            raise ValueError(f"{place}, field prompt: expected text")
         rows.append(
             {"id": str(row.get("id", number)), "group": str(row.get("group", own)), "input": ""}
             | {k: v for k, v in row.items() if k in (*FIELDS, "input")}

@@ -20,15 +20,15 @@ of each group, less than one sequence in 64.
 import fcntl
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,19 @@ from torch.utils.data import DataLoader
 import core
 import files
 from core import IGNORE_INDEX, World
-from data.records import load_hub
+from data.records import (
+    COMPRESSED,
+    KINDS,
+    TEXT_FIELDS,
+    BadRow,
+    field_of,
+    files_below,
+    kind_of,
+    load_hub,
+    read_records,
+    said,
+    text_lines,
+)
 from data.rows import normalised_text, split_of, stable_hash
 from data.tokens import tokenizer_fingerprint
 from files import cache_folder, disk_error, write_folder, write_text
@@ -69,8 +81,7 @@ HUB = {
     ],
 }
 ALIASES = {"bookcorpus-wikitext": "bookcorpus-wikipedia", "c4-subset-random": "c4-subset"}
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
-COMPRESSED = (".gz", ".zst", ".bz2")
+TEXT_KINDS = (".txt", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ class Source:
     identity: list
     parts: Sequence[Callable[[], Documents]] = ()
     tokenised: Path | None = None
+    repairs: Counter[str] = field(default_factory=Counter)  # counted while it is read
 
     def documents(self) -> Documents:
         for part in self.parts:
@@ -101,16 +113,18 @@ class Source:
                     break
 
 
-def open_source(data: str, field: str = "text") -> Source:
+def open_source(data: str) -> Source:
     """The source that `data` names: reviews, c4-subset, minipile, bookcorpus-wikitext or a path.
 
-    A path is a file or a folder of .txt (blank lines end a document, as in BERT's own input),
-    .jsonl or .parquet (`field` holds the text), the first two plain or .gz, .zst, .bz2; or a
-    folder of packed sequences as the published C4 subset is one. Reads no document yet.
+    A path is a file or a folder of .txt (blank lines end a document, as in BERT's own input), or
+    of .jsonl, .json, .csv, .tsv or .parquet, whose field `text` (or another of TEXT_FIELDS) holds
+    the documents; all but the last plain or .gz, .zst, .bz2; or a folder of packed sequences as
+    the published C4 subset is one. Reads no document yet.
 
     Raises FileNotFoundError for an unknown name or missing path, ValueError for other files.
     """
     name = ALIASES.get(data, data)
+    repairs: Counter[str] = Counter()
     if name == "reviews":
         from data import reviews
 
@@ -131,28 +145,17 @@ def open_source(data: str, field: str = "text") -> Source:
         )
     packed = sorted(path.rglob("state.json")) if path.is_dir() else []
     if packed:
-        files = sorted(packed[0].parent.glob("*.arrow"))
-        return Source(path.name, _file_facts(files, path), tokenised=packed[0].parent)
-    files = sorted(p for p in path.rglob("*") if _kind(p)) if path.is_dir() else [path]
-    if not files or not all(_kind(file) for file in files):
+        arrows = sorted(packed[0].parent.glob("*.arrow"))
+        return Source(path.name, _file_facts(arrows, path), tokenised=packed[0].parent)
+    paths = files_below(path, TEXT_KINDS, repairs) if path.is_dir() else [path]
+    if not paths or not all(kind_of(each, TEXT_KINDS) for each in paths):
         raise ValueError(
-            f"{data}: expected .txt, .jsonl or .parquet files (the first two plain or "
+            f"{data}: expected {', '.join(TEXT_KINDS)} files (all but parquet plain or "
             f"{', '.join(COMPRESSED)}), or a folder of such."
         )
     root = path if path.is_dir() else path.parent
-    parts = [functools.partial(_read_file, file, root, field) for file in files]
-    return Source(path.name, [*_file_facts(files, root), field], parts)
-
-
-def _kind(path: Path) -> str | None:
-    """.txt, .jsonl or .parquet; None for other files."""
-    name = path.name.lower()
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    kind = Path(name).suffix
-    if kind == ".parquet" and name != path.name.lower():  # parquet compresses inside
-        return None
-    return kind if kind in TEXT_SUFFIXES else None
+    parts = [functools.partial(read_documents, each, root, repairs) for each in paths]
+    return Source(path.name, [*_file_facts(paths, root), "text"], parts, repairs=repairs)
 
 
 def _file_facts(files: Sequence[Path], root: Path) -> list:
@@ -189,68 +192,36 @@ def _read_hub(
         yield f"{hub_id}:{number}", "\n".join(entries)
 
 
-def _read_file(path: Path, root: Path, field: str) -> Documents:
+def read_documents(path: Path, root: Path, repairs: Counter) -> Documents:
     """Documents of one file; ids are the path below `root` and the document's number."""
-    read = {".txt": _read_text, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
-    kind = _kind(path)
-    texts = read[kind](path) if kind == ".txt" else read[kind](path, field)
+    is_text = kind_of(path, TEXT_KINDS) == ".txt"
+    texts = _read_text(path, repairs) if is_text else _read_fields(path, repairs)
     name = path.relative_to(root).as_posix()
     for number, text in enumerate(texts):
         yield f"{name}:{number}", text
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, decompressed by its name; bytes that are not UTF-8 become U+FFFD."""
-    import pyarrow
-
-    with pyarrow.input_stream(str(path), compression="detect") as stream:
-        file = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace")
-        yield from iter(lambda: file.readline(64 * LONGEST_DOCUMENT), "")
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    lines, size = [], 0
-    for line in _lines(path):
+def _read_text(path: Path, repairs: Counter) -> Iterator[str]:
+    parts, size = [], 0
+    for line in text_lines(path, repairs):
         if line.strip():
-            lines.append(line)
+            parts.append(line)
             size += len(line)
-        if lines and (not line.strip() or size >= LONGEST_DOCUMENT):
-            yield "".join(lines)
-            lines, size = [], 0
-    if lines:
-        yield "".join(lines)
+        if parts and (not line.strip() or size >= LONGEST_DOCUMENT):
+            yield "".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield "".join(parts)
 
 
-def _read_json_lines(path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error}).") from None
-        text = record.get(field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise ValueError(f"{path}, line {number}: expected an object with text in '{field}'.")
-        yield text
-
-
-def _read_parquet(path: Path, field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        if field not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names[:20])
-            raise ValueError(f"{path}: no column '{field}'; it has {names}.")
-        for batch in file.iter_batches(batch_size=256, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                if text is not None and not isinstance(text, str):
-                    raise ValueError(f"{path}, column {field}: expected text.")
-                yield text or ""
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error}).") from None
+def _read_fields(path: Path, repairs: Counter) -> Iterator[str]:
+    for place, record in read_records(path, repairs, columns=TEXT_FIELDS):
+        if isinstance(record, BadRow):
+            raise ValueError(f"{place}: {record}")
+        text = field_of(record, TEXT_FIELDS, place)
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{place}: expected text, found {type(text).__name__}")
+        yield text or ""
 
 
 # --------------------------------------------------------------------------- tokenizer
@@ -341,7 +312,6 @@ def load_corpus(
     tokenizer: str | None = None,
     vocab_size: int = 32768,
     seq_length: int = 128,
-    field: str = "text",
     workers: int | None = None,
 ) -> "Corpus":
     """The packed sequences of a source, made by rank 0 where they are not there yet.
@@ -353,7 +323,7 @@ def load_corpus(
 
     Memory: about 2·workers blocks of 4 M characters, and the tokenizer's table of distinct words.
     """
-    source = open_source(data, field)
+    source = open_source(data)
     if source.tokenised:
         world.say(f"{data}: sequences that were packed elsewhere, in {source.tokenised}")
         tokenizer = str(source.tokenised / "tokenizer")
@@ -417,6 +387,7 @@ def _build(
         "documents": sum(shard["documents"] for shard in shards),
         "sequences": int(groups.sum()),
         "tokenised_elsewhere": source.tokenised is not None,
+        "repairs": dict(source.repairs),
         "files": {
             f"{number:05d}.bin": {"bytes": shard["bytes"], "sha256": shard["sha256"]}
             for number, shard in enumerate(shards)
@@ -426,6 +397,8 @@ def _build(
     building.rename(folder)
     for number in range(len(shards)):
         (folder / f"{number:05d}.json").unlink()
+    for line in said(source.repairs):
+        world.say(f"{source.name}: {line}")
     world.say(
         f"{source.name}: {facts['sequences']:,} sequences of {seq_length} tokens from "
         f"{facts['documents']:,} documents in {folder}"

@@ -13,6 +13,7 @@ as many.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from core import IGNORE_INDEX, World
 from data import corpora, reviews, texts
-from data.records import load_hub
+from data.records import PARTS, files_of_parts, load_hub, said, text_lines
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
 from data.tokens import cached_tokens, encode_texts, ladder_length, pad, tokenizer_fingerprint
 
@@ -32,7 +33,8 @@ WIKITEXT = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "wikitext103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
-PARTS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
+FEW_DOCUMENTS = 20  # of a file or folder: so few are cut into passages
+PASSAGE = 2000  # characters
 HEADING = re.compile(r"^ = [^=].* = \s*$")  # of an article; sections have more signs
 
 
@@ -57,26 +59,91 @@ def load_documents(
 ) -> tuple[list[Document], bool, list[str]]:
     """Documents, whether a separator stands between them, and lines that the user should see.
 
-    task: wikitext2, wikitext103, reviews_text, or text, JSONL or parquet files of your own. data:
-    a folder with WikiText's files (train.txt, wiki.valid.tokens …); None: the hub. WikiText is
-    one text without separators, as published figures have it.
+    task: wikitext2, wikitext103, reviews_text, or files of your own as in corpora.open_source.
+    data: a folder with WikiText's files (train.txt, wiki.valid.tokens …); None: the hub. WikiText
+    is one text without separators, as published figures have it.
     """
     if task in WIKITEXT:
-        parts = _read_wikitext_hub(task) if data is None else _read_wikitext(Path(data))
-        return _articles(parts, val_frac, detokenize)
+        repairs: Counter[str] = Counter()
+        parts = _read_wikitext_hub(task) if data is None else _read_wikitext(Path(data), repairs)
+        documents, separated, notes = _articles(parts, val_frac, detokenize)
+        return documents, separated, [*notes, *said(repairs)]
     if task == "reviews_text":
         named_texts = [(r.id, r.text) for r in reviews.load_reviews() if r.source == "imdb"]
         notes = [texts.REVIEWS_NOTICE]
     else:
-        named_texts, notes = list(corpora.open_source(data or task).documents()), []
-    documents, seen = [], set()
-    for name, text in named_texts:
-        group = stable_hash("text", normalised_text([text]))  # as in texts.py: the same parts
-        if text.strip() and group not in seen:
-            seen.add(group)
-            split = split_of(group, val_frac, test_frac)
-            documents.append(Document(name, group, text, len(text.split()), split))
-    return documents, True, notes
+        return _own_documents(Path(data or task), data or task, val_frac, test_frac)
+    documents, more = _build({"train": named_texts}, val_frac, test_frac)
+    return documents, True, notes + more
+
+
+def _own_documents(
+    path: Path, name: str, val_frac: float, test_frac: float
+) -> tuple[list[Document], bool, list[str]]:
+    """Documents of files; of a folder with a training part its parts, else split by a hash."""
+    repairs: Counter[str] = Counter()
+    files = files_of_parts(path, corpora.TEXT_KINDS, repairs) if path.is_dir() else {}
+    if "train" in files:
+        parts = {
+            part: [
+                document for file in own for document in corpora.read_documents(file, path, repairs)
+            ]
+            for part, own in files.items()
+        }
+    else:
+        source = corpora.open_source(name)
+        parts = {"train": list(source.documents())}
+        repairs = source.repairs
+    count, notes = sum(map(len, parts.values())), []
+    if len(parts) == 1 and count < FEW_DOCUMENTS:
+        parts = {part: _passages(own) for part, own in parts.items()}
+        if (passages := len(parts["train"])) > count:
+            notes.append(
+                f"{count} document{'s' * (count != 1)}: cut into {passages:,} passages of about {PASSAGE:,} "
+                "characters, so that some can be held out"
+            )
+    documents, more = _build(parts, val_frac, test_frac)
+    return documents, True, [*notes, *said(repairs), *more]
+
+
+def _build(
+    parts: dict[str, list[tuple[str, str]]], val_frac: float, test_frac: float
+) -> tuple[list[Document], list[str]]:
+    """Each text once; the training part gives what others lack, by a hash of the text."""
+    shares = (0.0 if "val" in parts else val_frac, 0.0 if "test" in parts else test_frac)
+    documents: list[Document] = []
+    seen: dict[str, str] = {}
+    again = 0
+    for part in ("test", "val", "train"):
+        own = []
+        for name, text in parts.get(part, ()):
+            group = stable_hash("text", normalised_text([text]))  # as in texts.py: the same parts
+            if not text.strip():
+                continue
+            if group in seen:
+                again += 1
+                continue
+            seen[group] = split_of(group, *shares) if part == "train" else part
+            own.append(Document(name, group, text, len(text.split()), seen[group]))
+        documents = own + documents
+    notes = [f"{again:,} documents that occur again are read once"] if again else []
+    return documents, notes
+
+
+def _passages(documents: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Documents in stretches of about PASSAGE characters, which end at a line's or a word's end."""
+    passages = []
+    for name, text in documents:
+        pieces = re.findall(rf"[^\n]{{0,{PASSAGE - 1}}}(?:\s|\Z)|[^\n]{{{PASSAGE}}}", text)
+        held, number = "", 0
+        for piece in [*pieces, None]:
+            if piece is None or len(held) + len(piece) > PASSAGE:
+                if held.strip():
+                    passages.append((f"{name}-{number}", held))
+                    number += 1
+                held = ""
+            held += piece or ""
+    return passages
 
 
 def _read_wikitext_hub(task: str) -> dict[str, list[str]]:
@@ -91,19 +158,18 @@ def _read_wikitext_hub(task: str) -> dict[str, list[str]]:
     return {part: [f"{line}\n\n" for line in rows["text"]] for part, rows in loaded.items()}
 
 
-def _read_wikitext(folder: Path) -> dict[str, list[str]]:
+def _read_wikitext(folder: Path, repairs: Counter) -> dict[str, list[str]]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder; expected train.txt, valid.txt, test.txt"
         )
-    parts = {}
+    parts: dict[str, list[str]] = {}
     for part, stems in PARTS.items():
         names = [f"{p}{s}{e}" for p in ("", "wiki.") for s in stems for e in (".txt", ".raw")]
         names += [f"wiki.{stem}.tokens" for stem in stems]
         there = [folder / name for name in names if (folder / name).is_file()]
         if there:
-            text = there[0].read_text(encoding="utf-8", errors="replace")
-            parts[part] = text.splitlines(keepends=True)
+            parts[part] = list(text_lines(there[0], repairs))
     if "test" not in parts or len(parts) < 2:
         raise ValueError(
             f"{folder}: expected test.txt and train.txt or valid.txt (or wiki.test.tokens …)"
@@ -120,12 +186,14 @@ def _articles(
     alone = next((part for part in ("train", "val") if len(parts) == 2 and part in parts), None)
     if alone:
         notes.append(f"there is no other part: {alone} is split into train and validation by us")
-    for part, lines in parts.items():
-        first = next((i for i, line in enumerate(lines) if line.strip()), 0)
-        starts = [i for i, line in enumerate(lines) if HEADING.match(line)]
+    for part, part_lines in parts.items():
+        first = next((i for i, line in enumerate(part_lines) if line.strip()), 0)
+        starts = [i for i, line in enumerate(part_lines) if HEADING.match(line)]
         starts = [0, *(start for start in starts if start > first)]
-        for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
-            text = "".join(lines[start:end])
+        for number, (start, end) in enumerate(
+            zip(starts, [*starts[1:], len(part_lines)], strict=True)
+        ):
+            text = "".join(part_lines[start:end])
             if not text:
                 continue
             split = part

@@ -11,7 +11,6 @@ is a task of ours, which needs no network: 8,530 snippets of Rotten Tomatoes.
 """
 
 import difflib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,16 @@ from torch import Tensor
 
 from core import World
 from data import reviews
-from data.records import BadRow, Records, load_hub, short, strip_control
+from data.records import (
+    BadRow,
+    Records,
+    load_hub,
+    read_records,
+    said,
+    short,
+    strip_control,
+    tsv_cells,
+)
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
 from data.tokens import (
     Ragged,
@@ -181,7 +189,8 @@ def load_task(
     rows: list[Row] = []
     problems: list[str] = []
     ids: set[str] = set()
-    for split, records in _read(task, source).items():
+    repairs: Counter[str] = Counter()
+    for split, records in _read(task, source, repairs).items():
         for number, (place, record) in enumerate(records):
             try:
                 row = _build_row(task, split, number, record)
@@ -196,7 +205,7 @@ def load_task(
                 continue
             ids.add(row.id)
             rows.append(row)
-    notes = []
+    notes = [f"{task.name}: {line}" for line in said(repairs)]
     if problems:
         notes.append(f"{task.name}: left out {len(problems)} bad rows, the first: {problems[0]}")
     notes += _compare_with_published(task, rows)
@@ -352,13 +361,13 @@ def _read_label(task: Task, record: dict) -> int | float:
 # ----------------------------------------------------------------------------- sources
 
 
-def _read(task: Task, source: str) -> dict[str, Records]:
+def _read(task: Task, source: str, repairs: Counter) -> dict[str, Records]:
     if task.suite == "sentiment":
         return _read_reviews()
     if source == "hub":
         return _read_hub(task)
     read = _read_tsv if task.suite == "glue" else _read_jsonl
-    return {split: read(path, task) for split, path in find_files(task, source).items()}
+    return {split: read(path, task, repairs) for split, path in find_files(task, source).items()}
 
 
 def check_source(task: Task, source: str) -> None:
@@ -400,18 +409,6 @@ def _how_to_get(task: Task) -> str:
     return f"Download it from {WHERE_TO_GET[task.suite]}, leave the task out, or use --data hub"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank; only \\n ends a line, as some texts hold others."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise ValueError(f"{path}, line {number}: expected UTF-8 text") from None
-            if text.strip():
-                yield number, text
-
-
 # what GLUE's files call a field, where the hub calls it otherwise
 COLUMNS = {
     "#1 String": "sentence1",
@@ -425,42 +422,35 @@ MNLI_COLUMNS = COLUMNS | {"sentence1": "premise", "sentence2": "hypothesis"}
 COLA_HEADER = ["source", "label", "mark", "sentence"]  # its files have none
 
 
-def _read_tsv(path: Path, task: Task) -> Records:
-    """Cells between tabs, unchanged: quotes are text here, many are never closed."""
+def _read_tsv(path: Path, task: Task, repairs: Counter) -> Records:
+    """Cells between tabs unchanged: quotes are text here, many are never closed."""
     wanted = (*task.fields, "label")
     names = MNLI_COLUMNS if task.name == "mnli" else COLUMNS
     header = COLA_HEADER if task.name == "cola" else []
-    for number, text in _lines(path):
-        cells = text.split("\t")
+    for place, cells in tsv_cells(path, repairs):
         if not header:
             header = [names.get(cell, cell) for cell in cells]
             missing = [name for name in wanted if name not in header]
             if missing:
                 raise ValueError(
-                    f"{path}, line 1: expected a header with columns for {', '.join(missing)}, "
+                    f"{place}: expected a header with columns for {', '.join(missing)}, "
                     f"found {', '.join(map(short, cells[:12]))}. A test file has no labels and "
                     "cannot be scored here"
                 )
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells between tabs, found {len(cells)}"
-            yield f"{path}, line {number}", BadRow("", problem)
+            yield place, BadRow("", problem)
         else:
             record = dict(zip(header, cells, strict=True))
-            yield f"{path}, line {number}", {name: record[name] for name in wanted}
+            yield place, {name: record[name] for name in wanted}
 
 
-def _read_jsonl(path: Path, task: Task) -> Records:
+def _read_jsonl(path: Path, task: Task, repairs: Counter) -> Records:
     """An object a line, in the shape that it has on the hub."""
-    for number, text in _lines(path):
-        place = f"{path}, line {number}"
+    for place, record in read_records(path, repairs):
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield place, BadRow("", f"not valid JSON ({error})")
-            continue
-        try:
-            if not isinstance(record, dict):
-                raise BadRow("", f"expected an object with named fields, found {short(record)}")
+            if isinstance(record, BadRow):
+                raise record
             if task.name == "multirc":
                 yield from [(place, answer) for answer in _answers(record)]
             elif task.name == "wsc":

@@ -5,8 +5,9 @@
     ids = cached_sequences(rows, tokenizer, "alpaca", world)
     train = InstructionData(ids, rows, "train", pad=50256, max_length=1024, packing=True)
 
-Rows are Alpaca's (instruction, input, output) or conversations (messages with role and content, or
-conversations with from and value), in JSON, JSON lines, CSV, parquet or on the hub. The whole text
+Rows are Alpaca's (instruction, input, output; or prompt and completion) or conversations (messages
+with role and content, or conversations with from and value), in JSON, JSON lines, CSV, parquet or
+on the hub. The whole text
 is tokenised at once, one end-of-text token follows, and every token after the first is a label;
 those of the responses are known apart. The layout is Stanford Alpaca's (Taori et al. 2023).
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from core import IGNORE_INDEX, World
 from data import reviews
-from data.records import load_hub, read_records, strip_control
+from data.records import BadRow, load_hub, read_records, said, strip_control
 from data.rows import fingerprint, normalised_text, stable_hash
 from data.tokens import (
     Ragged,
@@ -57,6 +58,11 @@ ROLES = {
     "bing": "assistant",
     "system": "system",
 }
+FIELDS = (  # names of a row's fields, and whether it may lack them
+    (("instruction", "prompt", "question"), False),
+    (("input", "context"), True),
+    (("output", "completion", "response", "answer"), False),
+)
 Turn = tuple[str, str, str]  # instruction, input ("" = none), response
 
 
@@ -90,6 +96,7 @@ def load_rows(
     else:
         repairs: Counter[str] = Counter()
         rows = [build_row(record, place, n) for n, place, record in _records(data, repairs)]
+        notes += said(repairs)
     if not rows:
         raise ValueError(f"{data}: it holds no rows")
     train, test = int(len(rows) * (1 - val_frac - test_frac) + 1e-6), int(len(rows) * test_frac)
@@ -110,7 +117,7 @@ def _records(data: str, repairs: Counter) -> Iterator[tuple[int, str, dict]]:
     path = Path(data)
     if path.exists():
         for number, (place, record) in enumerate(read_records(data, repairs), start=1):
-            if not isinstance(record, dict):
+            if isinstance(record, BadRow):
                 raise ValueError(f"{place}: {record}")
             yield number, place, record
         return
@@ -135,7 +142,8 @@ def build_row(record: dict, place: str, number: int) -> Row:
             system, turns = _read_messages(record[key], f"{place}, field {key}", role, content)
             return _row(name, system, turns)
     texts = []
-    for field, optional in (("instruction", False), ("input", True), ("output", False)):
+    for names, optional in FIELDS:
+        field = next((name for name in names if name in record), names[0])
         text = record.get(field)
         if text is None and optional:
             text = ""

@@ -6,17 +6,55 @@
 
     rows = load_hub("tatsu-lab/alpaca", advice="Give a file of Alpaca's rows as --data")
 
-Repairs are counted by name: nul_bytes (removed), invalid_utf8 (replaced by U+FFFD), in lines.
+Text is UTF-8, or what its byte order mark says; lines end at newlines alone (U+2028 and form feeds
+are text); .gz, .zst and .bz2 are unpacked on the way. Files whose name begins with a dot are passed
+over. What had to be repaired is counted by name, see REPAIRS, for the record and the console.
 """
 
 import csv
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
+COMPRESSED = (".gz", ".zst", ".bz2")
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")  # of files with named fields
+# Names of the columns that hold the text and the class of a row, the first that is there counts.
+TEXT_FIELDS = ("text", "review", "sentence", "content", "document", "body", "message", "tweet")
+LABEL_FIELDS = ("label", "sentiment", "class", "category", "labels", "target")
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test",),
+}
+# What is counted, in words for the console.
+REPAIRS = {
+    "nul_bytes": "lines with NUL bytes, which were removed",
+    "invalid_utf8": "lines with bytes that are not UTF-8, replaced by U+FFFD",
+    "surrogates_joined": "rows with two halves of one character, which were joined",
+    "surrogates_replaced": "rows with half a character, replaced by U+FFFD",
+    "utf16_files": "files in UTF-16 or UTF-32",
+    "hidden_files": "hidden files (._name, .folder) passed over",
+}
+LONGEST_LINE = 64 << 20  # characters; a longer one is cut there
+# How a file begins that is no text, whatever it is called.
+_BINARY = {
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PAR1": "a parquet file: name it .parquet",
+    b"\x1f\x8b": "compressed by gzip: name it .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: name it .zst",
+    b"BZh": "compressed by bzip2: name it .bz2",
+    b"%PDF": "a PDF, no text",
+}
+_MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # C0 (all but \t and \n), DEL and C1; marks that reorder text; surrogates, which print() refuses
@@ -36,54 +74,161 @@ class BadRow(Exception):
 Records = Iterator[tuple[str, dict | BadRow]]  # (place for messages, fields or what is wrong)
 
 
-def read_records(source: str, repairs: Counter) -> Records:
-    """Rows of a .csv, .jsonl, .json or .parquet file, or of a folder of parquet files.
+def said(repairs: Counter | dict[str, int]) -> list[str]:
+    """A line for each repair, for the console."""
+    return [f"{count:,} {REPAIRS.get(name, name)}" for name, count in sorted(repairs.items())]
 
+
+# ------------------------------------------------------------------------------- files
+
+
+def kind_of(path: Path, kinds: Sequence[str] = KINDS) -> str | None:
+    """The suffix of `kinds` that a file has, behind which it may be compressed; None: another."""
+    name = path.name.lower()
+    bare = name
+    for suffix in COMPRESSED:
+        bare = bare.removesuffix(suffix)
+    kind = Path(bare).suffix
+    if kind == ".parquet" and bare != name:  # parquet compresses inside
+        return None
+    return kind if kind in kinds else None
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a file below `root` is of its system or editor: ._x, .ipynb_checkpoints/x."""
+    parts = path.relative_to(root).parts
+    return any(part.startswith((".", "~$")) or part == "__MACOSX" for part in parts)
+
+
+def files_below(folder: Path, kinds: Sequence[str], repairs: Counter) -> list[Path]:
+    """Files of these kinds in a folder and below it, by name, without hidden ones."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path, kinds))
+    hidden = [path for path in files if is_hidden(path, folder)]
+    if hidden:
+        repairs["hidden_files"] += len(hidden)
+    return [path for path in files if path not in hidden]
+
+
+def files_of_parts(folder: Path, kinds: Sequence[str], repairs: Counter) -> dict[str, list[Path]]:
+    """Files of train, val and test by their names: train.csv, dev.tsv, test-00000-of-00002.parquet,
+    in the folder or in its data/, as on the hub. ValueError where a part is there in two kinds."""
+    files = [path for path in files_below(folder, kinds, repairs)]
+    files = [p for p in files if p.parent == folder or p.parent == folder / "data"]
+    parts: dict[str, list[Path]] = {}
+    for part, stems in PARTS.items():
+        pattern = re.compile(rf"({'|'.join(stems)})([-_.]\d.*)?\.", re.IGNORECASE)
+        own = [path for path in files if pattern.match(path.name)]
+        if len({(path.name.split(".")[0].split("-")[0], kind_of(path, kinds)) for path in own}) > 1:
+            raise ValueError(f"{folder}: both {own[0].name} and {own[-1].name}: name one file")
+        if own:
+            parts[part] = own
+    return parts
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    if not path.name.lower().endswith(COMPRESSED):
+        return open(path, "rb")
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"))
+
+
+def open_text(path: Path, repairs: Counter) -> TextIO:
+    """A file of text, unpacked and decoded; ValueError for what is none.
+
+    Bytes that are not UTF-8 come as lone surrogates, which `lines` replaces and counts.
+    """
+    file = _open_bytes(path)
+    head = file.peek(4096)[:4096]
+    for start, what in _BINARY.items():
+        if head.startswith(start):
+            raise ValueError(f"{path}: the file is {what}.")
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    if encoding is not None:
+        repairs["utf16_files"] += 1
+        return io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
+    nuls = max(head[::2].count(0), head[1::2].count(0))
+    if nuls > len(head) // 8 and nuls > 1:  # every second byte of Latin letters
+        raise ValueError(
+            f"{path}: the text seems to be UTF-16 without a byte order mark; save it as UTF-8."
+        )
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def lines(path: Path, repairs: Counter) -> Iterator[str]:
+    """Lines of a text file with their ends, \\n, \\r\\n or \\r; NUL and invalid bytes repaired."""
+    try:
+        with open_text(path, repairs) as file:
+            while line := file.readline(LONGEST_LINE):
+                if "\0" in line:
+                    repairs["nul_bytes"] += 1
+                    line = line.replace("\0", "")
+                if not line.isascii() and _SURROGATE.search(line):
+                    repairs["invalid_utf8"] += 1
+                    line = _SURROGATE.sub("\ufffd", line)
+                yield line
+    except (OSError, EOFError) as error:
+        if path.name.lower().endswith(COMPRESSED) and path.is_file():
+            raise ValueError(f"{path}: cannot be unpacked, is it cut off? ({error})") from None
+        raise
+
+
+def text_lines(path: Path, repairs: Counter) -> Iterator[str]:
+    """As `lines`, each ended by \\n alone, the last one perhaps not."""
+    for line in lines(path, repairs):
+        yield line.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# ----------------------------------------------------------------------------- records
+
+
+def read_records(
+    source: str | Path, repairs: Counter, columns: Sequence[str] | None = None
+) -> Records:
+    """Rows of a .csv, .tsv, .jsonl, .json or .parquet file, or of all such files below a folder.
+
+    columns: of a parquet file, to leave others unread; those that it lacks are left out.
     FileNotFoundError where nothing is there, ValueError for other files; a row that cannot be read
     is yielded as a BadRow.
     """
     path = Path(source)
-    suffix = path.suffix.lower()
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
+        files = files_below(path, KINDS, repairs)
+        kinds = {kind_of(file) for file in files}
         if not files:
-            raise ValueError(f"{source}: a folder without .parquet files; name one file in it.")
-        for file in files:
-            yield from _read_parquet(file)
+            raise ValueError(f"{source}: a folder without {', '.join(KINDS)} files.")
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{source}: a folder of {' and '.join(sorted(kinds))} files; name one file in it."
+            )
     elif not path.is_file():
         raise FileNotFoundError(f"{source}: no such file.")
-    elif suffix == ".csv":
-        yield from _read_csv(path, repairs)
-    elif suffix in (".jsonl", ".json"):
-        yield from _read_json(path, repairs)
-    elif suffix == ".parquet":
-        yield from _read_parquet(path)
     else:
-        raise ValueError(
-            f"{source}: expected .csv, .jsonl, .json or .parquet; unpack archives first."
-        )
+        files = [path]
+    for file in files:
+        yield from _read_file(file, repairs, columns)
 
 
-def _read_lines(path: Path, repairs: Counter) -> Iterator[str]:
-    """Lines of a UTF-8 file (BOM accepted), line ends kept, NUL and invalid bytes repaired."""
-    with open(path, "rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise ValueError(f"{path}: the text is UTF-16; save it as UTF-8.")
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for line in file:
-            if "\0" in line:
-                repairs["nul_bytes"] += 1
-                line = line.replace("\0", "")
-            if not line.isascii() and _SURROGATE.search(line):
-                repairs["invalid_utf8"] += 1
-                line = _SURROGATE.sub("\ufffd", line)
-            yield line
+def _read_file(path: Path, repairs: Counter, columns: Sequence[str] | None) -> Records:
+    kind = kind_of(path)
+    if kind == ".csv":
+        return _read_csv(path, repairs)
+    if kind == ".tsv":
+        return _read_tsv(path, repairs)
+    if kind in (".jsonl", ".ndjson", ".json"):
+        return _read_json(path, repairs)
+    if kind == ".parquet":
+        return _read_parquet(path, columns)
+    raise ValueError(
+        f"{path}: expected {', '.join(KINDS)} (the text ones plain or {', '.join(COMPRESSED)}); "
+        "unpack archives first."
+    )
 
 
-def _read_csv(path: Path, repairs: Counter) -> Iterator[tuple[str, dict | BadRow]]:
+def _read_csv(path: Path, repairs: Counter) -> Records:
     csv.field_size_limit(2**31 - 1)  # cells of a million characters occur; the default is 131,072
     # strict: without it a file that was cut off inside quotes ends in a row that looks whole
-    reader = csv.reader(_read_lines(path, repairs), strict=True)
+    reader = csv.reader(lines(path, repairs), strict=True)
     header: list[str] | None = None
     number = 0
     while True:
@@ -111,30 +256,84 @@ def _read_csv(path: Path, repairs: Counter) -> Iterator[tuple[str, dict | BadRow
             yield place, dict(zip(header, cells, strict=True))
 
 
-def _read_json(path: Path, repairs: Counter) -> Iterator[tuple[str, dict | BadRow]]:
+def field_of(record: dict, names: Sequence[str], place: str) -> Any:
+    """The value of the first of these fields that a record has; ValueError names those it has."""
+    for name in names:
+        if name in record:
+            return record[name]
+    own = ", ".join(strip_control(str(name))[:30] for name in list(record)[:10])
+    raise ValueError(f"{place}: no field {' or '.join(names)}; it has {own}")
+
+
+def tsv_cells(path: Path, repairs: Counter) -> Iterator[tuple[str, list[str]]]:
+    """(place, cells between tabs) of each line that is not blank; quotes are text, many are never
+    closed."""
+    for number, line in enumerate(lines(path, repairs), start=1):
+        text = line.rstrip("\r\n")
+        if text.strip():
+            yield f"{path}, line {number}", text.split("\t")
+
+
+def _read_tsv(path: Path, repairs: Counter) -> Records:
+    header: list[str] = []
+    for place, cells in tsv_cells(path, repairs):
+        if not header:
+            header = [cell.strip() for cell in cells]
+        elif len(cells) != len(header):
+            problem = f"expected {len(header)} cells between tabs, found {len(cells)}"
+            yield place, BadRow("", problem)
+        else:
+            yield place, dict(zip(header, cells, strict=True))
+
+
+def _read_json(path: Path, repairs: Counter) -> Records:
     """JSON lines; a .json file may also be one list of objects."""
-    lines: Iterable[str] = _read_lines(path, repairs)
-    if path.suffix.lower() == ".json":
-        text = "".join(lines)
+    rows: Iterator[str] = lines(path, repairs)
+    if kind_of(path) == ".json":
+        text = "".join(rows)
         if text.lstrip().startswith("["):
             try:
                 records = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: not valid JSON ({error}).") from None
             for number, record in enumerate(records, start=1):
-                yield f"{path}, row {number}", require_object(record)
+                yield f"{path}, row {number}", _repaired(require_object(record), repairs)
             return
-        lines = text.split("\n")
-    number = 0
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            record = require_object(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            record = BadRow("", f"not valid JSON ({error})")
-        yield f"{path}, row {number} (line {line_number})", record
+        rows = iter(text.split("\n"))
+    for number, line in enumerate(rows, start=1):
+        if line.strip():
+            yield f"{path}, line {number}", read_json_object(line, repairs)
+
+
+def read_json_object(line: str, repairs: Counter) -> dict | BadRow:
+    """The object that a line of JSON holds."""
+    try:
+        record = require_object(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return BadRow("", f"not valid JSON ({error})")
+    return _repaired(record, repairs) if "\\u" in line else record
+
+
+def _repaired(record: dict | BadRow, repairs: Counter) -> dict | BadRow:
+    """The record with half characters, which JSON can spell, joined or replaced in its texts."""
+    if isinstance(record, BadRow):
+        return record
+    names: set[str] = set()
+    whole = _repair_below(record, names)
+    repairs.update(names)
+    return whole
+
+
+def _repair_below(value: Any, names: set[str]) -> Any:
+    if isinstance(value, str):
+        return repair_surrogates(value, names)
+    if isinstance(value, dict):
+        return {
+            _repair_below(key, names): _repair_below(inner, names) for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_repair_below(inner, names) for inner in value]
+    return value
 
 
 def require_object(record: object) -> dict | BadRow:
@@ -143,17 +342,20 @@ def require_object(record: object) -> dict | BadRow:
     return BadRow("", f"expected an object with named fields, found {short(record)}")
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Records:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = None if columns is None else [name for name in columns if name in names]
+        for batch in file.iter_batches(batch_size=256, columns=wanted or None):
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", record
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({error}).") from None
 
 

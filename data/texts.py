@@ -11,6 +11,8 @@ added move no others.
 """
 
 import hashlib
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,24 @@ from torch import Tensor
 
 from core import World, mix_seed
 from data import reviews
-from data.records import load_hub, read_records, strip_control
+from data.records import (
+    KINDS,
+    LABEL_FIELDS,
+    PARTS,
+    TEXT_FIELDS,
+    BadRow,
+    field_of,
+    files_below,
+    files_of_parts,
+    kind_of,
+    load_hub,
+    read_records,
+    said,
+    short,
+    strip_control,
+    text_lines,
+    tsv_cells,
+)
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
 from data.tokens import (
     Ragged,
@@ -40,10 +59,6 @@ HUB: dict[str, tuple[str, tuple[str, ...]]] = {
     "imdb": ("stanfordnlp/imdb", ("negative", "positive")),
     "ag_news": ("fancyzhx/ag_news", ("World", "Sports", "Business", "Sci/Tech")),
 }
-PARTS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
-TEXT_FIELDS = ("text", "review", "sentence", "content")
-LABEL_FIELDS = ("label", "sentiment", "class", "category")
 FOLDER_CLASSES = {"pos": "positive", "neg": "negative"}
 MOST_CLASSES = 1000
 
@@ -77,7 +92,8 @@ def load_rows(
     expected) say what cannot be read.
     """
     class_names = HUB[task][1] if task in HUB else None
-    notes = []
+    notes: list[str] = []
+    repairs: Counter[str] = Counter()
     if task == "reviews":
         parts: dict[str, Iterable[Record]] = {"train": _read_reviews()}
         class_names = HUB["imdb"][1]
@@ -85,16 +101,16 @@ def load_rows(
     elif task in HUB and data is None:
         parts = _read_hub(task)
     else:
-        parts = _read_path(Path(data or task), task)
+        parts = _read_path(Path(data or task), repairs, notes)
     if "train" not in parts:
         raise ValueError(f"{data or task}: no training part (train.csv, train.tsv, train/ …)")
     records = {part: list(each) for part, each in parts.items()}
-    classes = class_names or _classes(records.values())
-    rows, repairs = _build_rows(records, classes, val_frac, test_frac)
+    for part in records.values():
+        _check_labelled(part, {""})
+    classes = class_names or _classes(records["train"], notes)
+    rows, left_out = _build_rows(records, classes, val_frac, test_frac)
     check_split(rows)
-    if repairs:
-        notes.append("; ".join(f"{count:,} {name}" for name, count in sorted(repairs.items())))
-    return rows, classes, notes
+    return rows, classes, [*notes, *said(repairs), *said(left_out)]
 
 
 def _build_rows(
@@ -105,11 +121,13 @@ def _build_rows(
     test_share = 0.0 if "test" in parts else test_frac
     val_share = 0.0 if "val" in parts else val_frac
     rows: list[TextRow] = []
-    repairs: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     prefix = {"train": "train" if len(parts) > 1 else "row"}
     taken: dict[str, str] = {}  # test and validation keep a text that the training part has, too
     for part in ("test", "val", "train"):
         part_rows = []
+        if "-1" not in numbers:  # as unlabelled test sets have it
+            _check_labelled(parts.get(part, []), {"-1"})
         for number, (place, text, label) in enumerate(parts.get(part, ()), start=1):
             if label.casefold() not in numbers:
                 raise ValueError(
@@ -119,23 +137,49 @@ def _build_rows(
             group = stable_hash("text", normalised_text([text]))
             split = split_of(group, val_share, test_share) if part == "train" else part
             if taken.setdefault(group, split) != split:
-                repairs[f"texts of the test or validation part left out of {part}"] += 1
+                left_out[f"texts of the test or validation part left out of {part}"] += 1
                 continue
             label_number = numbers[label.casefold()]
             part_rows.append(
                 TextRow(f"{prefix.get(part, part)}-{number}", group, text, label_number, split)
             )
         rows = part_rows + rows  # train first
-    return rows, repairs
+    return rows, left_out
 
 
-def _classes(parts: Iterable[list[Record]]) -> tuple[str, ...]:
-    """The labels that occur, numbers in their order, words in that of the alphabet."""
-    names = {label for records in parts for _, _, label in records}
+def _check_labelled(records: Sequence[Record], no_label: set[str]) -> None:
+    """ValueError where rows have no label, with the first and their number."""
+    empty = [place for place, _, label in records if label in no_label]
+    if empty:
+        raise ValueError(
+            f"{empty[0]}: expected a label (text or a whole number), found none; so in "
+            f"{len(empty):,} of {len(records):,} rows: take them out, or give rows that have labels"
+        )
+
+
+def _classes(records: Sequence[Record], notes: list[str]) -> tuple[str, ...]:
+    """The labels of the training rows, numbers in their order, words in that of the alphabet.
+
+    Labels that differ in case alone are one class, by its commonest spelling.
+    """
+    spellings: dict[str, Counter[str]] = {}
+    for _, _, label in records:
+        if label:
+            spellings.setdefault(label.casefold(), Counter())[label] += 1
+    names = [counts.most_common(1)[0][0] for counts in spellings.values()]
     if not 2 <= len(names) <= MOST_CLASSES:
         raise ValueError(f"{len(names)} different labels: expected 2 to {MOST_CLASSES} classes")
-    numeric = all(name.isdecimal() for name in names)
-    return tuple(sorted(names, key=int if numeric else None))
+    if len(names) > 2 and 2 * len(names) > len(records):
+        raise ValueError(
+            f"{len(names)} different labels in {len(records)} training rows, such as "
+            f"{short(names[0])}: is another column the label?"
+        )
+    if several := [counts for counts in spellings.values() if len(counts) > 1]:
+        shown = ", ".join(" and ".join(map(strip_control, counts)) for counts in several[:3])
+        notes.append(f"labels that differ in case alone are one class: {shown}")
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
 
 
 def _read_reviews() -> Iterator[Record]:
@@ -166,85 +210,105 @@ def require_path(path: Path) -> None:
         )
 
 
-def _read_path(path: Path, task: str) -> dict[str, Iterable[Record]]:
+def _read_path(path: Path, repairs: Counter, notes: list[str]) -> dict[str, Iterable[Record]]:
     if path.is_file():
-        return {"train": read_file(path)}
+        return {"train": read_file(path, repairs, notes)}
     require_path(path)
+    files = files_of_parts(path, KINDS, repairs)
     parts: dict[str, Iterable[Record]] = {}
     for part, stems in PARTS.items():
-        files = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-        there = [file for file in files if file.is_file()]
-        if len(there) > 1:
-            raise ValueError(f"{path}: both {there[0].name} and {there[1].name}: name one file")
         folders = [path / stem for stem in stems if (path / stem).is_dir()]
-        if there:
-            parts[part] = read_file(there[0])
+        if part in files:
+            each = (read_file(file, repairs, notes) for file in files[part])
+            parts[part] = itertools.chain.from_iterable(each)
         elif folders:
-            parts[part] = _read_folders(folders[0])
+            parts[part] = _read_folders(folders[0], repairs)
     return parts
 
 
-def _read_folders(folder: Path) -> Iterator[Record]:
+def _read_folders(folder: Path, repairs: Counter) -> Iterator[Record]:
     """One folder a class, one file a text; IMDB's unlabelled ones are left out."""
-    for inside in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "unsup"):
-        for file in sorted(inside.glob("*.txt")):
-            text = file.read_text(encoding="utf-8", errors="replace").replace("<br />", "\n")
-            yield str(file), text, FOLDER_CLASSES.get(inside.name, inside.name)
+    for file in files_below(folder, (".txt",), repairs):
+        name = file.relative_to(folder).parts[0]
+        if file.parent.parent == folder and name != "unsup":
+            text = "".join(text_lines(file, repairs)).replace("<br />", "\n")
+            yield str(file), text, FOLDER_CLASSES.get(name, name)
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """(place, text, label) of each row.
+def read_file(path: Path, repairs: Counter, notes: list[str]) -> Iterator[Record]:
+    """(place, text, label) of each row; label "" where it has none.
 
-    .tsv: text, tab, label, no header; .csv, .jsonl, .json, .parquet: named fields, the first of
-    TEXT_FIELDS and of LABEL_FIELDS that are there.
+    The first of TEXT_FIELDS and of LABEL_FIELDS that are there; a .tsv without such names in its
+    first line has a text, a tab and a label on each, or the other way round.
     """
-    if path.suffix == ".tsv":
-        yield from _read_tsv(path)
+    if kind_of(path) == ".tsv" and not _header(path):
+        yield from _read_bare_tsv(path, repairs, notes)
         return
-    for place, record in read_records(str(path), Counter()):
-        if not isinstance(record, dict):
+    for place, record in read_records(path, repairs):
+        if isinstance(record, BadRow):
             raise ValueError(f"{place}: {record}")
-        text = _field(record, TEXT_FIELDS, place)
-        label = _field(record, LABEL_FIELDS, place)
+        record = {str(name).strip().casefold(): value for name, value in record.items()}
+        text = field_of(record, TEXT_FIELDS, place)
+        label = field_of(record, LABEL_FIELDS, place)
         if not isinstance(text, str):
             raise ValueError(f"{place}: expected text, found {type(text).__name__}")
-        if not isinstance(label, str | int) or str(label).strip() == "":
+        if not isinstance(label, str | int | float | None):
             raise ValueError(f"{place}: expected a label (text or a whole number)")
-        yield place, text.replace("<br />", "\n"), str(label).strip()
+        yield place, text.replace("<br />", "\n"), label_name(label)
 
 
-def _read_tsv(path: Path) -> Iterator[Record]:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            text, tab, label = line.rstrip("\n").rpartition("\t")
-            if not tab or not label.strip():
-                raise ValueError(f"{path}, line {number}: expected a text, a tab and a label")
-            if number == 1 and (text, label) == ("text", "label"):
-                continue
-            yield f"{path}, line {number}", text, label.strip()
+def label_name(value: str | int | float | None) -> str:
+    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null."""
+    text = "" if value is None else str(value).strip()
+    if text.casefold() == "nan":
+        return ""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
-def _field(record: dict, names: Sequence[str], place: str) -> Any:
-    for name in names:
-        if name in record:
-            return record[name]
-    there = ", ".join(strip_control(str(name))[:30] for name in list(record)[:10])
-    raise ValueError(f"{place}: no field {' or '.join(names)}; it has {there}")
+def _header(path: Path) -> list[str]:
+    """The names in the first line of a .tsv, if one is that of a text; [] where it is a row.
+
+    A row may have such a word for its label, so that the last cell alone says nothing.
+    """
+    _, cells = next(tsv_cells(path, Counter()), ("", []))
+    names = [cell.strip().casefold() for cell in cells]
+    is_header = {*names[: max(1, len(names) - 1)]} & {*TEXT_FIELDS}
+    is_header = is_header or ({*names} & {*TEXT_FIELDS} and {*names} & {*LABEL_FIELDS})
+    return names if is_header else []
+
+
+def _read_bare_tsv(path: Path, repairs: Counter, notes: list[str]) -> Iterator[Record]:
+    rows = []
+    for place, cells in tsv_cells(path, repairs):
+        if len(cells) < 2:
+            raise ValueError(f"{place}: expected a text, a tab and a label")
+        rows.append((place, cells))
+    firsts, lasts = ({cells[place] for _, cells in rows} for place in (0, -1))
+    label_first = len(firsts) <= len(rows) / 2 < len(lasts)
+    if label_first:
+        notes.append(f"{path.name}: the label stands in front of the text")
+    for place, cells in rows:
+        text, label = (cells[1:], cells[0]) if label_first else (cells[:-1], cells[-1])
+        yield place, "\t".join(text).replace("<br />", "\n"), label_name(label)
 
 
 def has_labels(path: Path) -> bool:
     """Whether a file or folder of the user's own is for classification: its rows have labels."""
     if path.is_dir():
-        return any((path / f"train{suffix}").is_file() for suffix in SUFFIXES) or any(
-            (path / "train").glob("*/*.txt")
+        files = files_of_parts(path, KINDS, Counter()).get("train")
+        return has_labels(files[0]) if files else any((path / "train").glob("*/*.txt"))
+    kind = kind_of(path)
+    if kind is None:
+        return False
+    names = _header(path) if kind == ".tsv" else None
+    if names == []:
+        return True
+    if names is None:
+        _, record = next(read_records(path, Counter()), ("", {}))
+        names = (
+            [str(name).strip().casefold() for name in record] if isinstance(record, dict) else []
         )
-    if path.suffix not in (".jsonl", ".json", ".parquet"):
-        return path.suffix in (".tsv", ".csv")
-    for _, record in read_records(str(path), Counter()):
-        return isinstance(record, dict) and any(name in record for name in LABEL_FIELDS)
-    return False
+    return any(name in names for name in LABEL_FIELDS)
 
 
 def data_fingerprint(rows: Iterable[TextRow]) -> str:

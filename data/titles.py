@@ -1,6 +1,6 @@
 """Titles for train_headlines.py: which ones, how they become tokens, and what a model is worth.
 
-    titles = load_titles("titles.txt", limit=100_000, seed=1337)
+    titles, notes = load_titles("titles.txt", limit=100_000, seed=1337)
     train, val = split_titles(titles, val_frac=0.1)
     tokenizer = train_tokenizer("unigram", [t.text for t in train], 16000, prefix_space=True)
 
@@ -13,6 +13,7 @@ only where the tokenizer gives the text back exactly.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from torch import Tensor
 
 from data import reviews
 from data.documents import Stream, WindowData
-from data.records import load_hub
+from data.records import BadRow, field_of, kind_of, lines, load_hub, read_records, said
 from data.rows import fingerprint
 from data.tokens import Ragged
 from files import cache_folder, write_text
 
+TITLE_FIELDS = ("title", "Title", "headline", "text")
 EOS = "<eos>"
 OFFICIAL_BATCH, OFFICIAL_BLOCK = 64, 128  # of the exercise's evaluation, whatever is trained
 OFFICIAL_SPAN = OFFICIAL_BATCH * OFFICIAL_BLOCK + 1
@@ -41,33 +43,41 @@ class Title:
     text: str  # stripped
 
 
-def load_titles(data: str, limit: int | None = 100_000, seed: int | None = 1337) -> list[Title]:
-    """The titles to use, in their order: shuffled as datasets' shuffle(seed) does, then the first.
+def load_titles(
+    data: str, limit: int | None = 100_000, seed: int | None = 1337
+) -> tuple[list[Title], list[str]]:
+    """The titles to use, and lines that the user should see. The titles are shuffled as datasets'
+    shuffle(seed) does, then the first are taken.
 
-    data: a file with one title a line (blank lines do not count), `reviews` (8,530 snippets of
-    film reviews, in a pip package), or a hub id. seed None: in the order of the source.
+    data: a file with one title a line (blank lines do not count) or with a column of titles,
+    `reviews` (8,530 snippets of film reviews, in a pip package), or a hub id. seed None: in the
+    order of the source.
     """
-    texts = _read_texts(data)
+    repairs: Counter[str] = Counter()
+    texts = _read_texts(data, repairs)
     order = np.arange(len(texts))
     if seed is not None:
         order = np.random.default_rng(seed).permutation(len(texts))
     # a hub set reads only the rows that are asked for
     chosen = order[:limit]
     chosen_texts = texts.of(chosen) if isinstance(texts, _HubTexts) else [texts[i] for i in chosen]
-    return [Title(str(i), text.strip()) for i, text in zip(chosen, chosen_texts, strict=True)]
+    titles = [Title(str(i), text.strip()) for i, text in zip(chosen, chosen_texts, strict=True)]
+    return titles, said(repairs)
 
 
-def _read_texts(data: str) -> "Sequence[str] | _HubTexts":
+def _read_texts(data: str, repairs: Counter) -> "Sequence[str] | _HubTexts":
     if data == "reviews":
         return [r.text for r in reviews.load_reviews() if r.source == "rotten_tomatoes"]
     path = Path(data)
+    if path.is_file() and kind_of(path):
+        texts = []
+        for place, record in read_records(path, repairs, columns=TITLE_FIELDS):
+            if isinstance(record, BadRow):
+                raise ValueError(f"{place}: {record}")
+            texts.append(str(field_of(record, TITLE_FIELDS, place) or "").strip())
+        return [text for text in texts if text]
     if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            row = path.read_bytes()[: error.start].count(b"\n") + 1
-            raise ValueError(f"{path}, line {row}: not UTF-8 ({error.reason})") from None
-        return [line.strip() for line in lines if line.strip()]
+        return [line.strip() for line in lines(path, repairs) if line.strip()]
     if path.exists() or path.suffix == ".txt" or data.startswith((".", "/")):
         raise FileNotFoundError(f"--data {data}: no such file; expected one title a line")
     return _HubTexts(data)

@@ -164,7 +164,9 @@ class Headlines:
 
     def load_data(self, folder: Path | None) -> dict[str, Any]:
         config, world = self.config, self.world
-        every = titles.load_titles(config.data, config.limit, config.data_seed)
+        every, notes = titles.load_titles(config.data, config.limit, config.data_seed)
+        for line in notes:
+            world.say(line)
         train, self.titles = titles.split_titles(every, config.val_frac)
         facts = {
             "data_fingerprint": titles.titles_fingerprint(every),

@@ -208,8 +208,9 @@ def test_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match="unpack archives first"):
         load_arena(str(tmp_path / "x.zip"))
-    with pytest.raises(ValueError, match="folder without .parquet"):
-        load_arena(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="folder without .csv"):
+        load_arena(str(tmp_path / "empty"))
 
 
 def test_missing_column_names_the_nearest(tmp_path):
@@ -230,10 +231,17 @@ def test_no_rows(tmp_path, text):
         load_arena(str(path))
 
 
-def test_utf16_is_named(tmp_path):
-    (tmp_path / "x.csv").write_text(",".join(HEADER), encoding="utf-16")
-    with pytest.raises(ValueError, match="UTF-16"):
-        load_arena(str(tmp_path / "x.csv"))
+def test_utf16_is_read_where_it_says_so_and_named_where_not(tmp_path):
+    path = Path(write_csv(tmp_path / "x.csv", record(), record("2")))
+    wanted, _ = load_arena(str(path))
+    text = path.read_text()
+    for encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        path.write_text(text, encoding=encoding)
+        rows, repairs = load_arena(str(path))
+        assert rows == wanted and repairs.get("utf16_files", 0) == (encoding != "utf-8-sig")
+    path.write_text(text, encoding="utf-16-le")
+    with pytest.raises(ValueError, match="UTF-16 without a byte order mark"):
+        load_arena(str(path))
 
 
 BAD_RECORDS = {
@@ -285,7 +293,7 @@ def test_csv_that_was_cut_off_is_an_error(tmp_path):
 def test_jsonl_bad_lines(tmp_path):
     path = Path(write_jsonl(tmp_path / "x.jsonl", record("1")))
     path.write_text(path.read_text() + '\n{"id": "2"\n[3]\n{"id": "4", "prompt": "p"}\n')
-    with pytest.raises(ValueError, match=r"row 2 \(line 3\): not valid JSON"):
+    with pytest.raises(ValueError, match=r"x.jsonl, line 3: not valid JSON"):
         load_arena(str(path))
     listed = tmp_path / "bad.csv"
     rows, repairs = load_arena(str(path), skip_bad_rows=True, bad_rows_file=listed)

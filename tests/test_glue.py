@@ -346,12 +346,13 @@ def test_unlabelled_test_rows_are_refused(tmp_path, monkeypatch):
         load("sst2", "hub")
 
 
-def test_text_that_is_not_utf8_is_refused(tmp_path):
+def test_text_that_is_not_utf8_is_repaired_and_said(tmp_path):
     write_task(tmp_path, "sst2")
     with open(tmp_path / "glue/SST-2/dev.tsv", "ab") as file:
         file.write(b"caf\xe9\t1\n")
-    with pytest.raises(ValueError, match=f"dev.tsv, line {NUM_DEV + 2}: expected UTF-8"):
-        load("sst2", tmp_path)
+    rows, notes = glue.load_task(TASKS["sst2"], str(tmp_path))
+    assert "caf\ufffd" in [row.fields["sentence"] for row in rows]
+    assert notes[0].startswith("sst2: 1 lines with bytes that are not UTF-8")
 
 
 # ---- splits ----

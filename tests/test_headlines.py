@@ -84,10 +84,10 @@ def test_titles_are_shuffled_as_the_hub_set_is(titles_file):
     datasets = pytest.importorskip("datasets")
     lines = [line.strip() for line in titles_file.read_text().split("\n") if line.strip()]
     rows = datasets.Dataset.from_dict({"Title": lines}).shuffle(seed=1337).select(range(100))
-    found = titles.load_titles(str(titles_file), limit=100, seed=1337)
+    found, _ = titles.load_titles(str(titles_file), limit=100, seed=1337)
     assert [t.text for t in found] == rows["Title"]
     assert [lines[int(t.id)] for t in found] == rows["Title"]
-    unshuffled = titles.load_titles(str(titles_file), None, None)
+    unshuffled, _ = titles.load_titles(str(titles_file), None, None)
     assert [t.text for t in unshuffled] == lines and unshuffled[1].id == "1"
 
 
@@ -95,7 +95,7 @@ def test_a_hub_set_is_read_by_its_column_of_titles(monkeypatch):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"id": range(9), "Title": [f" t{i} " for i in range(9)]})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
-    found = titles.load_titles("some/set", 5, 1337)
+    found, _ = titles.load_titles("some/set", 5, 1337)
     assert [t.text for t in found] == [
         t.strip() for t in rows.shuffle(seed=1337).select(range(5))["Title"]
     ]
@@ -115,9 +115,16 @@ def test_the_last_titles_are_for_validation():
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="one title a line"):
         titles.load_titles(str(tmp_path / "none.txt"))
-    (tmp_path / "latin.txt").write_bytes("fine\ncafé".encode("latin-1"))
-    with pytest.raises(ValueError, match="line 2: not UTF-8"):
-        titles.load_titles(str(tmp_path / "latin.txt"))
+    (tmp_path / "table.csv").write_text("id,name\n1,fine\n")
+    with pytest.raises(ValueError, match="row 1.*: no field title or .*it has id, name"):
+        titles.load_titles(str(tmp_path / "table.csv"))
+
+
+def test_a_column_of_titles_is_read_as_lines_are(tmp_path):
+    (tmp_path / "lines.txt").write_text("a film\n\nthe plot\n")
+    (tmp_path / "table.csv").write_text("id,title\n1,a film\n2,\n3,the plot\n")
+    each = [titles.load_titles(str(tmp_path / n))[0] for n in ("lines.txt", "table.csv")]
+    assert each[0] == each[1] and {t.text for t in each[0]} == {"a film", "the plot"}
 
 
 # --------------------------------------------------------------------------- tokenizers
@@ -173,7 +180,7 @@ def test_the_tokenizer_sees_training_titles_alone(titles_file):
     patch.setattr(titles, "cache_folder", lambda: titles_file.parent / "own_cache")
     task, _ = task_of(titles_file, "--train_frac=0.5")
     patch.undo()
-    every = [t.text for t in titles.load_titles(str(titles_file))]
+    every = [t.text for t in titles.load_titles(str(titles_file))[0]]
     count = len(every) - len(task.titles)
     assert seen == every[: round(count / 2)] and len(task.titles) == 41
 
@@ -525,7 +532,7 @@ def test_inspect_tells_what_the_model_expects(finished, capsys):
     assert "batch 0, row 1, position 10" in out and len(found["samples"]) == 3
 
     opened = title_commands.open_titles(str(finished), "final", "cpu")
-    every = titles.load_titles(opened.config.data, seed=1337)
+    every, _ = titles.load_titles(opened.config.data, seed=1337)
     held_out = titles.split_titles(every, 0.6)[1]
     ids = []
     for title in held_out:
