@@ -99,8 +99,8 @@ def _own_documents(
         parts = {part: _passages(own) for part, own in parts.items()}
         if (passages := len(parts["train"])) > count:
             notes.append(
-                f"{count} document{'s' * (count != 1)}: cut into {passages:,} passages of about {PASSAGE:,} "
-                "characters, so that some can be held out"
+                f"{count} document{'s' * (count != 1)}: cut into {passages:,} passages of about "
+                f"{PASSAGE:,} characters, so that some can be held out"
             )
     documents, more = _build(parts, val_frac, test_frac)
     return documents, True, [*notes, *said(repairs), *more]

@@ -352,12 +352,12 @@ def test_the_minus_one_of_unlabelled_test_rows_is_no_class(tmp_path):
 
 
 def test_a_book_in_one_piece_is_cut_into_passages(tmp_path):
-    book = " ".join(f"Then the {text} ended." for text in TEXTS * 40)
+    book = " ".join(f"Then the {text} ended {n}." for n, text in enumerate(TEXTS * 60))
     rows, separated, notes = documents.load_documents(write(tmp_path / "book.txt", book), None)
     assert separated and {row.split for row in rows} == {"train", "val", "test"}
     assert "cut into" in notes[0] and max(len(row.text) for row in rows) <= documents.PASSAGE
     assert "".join(row.text for row in rows) == book
-    unbroken = "x" * 9000  # no place to cut at
+    unbroken = ",".join(map(str, range(3000)))  # no place to cut at
     rows, _, _ = documents.load_documents(write(tmp_path / "x.txt", unbroken), None)
     assert "".join(row.text for row in rows) == unbroken
 
