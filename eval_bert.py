@@ -13,7 +13,6 @@ with what is not finished. The development sets are the test, read once; weights
 rows cut from the training set. --data: the hub, or a folder with CoLA/train.tsv, BoolQ/val.jsonl …
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from data import glue
 from experiments.experiment import or_embedded
 from experiments.glue import EMBEDDED, FineTuning, FineTuningConfig, suite_metrics, with_recipe
 from runs.suite import begin_suite, drop_checkpoints, finish_suite, stop_suite
-from settings import Aliases, precision_words
+from settings import Aliases, precision_words, replace
 
 
 @dataclass
@@ -54,7 +53,7 @@ def main(config: Config, given: bool) -> None:
 
 def fine_tune(task: glue.Task, config: Config, world: core.World) -> runs.Run:
     """One task, in a run folder of its own."""
-    config = dataclasses.replace(with_recipe(config, task), suite=task.name)
+    config = replace(with_recipe(config, task), suite=task.name)
     with runs.Run(config, world) as run:
         experiment = FineTuning(config, world, task)
         state = experiment.build_state(experiment.load_model())
@@ -77,7 +76,7 @@ def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World)
         for task in tasks:
             world.say(f"---- {task.name}")
             folder = (suite.folder or Path("dry_run")) / task.name
-            own = dataclasses.replace(config, out=str(folder), fresh=False)
+            own = replace(config, out=str(folder), fresh=False)
             try:
                 run = fine_tune(task, own, world)
             except SystemExit as end:

@@ -8,7 +8,7 @@
     python finetune_gpt2.py --task mails.csv --model results/gpt2/…     # columns text, label
     python finetune_gpt2.py --task reviews_text init=random size=tiny
     python finetune_gpt2.py tfidf --task reviews         # a baseline without a network, to compare
-    python finetune_gpt2.py attention --run results/gpt2/… --texts "A dull film." --layers 0,11
+    python finetune_gpt2.py attention --run_folder RUN --texts "A dull film." --layers 0,11
 
 --task: imdb, ag_news, reviews (classification); wikitext2, wikitext103, reviews_text (language
 modelling); or a file or folder of your own: with labels it is classified, without it is modelled.
@@ -18,7 +18,6 @@ and the head learns on features that are computed once. Phase 2: everything lear
 blocks more slowly. Then the test, with the weights that were best on validation.
 """
 
-import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ import files
 import runs
 from experiments.experiment import embedded_precision
 from files import PROJECT
-from settings import Settings
+from settings import Settings, replace
 
 
 @dataclass
@@ -190,13 +189,13 @@ def show_embedded(config: Config, world: core.World) -> None:
         f"GPT-2 on film reviews, in {root}"
     )
     precision = embedded_precision(config.precision, world)
-    config = dataclasses.replace(config, precision=precision)
+    config = replace(config, precision=precision)
     for name, settings in EMBEDDED.items():
         if name != "language_model":
             settings = {**settings, "model": str(root / "language_model")}
         world.say(f"---- {name}")
         try:
-            run = fine_tune(dataclasses.replace(config, **settings, out=str(root / name)), world)
+            run = fine_tune(replace(config, **settings, out=str(root / name)), world)
         except SystemExit as end:
             if end.code:  # else it was finished before
                 raise

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=4 pretrain_bert.py name=baseline budget=24 data=c4-subset
     python pretrain_bert.py --config configs/bert/c4/stacking.yaml name=stacking budget=12 seed=1
     python pretrain_bert.py name=il_model budget=6 validation.il_model=True validation.fraction=0.2
-    python pretrain_bert.py extract_il_losses --run results/bert/il_model
+    python pretrain_bert.py extract_il_losses --run_folder results/bert/il_model
     python pretrain_bert.py --config configs/bert/c4/rho.yaml \\
         selection.il_losses=results/bert/il_model/il_losses
     python pretrain_bert.py calibrate --model bert-small --output laptop.json

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 run_1_distilbert.py                     # the arena, DistilBERT
     torchrun --nproc_per_node=4 run_1_distilbert.py --config configs/preference/run_1_128.yaml
     python run_1_distilbert.py --model minilm --data reviews            # no hub needed
-    python run_1_distilbert.py predict --run results/distilbert/… --data test.csv
+    python run_1_distilbert.py predict --run_folder results/distilbert/… --data test.csv
 
 Answers A and B are encoded apart, the two first-token embeddings are concatenated, and a
 small head gives three logits: A, B, tie. The prompt is not read.

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 run_2_appendprompt.py                     # the arena, DistilBERT
     torchrun --nproc_per_node=4 run_2_appendprompt.py --config configs/preference/run_2_b32.yaml
     python run_2_appendprompt.py --model minilm --data reviews            # no hub needed
-    python run_2_appendprompt.py predict --run results/distilbert/… --data test.csv
+    python run_2_appendprompt.py predict --run_folder results/distilbert/… --data test.csv
 
 Each side is [cls] prompt [sep] answer [sep], turn after turn. Where that is longer than
 --max_length, prompt and answer share the tokens and keep their heads and tails.

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 run_5_models.py --model electra
     torchrun --nproc_per_node=4 run_5_models.py --model deberta-v3 --head symmetric --swap both
     python run_5_models.py --model minilm --data reviews --freeze bottom:3 --max_length 96
-    python run_5_models.py predict --run results/electra/… --prompt P --response_a A --response_b B
+    python run_5_models.py predict --run_folder RUN --prompt P --response_a A --response_b B
 
 --model: distilbert bert bert-large roberta electra deberta deberta-v3 (-xsmall -small -large)
 albert modernbert minilm, any local folder or hub id.

@@ -63,8 +63,8 @@ NOT_HERE = (
     "swap",
     "eval_every",
     "keep_every",
-    "log",
-    "monitor",
+    "trackers",
+    "machine_log",
     "page",
     "dry_run",
 )
@@ -82,7 +82,7 @@ class Config(preference.Config):
     """how Lightning joins them: ddp, or another that it knows"""
     ckpt_path: str | None = None
     """Lightning checkpoint to continue from; null: the run folder's own, if it has one"""
-    monitor: bool = False
+    machine_log: bool = False
     """not here"""
     page: bool = False
     """not here: report.py page FOLDER"""

@@ -4,21 +4,91 @@
 
 The names are the same in every script. jsonargparse checks types and writes --help from the
 text below each field.
+
+A setting that is given is read or refused. What counts only beside another setting is declared in
+ONLY_WITH, next to the fields, and refused at once; besides, a config remembers which of its fields
+were read, and a run does not begin while one that was given was not (require_read).
 """
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
 
+class Section:
+    """A dataclass of settings that remembers which of them were read.
+
+    It begins to with remember(); as_dict and replace do not count as reading.
+    """
+
+    ONLY_WITH: ClassVar[dict[str, str]] = {}
+    """setting (or section.*) → "other=value|value", "other!=value" or "other" (neither null nor
+    false nor 0): what it counts beside. A subclass adds to it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        reads = object.__getattribute__(self, "__dict__").get("_reads")
+        if reads is not None and name in type(self).__dataclass_fields__:
+            seen, prefix = reads
+            seen.add(prefix + name)
+        return value
+
+
+def remember(config: Section, seen: set[str], prefix: str = "") -> None:
+    """Add the name of each setting to `seen` as it is read from now on."""
+    for field in dataclasses.fields(config):
+        value = config.__dict__[field.name]
+        if isinstance(value, Section):
+            remember(value, seen, f"{prefix}{field.name}.")
+    config.__dict__["_reads"] = seen, prefix
+
+
+@contextlib.contextmanager
+def _unnoticed(config: Any) -> Iterator[None]:
+    """What is read inside is not remembered."""
+    reads = config.__dict__.get("_reads")
+    before = set(reads[0]) if reads else set()
+    try:
+        yield
+    finally:
+        if reads:
+            reads[0].intersection_update(before)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """All settings by name, sections as dicts."""
+    with _unnoticed(config):
+        return dataclasses.asdict(config)
+
+
+def replace(config: "S", **changes: Any) -> "S":
+    """A copy with other values, that goes on remembering in the same place."""
+    with _unnoticed(config):
+        copy = dataclasses.replace(config, **changes)
+    hidden = {name: value for name, value in config.__dict__.items() if name.startswith("_")}
+    copy.__dict__.update(hidden)
+    return copy
+
+
+S = TypeVar("S", bound=Section)
+
+
 @dataclass
-class Settings:
+class Settings(Section):
     """What every training script can be told; a script's own Config adds to it."""
+
+    ONLY_WITH = {
+        "warmup_frac": "schedule!=one-cycle|triangle2",
+        "min_lr": "schedule!=constant",
+    }
 
     model: str = "distilbert"
     """short name, local folder or hub id of the model"""
@@ -83,9 +153,9 @@ class Settings:
     """evaluations without a better one before the run stops early; null: never"""
     test_with: Literal["best", "final"] = "best"
     """weights for the test: best on validation, or those at the end"""
-    log: str | None = None
+    trackers: str | None = None
     """also log to tensorboard, wandb or tensorboard,wandb (install what you name)"""
-    monitor: bool = True
+    machine_log: bool = True
     """log what the run takes of the machine: CPU, GPU, memory, waiting for data, checkpoints"""
     page: bool = True
     """write report.html into the run folder at the end"""
@@ -126,12 +196,15 @@ FREE_SETTINGS = {
     "workers",
     "save_every",
     "keep_every",
-    "log",
-    "monitor",
+    "trackers",
+    "machine_log",
     "page",
     "dry_run",
     "stop_after",
 }
+# Earlier names, which are short for options of torchrun's own: it takes `--log x` for its own.
+OLD_NAMES = {"log": "trackers", "monitor": "machine_log", "run": "run_folder"}
+NOTHING = ["null", "false", "0", ""]
 C = TypeVar("C")
 
 
@@ -152,14 +225,15 @@ def parse_settings(
 
     Settings of a dataclass inside the dataclass are section.name, in YAML also nested. Returns
     (config, given): given is False when nothing that defines the experiment was set. Unknown
-    names raise SystemExit(2) naming the nearest valid one.
+    names raise SystemExit(2) naming the nearest valid one; so does a setting that cannot count.
     """
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    types, aliases = field_types(kind), aliases or {}
+    types = field_types(kind)
+    aliases = {old: name for old, name in OLD_NAMES.items() if name in types} | dict(aliases or {})
     valid_names = [*types, *aliases, "config"]
-    words, configs = [], []
+    words, files = [], []  # files: (path, its settings by name)
     pending = list(argv)
     while pending:
         word = pending.pop(0)
@@ -172,26 +246,27 @@ def parse_settings(
             word, key, equals, value = "", kind.FIRST_WORD, "=", word  # download c4-subset
         if not (word.startswith("--") or equals):
             raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
+        meant = aliases.get(key, key)
         if not equals:
+            of_type = types.get(meant) if isinstance(meant, str) else None
             bare = not pending or pending[0].startswith("--")
-            bare = bare or (types.get(key) is bool and "=" in pending[0])  # --fresh batch=8
-            if bare and types.get(key) is not bool:
+            bare = bare or (of_type is bool and "=" in pending[0])  # --fresh batch=8
+            if bare and of_type is not bool:
                 _check_names([key], valid_names, "flag --")
                 raise SystemExit(f"{prog}: --{key} needs a value")
             value = "true" if bare else pending.pop(0)
         _check_names([key], valid_names, "setting ")
         if key == "config":
-            content = _read_yaml(value)
-            _check_names(flatten(content), types, f"{value}: setting ")
-            if content:  # the parser refuses a file without settings
-                configs.append(f"--config={value}")
+            content = flatten(current_names(_read_yaml(value)))
+            _check_names(content, types, f"{value}: setting ")
+            files.append((value, content))
             continue
-        meant = aliases.get(key, key)
         named = {meant: value} if isinstance(meant, str) else meant(value)
         words += [f"--{name}={text}" for name, text in named.items()]
     parser = jsonargparse.ArgumentParser(prog=prog or None, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(kind)
+    configs = [f"--config={json.dumps(nested(content))}" for _, content in files if content]
     try:
         parsed = parser.parse_args([*configs, *words])
     except Exception as error:
@@ -199,7 +274,131 @@ def parse_settings(
     fields = dataclasses.fields(kind)
     config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     named = {word.removeprefix("--").partition("=")[0] for word in words}
+    if isinstance(config, Section):
+        given = {name: path for path, content in files for name in content}
+        given |= dict.fromkeys(named, "")
+        try:
+            notes = _refuse_idle(config, given)
+        except ValueError as error:
+            raise SystemExit(f"{prog}: {error}") from None
+        config.__dict__.update({"_given": given, "_notes": notes})
+        remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+# ------------------------------------------------------------------- given, so read or refused
+
+
+def _refuse_idle(config: S, given: Mapping[str, str]) -> list[str]:
+    """ValueError if a setting was given that does not count beside the others.
+
+    given: setting → the file that it stands in, "" for the command line. In a file it may stand
+    at its default; and where the command line overrides what it counts with, it goes back to
+    that: a line each is returned.
+    """
+    defaults, notes = flatten(dataclasses.asdict(type(config)())), []
+    for name, condition in _conditions(type(config)).items():
+        if name not in given or _holds(config, condition):
+            continue
+        file, value = given[name], value_of(config, name)
+        if file and value == defaults[name]:
+            continue
+        other = _parts(condition)[0]
+        why = f"it counts {_in_words(condition)}, and --{other} is {_text(value_of(config, other))}"
+        if not (file and given.get(other) == ""):
+            where = f"{file}: " if file else ""
+            raise ValueError(f"{where}--{name} {_text(value)} would change nothing: {why}")
+        section, _, field = name.rpartition(".")
+        setattr(value_of(config, section) if section else config, field, defaults[name])
+        notes.append(f"{name} of {file} is left out: {why}")
+    return notes
+
+
+def _conditions(kind: type[Section]) -> dict[str, str]:
+    """ONLY_WITH of the class and of all above it, by full names."""
+    conditions: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        for pattern, condition in each.__dict__.get("ONLY_WITH", {}).items():
+            for name in field_types(kind):
+                if fnmatch.fnmatchcase(name, pattern) and name != _parts(condition)[0]:
+                    conditions[name] = condition
+    return conditions
+
+
+def _parts(condition: str) -> tuple[str, bool, list[str]]:
+    """(setting, whether it must have one of the values, the values)"""
+    name, unequal, values = condition.partition("!=")
+    if unequal:
+        return name, False, values.split("|")
+    name, equal, values = condition.partition("=")
+    return (name, True, values.split("|")) if equal else (name, False, NOTHING)
+
+
+def _holds(config: Section, condition: str) -> bool:
+    name, wanted, values = _parts(condition)
+    return (_text(value_of(config, name)) in values) == wanted
+
+
+def _in_words(condition: str) -> str:
+    name, wanted, values = _parts(condition)
+    if values == NOTHING:
+        return f"with --{name}"
+    return (
+        f"with --{name} {' or '.join(values)}"
+        if wanted
+        else f"unless --{name} is {' or '.join(values)}"
+    )
+
+
+def _text(value: Any) -> str:
+    """As on the command line: null, true, 0.1, wsd."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def value_of(config: Any, name: str) -> Any:
+    """The value of a setting, section.name included."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def left_out(config: Section) -> list[str]:
+    """The settings of files that do not count beside the command line, a line each."""
+    return config.__dict__.get("_notes", [])
+
+
+def require_read(config: Section, but: Iterable[str] = ()) -> None:
+    """ValueError if a setting was given that nothing has read so far.
+
+    For the moment when all is built and nothing is trained. but: settings that are read later.
+    """
+    given, reads = config.__dict__.get("_given", {}), config.__dict__.get("_reads")
+    defaults = flatten(dataclasses.asdict(type(config)()))
+    for name, file in given.items():
+        if name in reads[0] or name in FREE_SETTINGS or name in but:
+            continue
+        if file and value_of(config, name) == defaults[name]:
+            continue
+        raise ValueError(f"--{name} was given, but nothing in this run uses it: leave it out")
+
+
+def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file, or of an older run, under the names that they have now."""
+    return {OLD_NAMES.get(key, key): value for key, value in settings.items()}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"train.lr": 1} to {"train": {"lr": 1}}."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, last = name.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return tree
 
 
 def field_types(kind: type, prefix: str = "") -> dict[str, type]:

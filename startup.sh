@@ -508,7 +508,7 @@ demo() {
     else
         say "result: $out/test/metrics/metrics.json (accuracy with its 95 % interval)"
         [ ! -e "$out/report.html" ] || say "page to open: $out/report.html"
-        say "next: .venv/bin/python run_2_appendprompt.py predict --run $out --prompt '...' --response_a '...' --response_b '...'"
+        say "next: .venv/bin/python run_2_appendprompt.py predict --run_folder $out --prompt '...' --response_a '...' --response_b '...'"
         say "      README.md has the other scripts, your own data, and rented GPUs"
     fi
     return "$status"
@@ -537,7 +537,7 @@ smoke() {
     expect_status finished
     [ -s "$out/test/metrics/metrics.json" ] || die "smoke: $out/test/metrics/metrics.json is missing"
     say "smoke 3 of 3: predict with the saved model"
-    answer=$("${run[@]}" predict --run "$out" --prompt 'x' --response_a 'y' --response_b 'z')
+    answer=$("${run[@]}" predict --run_folder "$out" --prompt 'x' --response_a 'y' --response_b 'z')
     printf '%s\n' "$answer"
     printf '%s\n' "$answer" | tail -n 1 | .venv/bin/python -c 'import json, sys; json.load(sys.stdin)' 2>/dev/null ||
         die "smoke: the last line of predict is not JSON"

@@ -341,8 +341,9 @@ class Plan:
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
             launcher += [f"--nproc_per_node={self.processes}"]
-        words = [f"--{name}={text_of(value)}" for name, value in run.settings.items()]
-        return [*launcher, str(find_script(run.script)), *words, f"--out={run.folder}"]
+        # without --: torchrun takes options that begin as its own do
+        words = [f"{name}={text_of(value)}" for name, value in run.settings.items()]
+        return [*launcher, str(find_script(run.script)), *words, f"out={run.folder}"]
 
     def as_sweep_file(self) -> dict[str, Any]:
         return {

@@ -5,9 +5,9 @@
     python train_headlines.py --config configs/headlines/00_baseline.yaml
     python train_headlines.py --data titles.txt --limit 20000     # one title a line
     python sweep.py --config configs/sweeps/headlines_steps.yaml  # one change at a time
-    python train_headlines.py inspect --run results/headlines/ours --batch 0 --position 10
-    python train_headlines.py generate --run results/headlines/ours --prompt "Show HN:"
-    python train_headlines.py export --run results/headlines/ours --output llama
+    python train_headlines.py inspect --run_folder results/headlines/ours --batch 0 --position 10
+    python train_headlines.py generate --run_folder results/headlines/ours --prompt "Show HN:"
+    python train_headlines.py export --run_folder results/headlines/ours --output llama
 
 The default is the best that we know; configs/headlines/ has the way there from the exercise's
 baseline, one change a file. Every evaluation gives the figure of the exercise beside the one that

@@ -1,7 +1,7 @@
 """The command `attention`: what the tokens of texts of your choice read, drawn on the run's page.
 
-python finetune_gpt2.py attention --run results/gpt2/… --texts "A dull film." --layers 0,11
-python finetune_gpt2.py attention --run gpt2 --texts texts.txt --heads all --out maps.jsonl
+python finetune_gpt2.py attention --run_folder results/gpt2/… --texts "A dull film." --layers 0,11
+python finetune_gpt2.py attention --run_folder gpt2 --texts texts.txt --heads all --out maps.jsonl
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from models import attention, causal, pretrained
 class Config:
     """Settings of the command `attention`."""
 
-    run: str = ""
+    run_folder: str = ""
     """run folder, or any causal model or encoder: a local folder or a hub id"""
     texts: str = ""
     """a text, or a file with one on each line"""
@@ -50,12 +50,14 @@ def numbers(words: str, what: str, count: int) -> list[int]:
 
 def show_attention(config: Config) -> None:
     """Write the maps. ValueError, OSError for what is missing or not there."""
-    if not config.run or not config.texts:
-        raise ValueError('attention needs --run FOLDER and --texts "…" (or a file of texts)')
-    is_run = (Path(config.run) / "train/weights").is_dir()
+    if not config.run_folder or not config.texts:
+        raise ValueError('attention needs --run_folder FOLDER and --texts "…" (or a file of texts)')
+    is_run = (Path(config.run_folder) / "train/weights").is_dir()
     if not is_run and config.out is None:
-        raise ValueError(f"{config.run} is no run folder: name a file for the maps with --out")
-    source = pretrained.weights_folder(config.run, config.weights)
+        raise ValueError(
+            f"{config.run_folder} is no run folder: name a file for the maps with --out"
+        )
+    source = pretrained.weights_folder(config.run_folder, config.weights)
     shape = causal.load_config(source)
     tokenizer = causal.load_tokenizer(source)
     classes = None
@@ -76,11 +78,11 @@ def show_attention(config: Config) -> None:
         (text, *attention.attention_maps(model, tokenizer, text, *options))
         for text in read_texts(config.texts)
     ]
-    path = Path(config.out or Path(config.run) / "test/analysis/attention.jsonl")
+    path = Path(config.out or Path(config.run_folder) / "test/analysis/attention.jsonl")
     write_text(path, attention.maps_text(texts))
     print(f"attention: {sum(len(maps) for *_, maps in texts)} maps in {path}")
     if is_run and config.out is None:
-        report = [sys.executable, str(PROJECT / "report.py"), "page", config.run]
+        report = [sys.executable, str(PROJECT / "report.py"), "page", config.run_folder]
         subprocess.run(report, check=False)
 
 

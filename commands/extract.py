@@ -21,7 +21,7 @@ from settings import Aliases
 class ExtractConfig:
     """Settings of `extract_il_losses`: each training sequence's loss under the IL model."""
 
-    run: str = ""
+    run_folder: str = ""
     """run folder of the IL model (trained with validation.il_model=True)"""
     output: str | None = None
     """folder of the table; null: il_losses in the run folder"""
@@ -48,16 +48,16 @@ def extract_il_losses(config: ExtractConfig) -> None:
     The loss of one pass under fixed masks, in nats per masked token: an estimate from a single
     draw, as published.
     """
-    if not config.run:
-        raise ValueError("extract_il_losses needs --run FOLDER (or name=X for results/bert/X)")
+    if not config.run_folder:
+        raise ValueError("extract_il_losses needs --run_folder F (or name=X for results/bert/X)")
     world = core.single_world(config.device)
-    settings, corpus, split, model = open_pretraining(Path(config.run), world)
+    settings, corpus, split, model = open_pretraining(Path(config.run_folder), world)
     if not settings.validation.il_model:
         raise ValueError(
-            f"{config.run} was trained on the very sequences whose irreducible loss is asked for: "
-            "train one with validation.il_model=True"
+            f"{config.run_folder} was trained on the very sequences whose irreducible loss is "
+            "asked for: train one with validation.il_model=True"
         )
-    folder = Path(config.output or Path(config.run) / "il_losses")
+    folder = Path(config.output or Path(config.run_folder) / "il_losses")
     done = whole_parts(folder)
     # not len(done): where a part was deleted, that is the number of another one
     first = int(done[-1].name.removeprefix("part_")) + 1 if done else 0
@@ -79,4 +79,4 @@ def extract_il_losses(config: ExtractConfig) -> None:
     print(f"{len(table):,} irreducible losses: {folder}")
 
 
-ALIASES: Aliases = {"name": lambda value: {"run": f"results/bert/{value}"}}
+ALIASES: Aliases = {"name": lambda value: {"run_folder": f"results/bert/{value}"}}

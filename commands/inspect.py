@@ -1,6 +1,6 @@
 """`inspect` of train_headlines.py: what a run expects at a place, and of each token on the whole.
 
-python train_headlines.py inspect --run results/headlines/ours --batch 0 --position 10
+python train_headlines.py inspect --run_folder results/headlines/ours --batch 0 --position 10
 """
 
 import json
@@ -29,7 +29,7 @@ MOST_TOKENS = 20  # in the table and picture of frequencies
 class InspectConfig:
     """Settings of `inspect`: next tokens at a place, token frequencies, samples."""
 
-    run: str = ""
+    run_folder: str = ""
     """run folder"""
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
@@ -55,7 +55,7 @@ class InspectConfig:
 
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""
-    opened = open_titles(config.run, config.weights, config.device)
+    opened = open_titles(config.run_folder, config.weights, config.device)
     held_out = validation_titles(config, opened.config)
     rows = Ragged.from_rows(
         encode_texts(opened.tokenizer, (t.text for t in held_out), len(held_out), "", quiet=True)
@@ -66,7 +66,7 @@ def inspect(config: InspectConfig) -> None:
     samples = write_titles(opened, "", config.samples, config.temperature, None, generator)
     outputs = {"place": place, "frequencies": frequencies, "samples": samples}
     text = as_text(outputs)
-    folder = Path(config.output or Path(config.run) / "inspect")
+    folder = Path(config.output or Path(config.run_folder) / "inspect")
     write_text(folder / "inspect.txt", text)
     write_text(folder / "inspect.json", json.dumps(outputs, indent=1, ensure_ascii=False))
     for picture in (next_token_picture(place), frequency_picture(frequencies)):
@@ -80,7 +80,7 @@ def validation_titles(config: InspectConfig, settings: Any) -> list[titles.Title
     data = config.data or settings.data
     every, _ = titles.load_titles(data, settings.limit, settings.data_seed)
     _, held_out = titles.split_titles(every, settings.val_frac)
-    record = json.loads((Path(config.run) / "run.json").read_text(encoding="utf-8"))
+    record = json.loads((Path(config.run_folder) / "run.json").read_text(encoding="utf-8"))
     was, now = record.get("split_fingerprint"), titles.titles_fingerprint(held_out)
     if was != now:
         raise ValueError(

@@ -38,7 +38,7 @@ FIELDS = ("instruction", "output", "model_response")  # of a line of an answers 
 class JudgeConfig:
     """Settings of `judge`: scores from 0 to 100 for the answers of a model."""
 
-    run: str | None = None
+    run_folder: str | None = None
     """run folder: its test rows are answered and judged, and the score goes to its metrics"""
     answers: str | None = None
     """instead of a run: answers as `generate --output` writes them"""
@@ -66,8 +66,8 @@ class JudgeConfig:
     """where to compute"""
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.answers is None):
-            raise ValueError("judge: give --run FOLDER, or --answers FILE")
+        if (self.run_folder is None) == (self.answers is None):
+            raise ValueError("judge: give --run_folder FOLDER, or --answers FILE")
         for name in ("judge_repeats", "judge_workers", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected 1 or more")
@@ -76,7 +76,7 @@ class JudgeConfig:
 def run_judge(config: JudgeConfig) -> None:
     backend = build_backend(config)  # before any answer is written: a missing key shows at once
     file = Path(config.answers) if config.answers else answers_of_run(config)
-    rows = read_answers(file, None if config.run else config.limit)
+    rows = read_answers(file, None if config.run_folder else config.limit)
     if isinstance(backend, PreferenceJudge):
         scores = backend.score(rows)
     else:
@@ -114,7 +114,7 @@ def build_backend(config: JudgeConfig) -> Any:
 
 def answers_of_run(config: JudgeConfig) -> Path:
     """The run's answers to its test rows, written once."""
-    run = Path(config.run)
+    run = Path(config.run_folder)
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text())
         data, fractions = settings["data"], (settings["val_frac"], settings["test_frac"])
@@ -201,8 +201,8 @@ def write(
     ]
     write_text(folder / "judge.csv", csv_text(header, lines))
     write_text(folder / "judge.json", json.dumps(metrics, indent=1))
-    if config.run:
-        path = Path(config.run) / "test/metrics/metrics.json"
+    if config.run_folder:
+        path = Path(config.run_folder) / "test/metrics/metrics.json"
         if path.is_file():
             before = json.loads(path.read_text())
             others = {key: value for key, value in before.items() if not key.startswith("judge")}
@@ -234,7 +234,7 @@ class PreferenceJudge:
         check_preference_run(run)
         weights = json.loads((run / "test/metrics/metrics.json").read_text())["tested_with"]
         self.predictor = Predictor(  # the weights that were tested and calibrated
-            PredictConfig(run=str(run), weights=weights, device=device, calibrated=True)
+            PredictConfig(run_folder=str(run), weights=weights, device=device, calibrated=True)
         )
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ from models import pairs, pretrained
 class PredictConfig:
     """Settings of `predict`: a saved run answers new rows."""
 
-    run: str = ""
+    run_folder: str = ""
     """run folder (or a folder of saved weights)"""
     data: str | None = None
     """CSV, JSONL or parquet of rows; winners are not needed"""
@@ -53,9 +53,9 @@ class Predictor:
     """A saved run, opened again."""
 
     def __init__(self, config: PredictConfig):
-        if not config.run:
-            raise ValueError("predict needs --run FOLDER")
-        folder = Path(config.run)
+        if not config.run_folder:
+            raise ValueError("predict needs --run_folder FOLDER")
+        folder = Path(config.run_folder)
         if (folder / "train/weights").is_dir():
             folder = folder / "train/weights" / config.weights
         if problem := damage(folder):
@@ -77,7 +77,7 @@ class Predictor:
         self.model.to(self.world.device).eval()
         self.temperature = 1.0
         if config.calibrated:
-            saved = json.loads((Path(config.run) / "test/metrics/metrics.json").read_text())
+            saved = json.loads((Path(config.run_folder) / "test/metrics/metrics.json").read_text())
             if saved["tested_with"] != config.weights:
                 raise ValueError(
                     f"--calibrated: the temperature is that of the {saved['tested_with']} weights, "

@@ -1,7 +1,7 @@
 """`generate` and `export` of train_headlines.py: titles that a run writes; its model for others.
 
-python train_headlines.py generate --run results/headlines/ours --prompt "Show HN:" --count 5
-python train_headlines.py export --run results/headlines/ours --output llama
+python train_headlines.py generate --run_folder results/headlines/ours --prompt "Show HN:" --count 5
+python train_headlines.py export --run_folder results/headlines/ours --output llama
 """
 
 import json
@@ -36,7 +36,7 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
 
     pretrained.quiet_transformers()
     if not run:
-        raise ValueError("needs --run FOLDER, a run of train_headlines.py")
+        raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
     record = Path(run) / "run.json"
     if not record.is_file():
         raise FileNotFoundError(f"{run}: no run of train_headlines.py (it has no run.json)")
@@ -68,7 +68,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 class GenerateConfig:
     """Settings of `generate`: titles that a run's model writes."""
 
-    run: str = ""
+    run_folder: str = ""
     """run folder"""
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
@@ -87,7 +87,7 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig) -> None:
-    opened = open_titles(config.run, config.weights, config.device)
+    opened = open_titles(config.run_folder, config.weights, config.device)
     generator = torch.Generator(opened.device).manual_seed(config.seed)
     for title in write_titles(
         opened, config.prompt, config.count, config.temperature, config.top_k, generator
@@ -124,7 +124,7 @@ def cut_at_eos(ids: Sequence[int], eos: int) -> Sequence[int]:
 class ExportConfig:
     """Settings of `export`: the model as transformers' own Llama or Qwen3."""
 
-    run: str = ""
+    run_folder: str = ""
     """run folder"""
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
@@ -136,7 +136,7 @@ def export(config: ExportConfig) -> None:
     """A folder that AutoModelForCausalLM opens without ours; refused where logits would differ."""
     if not config.output:
         raise ValueError("export needs --output FOLDER")
-    opened = open_titles(config.run, config.weights, "cpu")
+    opened = open_titles(config.run_folder, config.weights, "cpu")
     exported = gpt.to_transformers(opened.model)
     size, eos = opened.model.config.vocab_size, opened.tokenizer.eos_token_id
     ids = torch.randint(0, size, (4, 24), generator=torch.Generator().manual_seed(0))

@@ -114,22 +114,22 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def check_trackers(log: str | None) -> list[str]:
-    """The names in `log`. ValueError for an unknown one, or one that is not installed."""
-    names = [name.strip() for name in (log or "").split(",") if name.strip()]
+def check_trackers(asked: str | None) -> list[str]:
+    """The names in --trackers. ValueError for an unknown one, or one that is not installed."""
+    names = [name.strip() for name in (asked or "").split(",") if name.strip()]
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(f"--log {name}: expected tensorboard, wandb or tensorboard,wandb")
+            raise ValueError(f"--trackers {name}: expected tensorboard, wandb or tensorboard,wandb")
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--log {name}: not installed (pip install {name})")
+            raise ValueError(f"--trackers {name}: not installed (pip install {name})")
     return names
 
 
 def open_trackers(
-    log: str | None, folder: Path, settings: dict[str, Any], step: int
+    asked: str | None, folder: Path, settings: dict[str, Any], step: int
 ) -> list[Tracker]:
-    """The trackers named in `log`, for a run in `folder` that is at `step`."""
-    return [TRACKERS[name](folder, settings, step) for name in check_trackers(log)]
+    """The trackers that are asked for, of a run in `folder` that is at `step`."""
+    return [TRACKERS[name](folder, settings, step) for name in check_trackers(asked)]
 
 
 def scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -11,7 +11,6 @@ Arrows go one way: a run knows the experiment and the state, an experiment is ha
 it measures or saves, a state knows neither.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -26,7 +25,7 @@ from methods.dropout import use_word_dropout
 from methods.optimizers import build_optimizer
 from methods.schedules import build_schedule
 from models.pretrained import layer_of
-from settings import Settings
+from settings import Settings, replace
 
 
 class Data(Protocol):
@@ -174,7 +173,7 @@ def or_embedded(
     )
     if fast:
         settings["precision"] = embedded_precision(config.precision, world)
-    return dataclasses.replace(config, **settings)
+    return replace(config, **settings)
 
 
 def embedded_precision(asked: str, world: core.World) -> str:

@@ -6,7 +6,7 @@ state = experiment.build_state(experiment.load_model())
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from evaluation.metrics import Metrics, classification_metrics, collapse_verdict
 from experiments.experiment import LastEvaluation, Result, build_state, place, rows_each
 from methods.optimizers import parameter_groups
 from models import pretrained
-from settings import Settings
+from settings import Settings, replace
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Instruction tuning around the loop of alpaca_sft.py: model, rows, figures, samples, weights."""
 
 import copy
-import dataclasses
 import functools
 import json
 import math
@@ -26,6 +25,7 @@ from methods import sharding
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import causal, generation, lora, packed, pretrained
+from settings import replace
 
 # Asked before and after every run, beside a few of the validation rows.
 FIXED = (
@@ -81,7 +81,7 @@ def with_recipe(config: Any) -> Any:
     recipe = {"max_length": length, "packing": not config.compile}
     if config.lora_r is not None:
         recipe["lora_alpha"] = float(config.lora_r)
-    return dataclasses.replace(
+    return replace(
         config, **{name: value for name, value in recipe.items() if getattr(config, name) is None}
     )
 

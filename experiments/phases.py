@@ -4,7 +4,6 @@ finetune_gpt2.py shows the loop; classification.py and language.py have the rows
 """
 
 import abc
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from experiments.experiment import Data, Result, build_state, place, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import attention, causal, pretrained
+from settings import replace
 
 
 def with_recipe(config: Any, is_language: bool) -> Any:
@@ -46,7 +46,7 @@ def with_recipe(config: Any, is_language: bool) -> Any:
     if config.student_of is not None:  # names the run folder
         recipe["model"] = f"student_of_{Path(config.student_of).name}"
     chosen = {k: v for k, v in recipe.items() if getattr(config, k) is None or k == "model"}
-    config = dataclasses.replace(config, **chosen)
+    config = replace(config, **chosen)
     if is_language:
         stride = config.stride or max(1, config.max_length // 2)
         train_stride = config.train_stride or config.max_length
@@ -55,7 +55,7 @@ def with_recipe(config: Any, is_language: bool) -> Any:
                 f"--stride {stride}, --train_stride {train_stride}: above --max_length "
                 f"{config.max_length} some tokens would never be in a window"
             )
-        config = dataclasses.replace(config, stride=stride, train_stride=train_stride)
+        config = replace(config, stride=stride, train_stride=train_stride)
     return config
 
 
@@ -158,7 +158,7 @@ class Phases(abc.ABC):
         rates = causal.rates_by_depth(config.lr, config.lr_factors)
         groups = parameter_groups(causal.parts_of(model), rates, config.weight_decay)
         self.peaks = [group["lr"] for group in groups]
-        passes = dataclasses.replace(config, epochs=config.epochs + config.head_epochs)
+        passes = replace(config, epochs=config.epochs + config.head_epochs)
         loader = core.TrainLoader(self.train, passes, world)
         self.steps_per_epoch = loader.steps_per_epoch
         self.phase_2_step = config.head_epochs * loader.steps_per_epoch

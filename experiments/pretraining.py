@@ -5,7 +5,6 @@ compose freely: each is told of the clock's fraction alone, and each keeps its s
 checkpoint.
 """
 
-import dataclasses
 import functools
 import math
 import time
@@ -35,11 +34,11 @@ from methods.layer_drop import drop_probability, gate_generator, sample_active_l
 from methods.optimizers import parameter_groups, sampled_label_loss_sum
 from methods.stacking import Stacking
 from models import bert, pretrained
-from settings import Aliases, Settings, precision_words
+from settings import Aliases, Section, Settings, precision_words, replace
 
 
 @dataclass
-class StackingSettings:
+class StackingSettings(Section):
     """Progressive stacking: a shallow model is copied on top of itself."""
 
     enabled: bool = False
@@ -51,7 +50,7 @@ class StackingSettings:
 
 
 @dataclass
-class LayerDropSettings:
+class LayerDropSettings(Section):
     """Progressive layer dropping: layers are left out at random."""
 
     enabled: bool = False
@@ -63,7 +62,7 @@ class LayerDropSettings:
 
 
 @dataclass
-class SelectionSettings:
+class SelectionSettings(Section):
     """Which of the rows that come by are trained on."""
 
     name: Literal["uniform", "selective_backprop", "rho_loss"] = "uniform"
@@ -81,7 +80,7 @@ class SelectionSettings:
 
 
 @dataclass
-class SophiaSettings:
+class SophiaSettings(Section):
     """Sophia-G's curvature."""
 
     rho: float = 0.01
@@ -95,7 +94,7 @@ class SophiaSettings:
 
 
 @dataclass
-class ValidationSettings:
+class ValidationSettings(Section):
     """The rows that are held out."""
 
     fraction: float = 0.005
@@ -333,7 +332,7 @@ class Pretraining:
         if config.optimizer == "sophiag":
             # rows and masks of their own: the order of the training data stays the baseline's
             seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
-            own = dataclasses.replace(config, batch=config.sophia.rows, seed=seed)
+            own = replace(config, batch=config.sophia.rows, seed=seed)
             data = corpora.MlmData(self.corpus, self.train.ids, seed, self.train.masking)
             self.curvature = Curvature(SeekingLoader(data, own, world), config.sophia.every)
             extras["curvature"] = self.curvature

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from settings import current_names
+
 SCHEMA_VERSION = 1
 
 
@@ -95,7 +97,7 @@ def load_run(path: str | Path) -> RunFolder:
         raise ValueError(f"{path} is no run folder: it has neither run.json nor config.yaml")
     run = RunFolder(path)
     run.record = _read(path / "run.json", run.notes, needed=True)
-    run.config = _read(path / "config.yaml", run.notes, needed=True)
+    run.config = current_names(_read(path / "config.yaml", run.notes, needed=True))
     run.metrics = _read(path / "test/metrics/metrics.json", run.notes)
     run.baseline = _read(path / "baseline/metrics/metrics.json", run.notes)
     version = run.record.get("schema_version", SCHEMA_VERSION)

@@ -1,7 +1,6 @@
 """Which folder a run writes to, that nobody else does, and what its run.json says."""
 
 import contextlib
-import dataclasses
 import datetime
 import errno
 import fcntl
@@ -23,7 +22,7 @@ from core import State, World
 from device import device_name, peak_memory
 from files import PROJECT, read_json, write_text
 from runs.results import summary_lines
-from settings import FREE_SETTINGS, Settings, flatten
+from settings import FREE_SETTINGS, Settings, as_dict, current_names, flatten
 
 SCHEMA_VERSION = 1
 # Of run.json: what each session writes anew.
@@ -112,7 +111,7 @@ class RunFolder:
                 metrics = read_json(folder / "test/metrics/metrics.json")
                 return "\n".join(summary_lines(metrics)) or "  (it has no test metrics)"
         if not begun or not (folder / "config.yaml").exists():
-            settings = dataclasses.asdict(config)
+            settings = as_dict(config)
             for key in ("out", "fresh", "dry_run", "stop_after"):
                 settings.pop(key)
             write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -140,7 +139,9 @@ class RunFolder:
         script = read_json(folder / "run.json").get("script")
         if script not in (None, self.script):
             return [f"script: {script} there, {self.script} now"]
-        there, now = flatten(there), flatten(dataclasses.asdict(self.config))
+        # a setting that is newer than the run has its default, which changed nothing
+        there = flatten(as_dict(type(self.config)())) | flatten(current_names(there))
+        now = flatten(as_dict(self.config))
         return [
             f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS)

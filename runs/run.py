@@ -1,7 +1,6 @@
 """What a script's loop sees of a run: resuming, logging, evaluating, saving, stopping, the end."""
 
 import contextlib
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -22,9 +21,12 @@ from runs.checkpoints import Checkpoints
 from runs.folder import RunFolder
 from runs.log import Log
 from runs.results import summary_lines, write_result
-from settings import Settings
+from settings import Settings, as_dict, left_out, require_read
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# Settings that a run itself reads while it trains or at its end.
+READ_LATER = ("eval_every", "patience", "test_with", "max_grad_norm")
 
 
 class Run:
@@ -35,7 +37,7 @@ class Run:
         # two scripts may have the same settings: which one it was is a part of the run
         script = Path(sys.modules[type(config).__module__].__file__ or "").name
         self.record = RunFolder(config, world, script)
-        self.monitor = Monitor(world.device) if config.monitor and world.rank == 0 else None
+        self.monitor = Monitor(world.device) if config.machine_log and world.rank == 0 else None
         self.training = False
         self.early = False  # stopped by --patience
         self._log: Log | None = None
@@ -60,7 +62,9 @@ class Run:
     # -- entering and leaving
 
     def __enter__(self) -> "Run":
-        check_trackers(self.config.log)
+        check_trackers(self.config.trackers)
+        for note in left_out(self.config):
+            self.world.say(f"note: {note}")
         if self.config.dry_run:
             return self
         opened: Any = None
@@ -131,6 +135,7 @@ class Run:
 
     def resume(self, state: State, experiment: Experiment) -> None:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
+        require_read(self.config, but=READ_LATER)
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
         saved: dict | None = None
@@ -141,8 +146,8 @@ class Run:
             saved = self._checkpoints.load_newest(state)
             if saved is not None:
                 state.load_state_dict(saved)
-            settings = dataclasses.asdict(self.config)
-            self._log.open(state, self.config.log, settings)
+            settings = as_dict(self.config)
+            self._log.open(state, self.config.trackers, settings)
             self.record.begin_session(state)
 
         self.world.on_rank_0(load)

@@ -406,7 +406,7 @@ def test_answers_to_the_rows_of_a_file(finished, rows, tmp_path, capsys):
     one = [f"--instruction={lines[0]['instruction']}", f"--input={lines[0]['input']}"]
     said = run_command(capsys, "generate", words[0], *one, words[3], "--device=cpu")
     assert said.strip() == strip_control(lines[0]["model_response"]).strip()
-    judged = judging.JudgeConfig(run=str(out), max_new_tokens=4, device="cpu")
+    judged = judging.JudgeConfig(run_folder=str(out), max_new_tokens=4, device="cpu")
     own = judging.answers_of_run(judged).read_text().splitlines()
     assert [json.loads(line) for line in own] == lines
 

@@ -502,7 +502,7 @@ def test_predict_equals_the_runs_own_predictions(which, request, pair_csv, tmp_p
         output = tmp_path / "submission.csv"
         predict.predict(
             predict.PredictConfig(
-                run=str(saved_run), data=str(tmp_path / "test.csv"), output=str(output)
+                run_folder=str(saved_run), data=str(tmp_path / "test.csv"), output=str(output)
             )
         )
         with open(output, newline="") as file:
@@ -517,7 +517,7 @@ def test_predict_equals_the_runs_own_predictions(which, request, pair_csv, tmp_p
 
 
 def test_swap_at_test_time_averages_both_orders(saved_run):
-    predictor = predict.Predictor(predict.PredictConfig(run=str(saved_run)))
+    predictor = predict.Predictor(predict.PredictConfig(run_folder=str(saved_run)))
     pair = {"prompt": "why", "response_a": "a good film", "response_b": "dull slow plot 7"}
     other = pair | {"response_a": pair["response_b"], "response_b": pair["response_a"]}
     row, exchanged = (arena.read_json_row(json.dumps(p), "here") for p in (pair, other))
@@ -532,13 +532,13 @@ def test_calibrated_predictions_divide_the_logits(saved_run):
     temperature = metrics_of(saved_run)["temperature"]
     row = arena.read_json_row('{"response_a": "good film", "response_b": "dull"}', "here")
     plain, calibrated = (
-        predict.Predictor(predict.PredictConfig(run=str(saved_run), calibrated=c))([row])[0]
+        predict.Predictor(predict.PredictConfig(run_folder=str(saved_run), calibrated=c))([row])[0]
         for c in (False, True)
     )
     scaled = plain ** (1 / temperature)
     assert temperature != 1 and calibrated == pytest.approx(scaled / scaled.sum(), abs=1e-6)
     other = {"best": "final", "final": "best"}[metrics_of(saved_run)["tested_with"]]
-    config = predict.PredictConfig(run=str(saved_run), calibrated=True, weights=other)
+    config = predict.PredictConfig(run_folder=str(saved_run), calibrated=True, weights=other)
     with pytest.raises(ValueError, match="--calibrated: the temperature is that of the"):
         predict.Predictor(config)
 
@@ -550,7 +550,7 @@ def test_predict_one_pair_from_the_command_line(saved_run):
     assert done.returncode == 0, done.stderr.decode()
     answer = json.loads(done.stdout.splitlines()[-1])
     row = arena.read_json_row(json.dumps(pair), "here")
-    p = predict.Predictor(predict.PredictConfig(run=str(saved_run)))([row])[0]
+    p = predict.Predictor(predict.PredictConfig(run_folder=str(saved_run)))([row])[0]
     assert answer["prediction"] == PREFERENCE_CLASSES[int(p.argmax())]
     found = [answer[f"p_{name}"] for name in PREFERENCE_CLASSES]
     assert found == pytest.approx(list(p), abs=1e-5)
@@ -593,7 +593,7 @@ def launch(monkeypatch, script: str, *settings: object) -> str:
 
 
 def test_predict_says_what_it_misses(monkeypatch, saved_run, tmp_path):
-    assert "predict needs --run" in launch(monkeypatch, "run_5_models", "predict")
+    assert "predict needs --run_folder" in launch(monkeypatch, "run_5_models", "predict")
     nowhere = tmp_path / "nowhere"
     message = launch(monkeypatch, "run_5_models", "predict", "--run", nowhere)
     assert str(nowhere) in message and "no whole folder of saved weights" in message

@@ -106,7 +106,7 @@ def test_a_run_gets_a_page_with_them(tmp_path):
 @pytest.mark.parametrize(
     "words, problem",
     [
-        (["--texts=x"], "needs --run"),
+        (["--texts=x"], "needs --run_folder"),
         (["--run={gpt2}", "--texts=x"], "is no run folder: name a file"),
         (["--run={gpt2}", "--texts=x", "--out={out}", "--heads=9"], "there is no head 9"),
         (["--run={gpt2}", "--texts=x", "--out={out}", "--layers=top"], "expected numbers"),

@@ -124,7 +124,7 @@ def cache(tmp_path, monkeypatch, cache_folder):
 
 def train(folder: Path, *words: object) -> Path:
     settings = ["--max_length=48", "--batch=24", "--epochs=1", "--eval_every=4", "--lr=1e-3"]
-    settings += ["--page=false", "--monitor=false"]
+    settings += ["--page=false", "--machine_log=false"]
     config, _ = parse_settings(
         run_5_models.Config, [*settings, f"--out={folder}", *map(str, words)], "run_5_models.py"
     )

@@ -315,7 +315,7 @@ def test_a_refused_key_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     "words, problem",
     [
-        ([], "give --run FOLDER, or --answers FILE"),
+        ([], "give --run_folder FOLDER, or --answers FILE"),
         (["--answers=missing.jsonl", "--by=openai"], "no such file"),
         (["--answers=x", "--by=claude"], "expected gemini, openai or the folder"),
     ],

@@ -47,7 +47,7 @@ def lines(run: Path, name: str) -> list:
     "given,message",
     [
         (["--micro_batch=4"], "--micro_batch is not in run_6_light.py"),
-        (["--monitor=true"], "--monitor is not in run_6_light.py"),
+        (["--machine_log=true"], "--machine_log is not in run_6_light.py"),
         (["--epochs=0.5"], "Lightning takes whole epochs"),
         (["--batch=33", "--devices=2"], "--batch 33 cannot be dealt to --devices 2"),
     ],

@@ -165,7 +165,7 @@ def test_a_run_logs_its_machine_or_does_not(train, monkeypatch):
     assert record["checkpoint_bytes"] > rest[1]["checkpoint_bytes"]  # all of them, the last, too
     assert 0 < record["checkpoint_seconds"] and 0 < record["evaluation_seconds"]
 
-    without = train("--epochs", "1", "--monitor=false", out="without")
+    without = train("--epochs", "1", "--machine_log=false", out="without")
     assert not any("machine" in line for line in lines_of(without))
     assert "checkpoint_bytes" not in json.loads((without / "run.json").read_text())
 
@@ -176,8 +176,8 @@ def test_a_run_logs_its_machine_or_does_not(train, monkeypatch):
 def test_tensorboard_has_what_the_log_has(train):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = train("--epochs", "1", "--log", "tensorboard", "--stop_after", "2")
-    folder = train("--epochs", "1", "--log", "tensorboard")  # continued
+    folder = train("--epochs", "1", "--trackers", "tensorboard", "--stop_after", "2")
+    folder = train("--epochs", "1", "--trackers", "tensorboard")  # continued
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     lines = lines_of(folder)
@@ -191,7 +191,7 @@ def test_tensorboard_has_what_the_log_has(train):
 def test_wandb_offline_keeps_a_run(train, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    folder = train("--epochs", "1", "--log", "wandb")
+    folder = train("--epochs", "1", "--trackers", "wandb")
     (record,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     assert b"train_loss" in record.read_bytes()
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
@@ -212,17 +212,17 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(train, monkeypatch,
             raise ConnectionError("gone")
 
     monkeypatch.setitem(monitor.TRACKERS, "tensorboard", Failing)
-    folder = train("--epochs", "1", "--log", "tensorboard")
+    folder = train("--epochs", "1", "--trackers", "tensorboard")
     assert capsys.readouterr().out.count("no more logging to tensorboard: the server is gone") == 1
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 def test_unknown_and_missing_trackers_are_refused(train, monkeypatch):
     with pytest.raises(ValueError, match="expected tensorboard, wandb"):
-        train("--log", "tensorbord")
+        train("--trackers", "tensorbord")
     monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        train("--log", "wandb", out="other")
+        train("--trackers", "wandb", out="other")
     assert monitor.check_trackers(None) == []
 
 

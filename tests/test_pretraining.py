@@ -390,7 +390,7 @@ def il(words, tmp_path_factory) -> Path:
 
 
 def test_irreducible_losses_are_extracted_continued_and_used(il, words, tmp_path):
-    config = extract.ExtractConfig(run=str(il), device="cpu", part_rows=100)
+    config = extract.ExtractConfig(run_folder=str(il), device="cpu", part_rows=100)
     extract.extract_il_losses(config)
     parts = sorted((il / "il_losses").glob("part_*"))
     assert len(parts) > 2
@@ -412,7 +412,7 @@ def test_irreducible_losses_are_extracted_continued_and_used(il, words, tmp_path
             f"train.rho_loss.il_losses_path={il / 'il_losses'}",
             "validation.seed=5",
         )
-    plain = extract.ExtractConfig(run=str(used), device="cpu")
+    plain = extract.ExtractConfig(run_folder=str(used), device="cpu")
     with pytest.raises(ValueError, match="il_model=True"):
         extract.extract_il_losses(plain)
 

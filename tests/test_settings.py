@@ -160,8 +160,8 @@ def test_an_empty_file_sets_nothing(file):
 
 def test_given_is_false_for_free_settings_alone():
     words = {"out": "x", "device": "cpu", "backend": "gloo", "workers": "2", "save_every": "5"}
-    words |= {"keep_every": "5", "stop_after": "1", "log": "wandb"}
-    words |= {"page": "false", "monitor": "false"}
+    words |= {"keep_every": "5", "stop_after": "1", "trackers": "wandb"}
+    words |= {"page": "false", "machine_log": "false"}
     for name, value in words.items():
         assert parse(f"--{name}", value)[1] is False
     assert parse("--dry-run", "--fresh")[1] is False

@@ -173,10 +173,10 @@ def test_values_are_yaml_and_reach_the_script_as_they_were_meant(folder):
     commands = [made.command(made.runs(arm, {})[0]) for arm in made.arms]
     out = "results/sweeps/fake/parts"
     assert commands[0][1:] == [
-        *("fake.py", "--parts=[1, 2]", "--lr=0.0001", "--leak=true", "--seed=0"),
-        f"--out={out}=_1,_2/seed_0",
+        *("fake.py", "parts=[1, 2]", "lr=0.0001", "leak=true", "seed=0"),
+        f"out={out}=_1,_2/seed_0",
     ]
-    assert commands[1][2] == "--parts=null"
+    assert commands[1][2] == "parts=null"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_more_than_one_process_is_torchrun(folder):
     made = plan("fake.py", "--processes", "4", "--seeds", "1", "--out", "o")
     assert made.command(made.runs(made.arms[0], {})[0]) == [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"),
-        *("fake.py", "--seed=0", "--out=o/runs/seed_0"),
+        *("fake.py", "seed=0", "out=o/runs/seed_0"),
     ]
 
 
@@ -347,9 +347,9 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(folder, capsys):
     said = capsys.readouterr().out.splitlines()
     out = "results/sweeps/given/runs"
     assert said[:3] == [
-        f"python fake.py --lr=0.001 --seed=1000 --out={out}/tune/lr=0.001",
-        f"python fake.py --lr=0.0001 --seed=1000 --out={out}/tune/lr=0.0001",
-        f"python fake.py --lr=TUNED --seed=0 --out={out}/seed_0",
+        f"python fake.py lr=0.001 seed=1000 out={out}/tune/lr=0.001",
+        f"python fake.py lr=0.0001 seed=1000 out={out}/tune/lr=0.0001",
+        f"python fake.py lr=TUNED seed=0 out={out}/seed_0",
     ]
     assert not launches() and not Path("results").exists()
 

@@ -20,7 +20,7 @@ def losses(folder: Path, r_drop: float, *words: str) -> list[float]:
         f"--r_drop={r_drop}",
         "--lr=1e-3",
     ]
-    settings += ["--page=false", "--monitor=false", f"--out={folder}", *words]
+    settings += ["--page=false", "--machine_log=false", f"--out={folder}", *words]
     config, _ = parse_settings(train_headlines.Config, settings, "train_headlines.py")
     train_headlines.main(config, True)
     lines = map(json.loads, (folder / "train/metrics/metrics.jsonl").read_text().splitlines())
