@@ -21,7 +21,7 @@ import files
 import pretrain_bert
 import runs
 from commands import calibrate, download, extract, validate
-from commands.opening import open_pretraining
+from commands.validate import open_pretraining
 from device import Machine
 from experiments import experiment, pretraining
 from files import write_folder
