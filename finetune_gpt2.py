@@ -36,6 +36,8 @@ from settings import Settings, replace
 class Config(Settings):
     """Settings of finetune_gpt2.py."""
 
+    READ_LATER = ("attention_texts",)
+
     task: str = "imdb"
     """imdb, ag_news, reviews, wikitext2, wikitext103, reviews_text, or a file or folder"""
     model: str = "gpt2"

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 
 
+@dataclass
 class Section:
     """A dataclass of settings that remembers which of them were read.
 
@@ -32,6 +33,8 @@ class Section:
     ONLY_WITH: ClassVar[dict[str, str]] = {}
     """setting (or section.*) → "other=value|value", "other!=value" or "other" (neither null nor
     false nor 0): what it counts beside. A subclass adds to it."""
+    READ_LATER: ClassVar[tuple[str, ...]] = ()
+    """settings that nothing reads before or in the first step. A subclass adds to it."""
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -89,6 +92,7 @@ class Settings(Section):
         "warmup_frac": "schedule!=one-cycle|triangle2",
         "min_lr": "schedule!=constant",
     }
+    READ_LATER = ("eval_every", "patience", "test_with")
 
     model: str = "distilbert"
     """short name, local folder or hub id of the model"""
@@ -369,15 +373,18 @@ def left_out(config: Section) -> list[str]:
     return config.__dict__.get("_notes", [])
 
 
-def require_read(config: Section, but: Iterable[str] = ()) -> None:
-    """ValueError if a setting was given that nothing has read so far.
+def read_so_far(config: Section) -> list[str]:
+    """The settings that were read since the command line was parsed."""
+    return sorted(config.__dict__["_reads"][0]) if "_reads" in config.__dict__ else []
 
-    For the moment when all is built and nothing is trained. but: settings that are read later.
-    """
-    given, reads = config.__dict__.get("_given", {}), config.__dict__.get("_reads")
+
+def require_read(config: Section, read: Iterable[str]) -> None:
+    """ValueError if a setting was given that is not in `read`; for after the first step."""
+    given, read = config.__dict__.get("_given", {}), set(read)
     defaults = flatten(dataclasses.asdict(type(config)()))
+    later = {name for kind in type(config).__mro__ for name in getattr(kind, "READ_LATER", ())}
     for name, file in given.items():
-        if name in reads[0] or name in FREE_SETTINGS or name in but:
+        if name in read or name in FREE_SETTINGS or name in later:
             continue
         if file and value_of(config, name) == defaults[name]:
             continue

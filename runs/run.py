@@ -21,12 +21,9 @@ from runs.checkpoints import Checkpoints
 from runs.folder import RunFolder
 from runs.log import Log
 from runs.results import summary_lines, write_result
-from settings import Settings, as_dict, left_out, require_read
+from settings import Settings, as_dict, left_out, read_so_far, require_read
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-# Settings that a run itself reads while it trains or at its end.
-READ_LATER = ("eval_every", "patience", "test_with", "max_grad_norm")
 
 
 class Run:
@@ -135,7 +132,6 @@ class Run:
 
     def resume(self, state: State, experiment: Experiment) -> None:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
-        require_read(self.config, but=READ_LATER)
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
         saved: dict | None = None
@@ -181,6 +177,9 @@ class Run:
             return self._stop(state, self._agree_on_signal())
         self._log.step(state, stats, max(now - self._step_started, 1e-9))
         self._steps_here += 1
+        if self._steps_here == 1:
+            # some are for rank 0 alone, which trains the tokenizer
+            require_read(self.config, self.world.gather_rows(read_so_far(self.config)))
         if verdict := self._log.check_health(state, stats["train_loss"]):
             self.record.verdict(verdict)
             raise RuntimeError(f"training diverged at step {state.step}")

@@ -80,8 +80,25 @@ def words(corpus_file, cache_folder, tmp_path_factory) -> list[str]:
     return [*settings, f"selection.il_losses={folder}", f"budget={budget}"]
 
 
+METHOD_OF = {  # the settings that count with a method, by their beginning
+    "stacking.": "stacking.enabled=true",
+    "layer_drop.": "layer_drop.enabled=true",
+    "sophia.": "optimizer=sophiag",
+    "selection.mega_batch": "selection.name=rho_loss",
+    "selection.il_losses": "selection.name=rho_loss",
+    "selection.history": "selection.name=selective_backprop",
+}
+
+
 def parse(words: list[str]) -> pretraining.Config:
+    words = only_what_counts(words)
     return parse_settings(pretraining.Config, words, "pretrain_bert.py", pretraining.ALIASES)[0]
+
+
+def only_what_counts(words: list[str]) -> list[str]:
+    """Without the settings of methods that are off."""
+    off = tuple(name for name, method in METHOD_OF.items() if method not in words)
+    return [word for word in words if word in METHOD_OF.values() or not word.startswith(off)]
 
 
 def train(words: list[str], out: Path, *more: str) -> Path:
@@ -544,7 +561,7 @@ def test_the_published_budget_gives_the_published_number_of_updates():
 
 def test_the_script_runs_under_torchrun_and_is_finished_afterwards(words, tmp_path):
     out = tmp_path / "run"
-    settings = [word if word.startswith("--") else f"--{word}" for word in words]
+    settings = [word if word.startswith("--") else f"--{word}" for word in only_what_counts(words)]
     settings = [word for word in settings if not word.startswith("--page")]
     done = run_script("pretrain_bert.py", *settings, "--out", str(out), processes=2)
     assert "finished:" in done.stdout
