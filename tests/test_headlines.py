@@ -419,7 +419,7 @@ def test_the_best_of_averaged_weights_are_tested_where_they_are_asked_for(titles
 
 
 def test_two_processes_equal_one(titles_file, tmp_path):
-    words = [f"--data={titles_file}", *SMALL, *EVERYTHING, *QUIET]
+    words = [f"--data={titles_file}", *SMALL, "--matrix_lr=1e-2", *EVERYTHING, *QUIET]
     train_headlines.main(parse(*words, f"--out={tmp_path / 'one'}"), given=True)
     run_script("train_headlines.py", *words, f"--out={tmp_path / 'two'}", processes=2)
     ours, theirs = lines_of(tmp_path / "two"), lines_of(tmp_path / "one")
