@@ -77,6 +77,9 @@ def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World)
             world.say(f"---- {task.name}")
             folder = (suite.folder or Path("dry_run")) / task.name
             own = replace(config, out=str(folder), fresh=False)
+            if not task.classes and (config.label_smoothing or config.r_drop):
+                world.say("note: a score has no classes: without --label_smoothing and --r_drop")
+                own = replace(own, label_smoothing=0.0, r_drop=0.0)
             try:
                 run = fine_tune(task, own, world)
             except SystemExit as end:

@@ -34,7 +34,8 @@ import runs
 from data.pairs import PairData
 from evaluation.metrics import softmax
 from experiments import preference
-from experiments.experiment import Result, or_embedded, schedule_of
+from experiments.experiment import Result, or_embedded
+from experiments.training import schedule_of
 from files import write_text
 from methods.optimizers import parameter_groups
 from models import pairs
@@ -57,7 +58,17 @@ ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name
 NOT_HERE = (
     "micro_batch",
     "group_by_length",
+    "budget",
+    "budget_unit",
+    "layer_decay",
     "optimizer",
+    "momentum",
+    "matrix_lr",
+    "sophia",
+    "r_drop",
+    "average",
+    "average_frac",
+    "selection",
     "backend",
     "compile",
     "swap",
@@ -89,9 +100,12 @@ class Config(preference.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in dataclasses.fields(self):
-            if field.name in NOT_HERE and getattr(self, field.name) != field.default:
-                raise ValueError(f"--{field.name} is not in run_6_light.py: run_2_appendprompt.py")
+        defaults = {field.name: field for field in dataclasses.fields(self)}
+        for name in NOT_HERE:
+            field = defaults[name]
+            made = field.default_factory is not dataclasses.MISSING
+            if getattr(self, name) != (field.default_factory() if made else field.default):
+                raise ValueError(f"--{name} is not in run_6_light.py: run_2_appendprompt.py")
         if self.epochs % 1:
             raise ValueError(f"--epochs {self.epochs:g}: Lightning takes whole epochs")
         if self.devices < 1 or self.batch % self.devices:
@@ -136,7 +150,12 @@ class PairModule(L.LightningModule):
             config.weight_decay,
         )
         # Lightning does not clip the gradients of a fused optimizer in fp16
-        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != PRECISION["fp16"])
+        optimizer = torch.optim.AdamW(
+            groups,
+            betas=tuple(config.betas or (0.9, 0.999)),
+            eps=config.eps,
+            fused=self.trainer.precision != PRECISION["fp16"],
+        )
         factor = schedule_of(config, total)
         schedule = LambdaLR(optimizer, lambda step: factor(step / total))
         return {

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import core
@@ -16,8 +15,10 @@ from device import device_name, to_device
 from evaluation import metrics
 from experiments.experiment import LastEvaluation, Result, rows_each
 from experiments.phases import Phases
+from experiments.training import Targets
 from methods.distillation import distillation_loss_sum
 from methods.feature_cache import cached_features, fingerprint
+from methods.losses import loss_sum
 from models import causal
 
 
@@ -82,17 +83,19 @@ class Classification(Phases):
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats, smoothed) summed over the rows of a micro-batch; their number."""
+        if self.teacher is None or self.phase == 1:
+            return self.loss_of_targets(model, batch)
         config, labels = self.config, batch["labels"]
         logits = causal.class_logits(model, batch, self.head_dropout).float()
-        loss = F.cross_entropy(
-            logits, labels, reduction="sum", label_smoothing=config.label_smoothing
-        )
-        if self.teacher is not None and self.phase == 2:
-            with torch.no_grad():
-                teacher_logits = causal.class_logits(self.teacher, batch)
-            taught = distillation_loss_sum(logits, teacher_logits, config.temperature)
-            loss = (1 - config.distill_weight) * loss + config.distill_weight * taught
-        return loss, len(labels)
+        with torch.no_grad():
+            teacher_logits = causal.class_logits(self.teacher, batch)
+        taught = distillation_loss_sum(logits, teacher_logits, config.temperature)
+        labelled = loss_sum([logits], labels, config.label_smoothing)
+        return (1 - config.distill_weight) * labelled + config.distill_weight * taught, len(labels)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        logits = causal.class_logits(model, batch, self.head_dropout)
+        return Targets(logits, batch["labels"])
 
     # -- figures
 

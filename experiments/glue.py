@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import core
@@ -22,15 +21,18 @@ from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.glue_metrics import added_metrics, exact_match, regression_metrics
 from evaluation.metrics import Metrics, classification_metrics, collapse_verdict, softmax
-from experiments.experiment import LastEvaluation, Result, build_state, place, rows_each
+from experiments.experiment import LastEvaluation, Result, place, rows_each
+from experiments.training import Targets, Training, build_state
 from methods.optimizers import parameter_groups
 from models import pretrained
-from settings import Settings, replace
+from settings import Optimizer, Schedule, Settings, replace
 
 
 @dataclass
 class FineTuningConfig(Settings):
     """Settings of fine-tuning on one task."""
+
+    BETAS = {"adamw": (0.9, 0.98), "muon": (0.9, 0.98)}
 
     model: str = "bert"
     """run folder of pretrain_bert.py, or any encoder: a short name, a local folder, a hub id"""
@@ -48,12 +50,14 @@ class FineTuningConfig(Settings):
     """rows an update over all processes (the global batch)"""
     max_length: int = 128
     """tokens a sequence at most"""
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """learning rate after the warm-up"""
+    schedule: Schedule = "cosine"
+    """learning rate after the warm-up: cosine, linear, constant, wsd; or one-cycle, triangle2"""
     warmup_frac: float = 0.1
     """share of each task's own steps over which the learning rate rises from 0"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw (fused, betas .9/.98, eps 1e-6) or plain sgd"""
+    optimizer: Optimizer = "adamw"
+    """adamw (fused, betas .9/.98), lion, sophiag, muon (its adamw .9/.98) or sgd"""
+    eps: float = 1e-6
+    """adamw's epsilon"""
     weight_decay: float = 0.0
     """weight decay (decoupled in adamw), none on biases and norms"""
     max_grad_norm: float | None = None
@@ -99,13 +103,14 @@ EMBEDDED: dict[str, Any] = {
 }
 
 
-class FineTuning:
+class FineTuning(Training):
     """The experiment around the script's loop: the rows, model, evaluation and test of a task."""
 
     def __init__(self, config: FineTuningConfig, world: core.World, task: Task):
         from models import bert  # noqa: F401, registers our architecture; transformers is slow
 
         self.config, self.world, self.task = config, world, task
+        self.has_classes = bool(task.classes)
         self.source = pretrained.weights_folder(config.model, config.weights)
         self.model_config = pretrained.load_config(self.source)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
@@ -169,14 +174,14 @@ class FineTuning:
         groups = parameter_groups(
             {"model": model.parameters()}, {"model": config.lr}, config.weight_decay
         )
-        return build_state(self, model, groups, optimizer={"betas": (0.9, 0.98), "eps": 1e-6})
+        return build_state(self, model, groups)
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats), or the squared error of a score, summed over rows; their number."""
-        values, labels = outputs(model, batch).float(), batch["labels"]
-        if labels.is_floating_point():
-            return F.mse_loss(values[:, 0], labels, reduction="sum"), len(labels)
-        return F.cross_entropy(values, labels, reduction="sum"), len(labels)
+        return self.loss_of_targets(model, batch)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        return Targets(outputs(model, batch), batch["labels"])
 
     # -- figures
 

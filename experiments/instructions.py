@@ -18,8 +18,9 @@ from data.instructions import InstructionData
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.metrics import Metrics
-from experiments.experiment import Result, build_state, place, rows_each
+from experiments.experiment import Result, place, rows_each
 from experiments.language import language_metrics
+from experiments.training import Targets, Training, build_state
 from files import write_text
 from methods import sharding
 from methods.dropout import set_dropout
@@ -54,18 +55,8 @@ def find_weights(name: str, which: str) -> tuple[str, Path | None]:
 
 def with_recipe(config: Any) -> Any:
     """The settings of a run, nothing left open; ValueError for those that do not go together."""
-    if config.size is not None and config.init != "random":
-        raise ValueError("--size is the shape of a random model: it needs --init random")
     if config.lora_r is not None and config.init == "random":
         raise ValueError("--lora_r keeps the base unchanged, so it needs one: --init pretrained")
-    if config.lora_r is not None and config.freeze != "none":
-        raise ValueError("--freeze: with --lora_r all of the base is frozen; see --lora_layers")
-    if config.lora_r is None:
-        names = ("lora_alpha", "lora_dropout", "lora_scaling", "lora_qkv", "lora_layers")
-        default = type(config)()
-        for name in (*names, "lora_head"):
-            if getattr(config, name) != getattr(default, name):
-                raise ValueError(f"--{name} needs --lora_r")
     base, adapter = find_weights(config.model, config.weights)
     if adapter is not None:
         raise ValueError(
@@ -101,7 +92,7 @@ def row_sums(losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return values.new_zeros(len(sizes), 4).index_add_(0, row, values[0])
 
 
-class InstructionTuning:
+class InstructionTuning(Training):
     """The experiment around the script's loop."""
 
     def __init__(self, config: Any, world: core.World):
@@ -227,14 +218,28 @@ class InstructionTuning:
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy (nats) summed over the labels that are trained on; their number."""
-        labels = batch["labels"]
-        if self.config.mask_prompt:
-            labels = labels.masked_fill(~batch["is_response"], IGNORE_INDEX)
+        if self.needs_targets():
+            return self.loss_of_targets(model, batch)
+        labels = self.trained_labels(batch)
 
         def loss(model: nn.Module) -> Tensor:
             return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
 
         return sharding.inside(model, loss), (labels != IGNORE_INDEX).sum()
+
+    def trained_labels(self, batch: dict[str, Tensor]) -> Tensor:
+        if not self.config.mask_prompt:
+            return batch["labels"]
+        return batch["labels"].masked_fill(~batch["is_response"], IGNORE_INDEX)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        labels, hidden = self.trained_labels(batch), packed.last_hidden(model, batch)
+        logits, targets, rows = causal.logits_at_targets(model, hidden, labels)
+        if "row_lengths" in batch:
+            sizes = batch["row_lengths"]
+            row = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+            rows = row[(labels[0] != IGNORE_INDEX).nonzero().squeeze(1)]
+        return Targets(logits, targets, rows)
 
     # -- figures
 

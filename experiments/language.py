@@ -16,6 +16,7 @@ from evaluation.metrics import Metrics
 from evaluation.stats import cluster_bootstrap
 from experiments.experiment import Result, rows_each
 from experiments.phases import Phases
+from experiments.training import Targets
 from models import causal
 
 
@@ -90,6 +91,8 @@ class LanguageModelling(Phases):
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy (nats) summed over the tokens that are predicted; their number."""
+        if self.needs_targets():
+            return self.loss_of_targets(model, batch)
         config, labels = self.config, batch["labels"]
         hidden, teacher_hidden = causal.last_hidden(model, batch), None
         if self.teacher is not None:
@@ -105,6 +108,10 @@ class LanguageModelling(Phases):
             config.distill_weight,
         )
         return loss, (labels != IGNORE_INDEX).sum()
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        hidden = causal.last_hidden(model, batch)
+        return Targets(*causal.logits_at_targets(model, hidden, batch["labels"]))
 
     def sums(self, state: core.State, data: WindowData) -> np.ndarray:
         """`document_sums` of a part, on all ranks."""

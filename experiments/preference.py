@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import core
@@ -26,10 +25,10 @@ from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from experiments.experiment import (
     LastEvaluation,
     Result,
-    build_state,
     place,
     rows_each,
 )
+from experiments.training import Targets, Training, build_state
 from methods import feature_cache
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
@@ -65,14 +64,12 @@ class Config(Settings):
     """peak learning rate of the head; null: --lr"""
     dropout: float | None = None
     """dropout everywhere; null: the model's own, .1 in the head"""
-    label_smoothing: float = 0.0
-    """of the training loss only"""
     skip_bad_rows: bool = False
     """leave out rows that cannot be used, listing them in bad_rows.csv"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_frac", "test_frac", "prompt_frac", "label_smoothing"):
+        for name in ("val_frac", "test_frac", "prompt_frac"):
             self._require(name, lambda value: 0 <= value <= 1, "a share from 0 to 1")
         self._require("dropout", lambda value: 0 <= value < 1, "a share from 0, below 1")
         self._require("head_lr", lambda value: value > 0, "more than 0")
@@ -133,7 +130,7 @@ def load_rows(
     return rows, {**facts, "repairs": repairs}
 
 
-class Preference:
+class Preference(Training):
     """The experiment around a script's loop: its data, its loss, its evaluation."""
 
     def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
@@ -267,14 +264,10 @@ class Preference:
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy summed over the rows of a micro-batch, and their number."""
-        logits = model.head(*pairs.embed_pairs(model, batch))
-        loss = F.cross_entropy(
-            logits.float(),
-            batch["labels"],
-            reduction="sum",
-            label_smoothing=self.config.label_smoothing,
-        )
-        return loss, len(batch["labels"])
+        return self.loss_of_targets(model, batch)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        return Targets(model.head(*pairs.embed_pairs(model, batch)), batch["labels"])
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
         """p(A, B) and p(B, A), each (rows, 3); with --swap tta both are the average."""

@@ -140,8 +140,11 @@ class RunFolder:
         if script not in (None, self.script):
             return [f"script: {script} there, {self.script} now"]
         # a setting that is newer than the run has its default, which changed nothing
-        there = flatten(as_dict(type(self.config)())) | flatten(current_names(there))
+        recorded = flatten(current_names(there))
+        there = flatten(as_dict(type(self.config)())) | recorded
         now = flatten(as_dict(self.config))
+        if "r_drop" not in recorded and now.get("label_smoothing") == 0 and "task" in now:
+            there["label_smoothing"] = 0.0  # language models recorded .1 and did without
         return [
             f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS)

@@ -213,7 +213,8 @@ class Run:
     def _evaluate(self, state: State) -> None:
         started = time.perf_counter()
         # all ranks decide from the same numbers
-        metrics = self.world.from_rank_0(self.experiment.evaluate(state))
+        with state.averaged():
+            metrics = self.world.from_rank_0(self.experiment.evaluate(state))
         self._spent(evaluation_seconds=time.perf_counter() - started)
         self._log.evaluation(state, metrics)
         loss = metrics["val_loss"]
