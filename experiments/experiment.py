@@ -21,9 +21,10 @@ from torch import Tensor, nn
 import core
 import files
 from evaluation.metrics import Metrics
+from evaluation.outcomes import Evidence
 from methods.dropout import use_word_dropout
 from methods.optimizers import build_optimizer
-from methods.schedules import build_schedule
+from methods.schedules import build_schedule, require_learning
 from models.pretrained import layer_of
 from settings import Settings, replace
 
@@ -51,7 +52,7 @@ class Result(NamedTuple):
 
     metrics: Metrics  # for metrics.json
     rows: list[dict]  # a line of predictions.csv each; "text" is kept for those that went wrong
-    verdicts: tuple[str, ...] = ()  # findings for run.json
+    evidence: Evidence = None  # what evaluation/outcomes.py judges the run by
     files: dict[str, str] = {}  # further files of the part's folder, by path below it
 
 
@@ -63,6 +64,7 @@ class Experiment(Protocol):
     precision: str
     train: Data
     facts: dict[str, Any]  # for run.json, fingerprints among them
+    evidence: Evidence  # of the last evaluation, to judge by; it need not be there
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int | Tensor]:
         """(sum of the losses of the micro-batch's targets, their number)."""
@@ -104,11 +106,13 @@ def build_state(
 
     groups: of methods.optimizers.parameter_groups, or others of its form. loader, clock, schedule:
     in place of those of --batch, --epochs and --schedule. optimizer: betas, eps, rho. more: fields
-    of the state.
+    of the state. ValueError where the learning rate would be 0 in all steps.
     """
     config, world = experiment.config, experiment.world
     loader = loader or core.TrainLoader(experiment.train, config, world)
     clock = clock or core.StepClock(loader.total_steps)
+    schedule = schedule or schedule_of(config)
+    require_learning(schedule, getattr(clock, "total_steps", None))
     return kind(
         config=config,
         world=world,
@@ -116,7 +120,7 @@ def build_state(
         optimizer=build_optimizer(config.optimizer, groups, config.lr, **(optimizer or {})),
         loader=loader,
         clock=clock,
-        schedule=schedule or schedule_of(config, clock.total_steps),
+        schedule=schedule,
         precision=experiment.precision,
         layer_of=layer_of,
         **more,
