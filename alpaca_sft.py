@@ -34,7 +34,7 @@ from settings import Settings
 class Config(Settings):
     """Settings of alpaca_sft.py."""
 
-    READ_LATER = ("sample_tokens",)
+    READ_LATER = ("sample_tokens", "baseline")  # a continued run has its baseline
 
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any causal model: run or local folder, hub id"""

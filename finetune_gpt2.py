@@ -36,7 +36,7 @@ from settings import Settings, replace
 class Config(Settings):
     """Settings of finetune_gpt2.py."""
 
-    READ_LATER = ("attention_texts",)
+    READ_LATER = ("attention_texts", "cache_features")  # a run may go on in phase 2
 
     task: str = "imdb"
     """imdb, ag_news, reviews, wikitext2, wikitext103, reviews_text, or a file or folder"""
