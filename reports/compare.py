@@ -332,7 +332,8 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         return settings_of(run) | {"seed": run.seed}
 
     def data(run: RunFolder) -> dict[str, Any]:
-        return {name: run.record.get(name) for name in DATA} | {"test rows": run.metrics.get("n")}
+        facts = {name: run.record.get(name) for name in DATA}
+        return facts if lost_runs([run]) else facts | {"test rows": run.metrics.get("n")}
 
     def environment(run: RunFolder) -> dict[str, Any]:
         """Of all sessions: a run may have been continued on another machine."""
@@ -357,8 +358,9 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         facts = [[facts_of(run) for run in arm.runs] for arm in arms]
         rows = []
         for name in dict.fromkeys(name for arm in facts for run in arm for name in run):
-            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in facts]
-            between = len({frozenset(arm) for arm in values}) > 1
+            there = [[run for run in arm if name != "test rows" or name in run] for arm in facts]
+            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in there]
+            between = len({frozenset(arm) for arm in values if arm}) > 1
             within = name != "seed" and any(len(arm) > 1 for arm in values)
             if between or within:
                 rows.append([name, *(", ".join(arm) for arm in values)])

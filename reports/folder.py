@@ -137,7 +137,7 @@ def load_run(path: str | Path) -> RunFolder:
     if run.status == "running":
         age = seconds_since(path / "train/metrics/metrics.jsonl", path / "run.json")
         run.notes.append(f"still running, or killed: last written {duration(age)} ago")
-    elif run.status in ("stopped", "failed"):
+    elif run.status in ("stopped", "failed") and "diverged" not in run.kinds:  # said by a verdict
         run.notes.append(f"{run.status}: {run.record.get('exit_reason') or 'no reason given'}")
     if run.status == "finished" and not run.metrics:
         run.notes.append("finished, but without test/metrics/metrics.json")

@@ -100,7 +100,8 @@ def _arms_of(paths: Sequence[str]) -> tuple[list[Arm], list[str]]:
     labels = shortest_tails([Path(path).absolute().parts for path in paths])
     for label, path in zip(labels, paths, strict=True):
         there = find_runs(path)
-        runs = without_repeats([*filter(has_test_rows, there), *lost_runs(there)])
+        counted = [run for run in there if has_test_rows(run) or lost_runs([run])]
+        runs = sorted(without_repeats(counted), key=lambda run: run.path)
         kept = {run.path for run in runs}
         notes += [
             f"note: {run.path} has no test rows yet, or repeats a run"

@@ -77,7 +77,7 @@ def test_a_comparison_with_a_diverged_seed_is_one_by_ranks(tmp_path):
     assert "validation loss of 2.2500 at step 2" in text
     assert "By ranks" in text and "not separable" in text and "(1 of 3 seeds)" in text
     assert "nan" not in text.lower().replace("nan or inf", "")
-    assert "note: 2 of 6 runs, " in text
+    assert "note: 2 of 6 runs, " in text and "failed:" not in text and "test rows" not in text
 
 
 def test_six_seeds_that_diverge_are_worse(tmp_path):
