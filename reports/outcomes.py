@@ -21,8 +21,8 @@ ALPHA = 0.05
 
 
 def lost_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Those that diverged, and so have no test rows."""
-    return [run for run in runs if "diverged" in run.failures and not has_test_rows(run)]
+    """Those that diverged, and so have no test figures (a suite has, of its other tasks)."""
+    return [run for run in runs if "diverged" in run.failures and not run.metrics]
 
 
 def has_test_rows(run: RunFolder) -> bool:
@@ -131,7 +131,8 @@ def _wins(b: Sequence[float], a: Sequence[float]) -> int:
 
 def seeds_of(arm: Any) -> list[RunFolder]:
     """The runs that say something: with test rows, or diverged."""
-    return [run for run in arm.runs if has_test_rows(run) or "diverged" in run.failures]
+    lost = {run.path for run in lost_runs(arm.runs)}
+    return [run for run in arm.runs if has_test_rows(run) or run.path in lost]
 
 
 def loss_had(run: RunFolder) -> str:

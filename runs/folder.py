@@ -183,12 +183,15 @@ class RunFolder:
         self.write_record(state)
 
     def verdict(self, text: str, say: bool = True) -> None:
-        """Keep a verdict, in the place of an earlier one of its kind; it is said when it is new."""
+        """Keep a verdict, in the place of an earlier one of its kind. It is said, and written at
+        once, when it is new."""
         kind = outcomes.kind_of(text)
         earlier = [v for v in self.verdicts if v == text or kind and outcomes.kind_of(v) == kind]
         self.verdicts = [v for v in self.verdicts if v not in earlier] + [text]
         if say and not earlier:
             self.world.say(f"warning: {text}")
+            if self.world.rank == 0:
+                self.write_record()
 
     def withdraw(self, *kinds: str) -> None:
         """Forget the verdicts of these kinds: what they were of has changed."""
