@@ -49,7 +49,7 @@ def test_a_table_counts_what_diverged(tmp_path):
     columns, lines = table.build_table(load_runs([tmp_path]))
     assert "verdicts" in columns
     a, b, c = lines
-    assert a["verdicts"].value is None and a["accuracy"].text() == "0.6000 [0.6000, 0.6000]"
+    assert a["verdicts"].value is None and a["accuracy"].text().startswith("0.6000")
     assert b["verdicts"].value == "1 diverged of 3" and b["accuracy"].text() == "0.6000 (2 of 3)"
     assert c["verdicts"].value == "3 diverged of 3" and c["accuracy"].text() == "diverged"
     assert c["train_loss"].text().startswith("2.5000")  # the loss that they had
