@@ -44,7 +44,7 @@ class Config(Settings):
         "lora_head": "lora_r",
         "freeze": "lora_r=null",
     }
-    READ_LATER = ("sample_tokens",)
+    READ_LATER = ("sample_tokens", "baseline")  # a continued run has its baseline
 
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any causal model: run or local folder, hub id"""

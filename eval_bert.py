@@ -20,6 +20,7 @@ from pathlib import Path
 import core
 import runs
 from data import glue
+from evaluation.outcomes import Diverged
 from experiments.experiment import or_embedded
 from experiments.glue import EMBEDDED, FineTuning, FineTuningConfig, suite_metrics, with_recipe
 from runs.suite import begin_suite, drop_checkpoints, finish_suite, stop_suite
@@ -85,6 +86,9 @@ def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World)
             except SystemExit as end:
                 if end.code:  # else the task was finished before
                     raise
+                continue
+            except Diverged as error:
+                world.say(f"{task.name} diverged: {error}")
                 continue
             if run.status == "stopped":
                 return stop_suite(suite, task.name, run)

@@ -41,7 +41,7 @@ class Config(Settings):
         "distill_weight": "student_of",
         "temperature": "distill_weight",
     }
-    READ_LATER = ("attention_texts",)
+    READ_LATER = ("attention_texts", "cache_features")  # a run may go on in phase 2
 
     task: str = "imdb"
     """imdb, ag_news, reviews, wikitext2, wikitext103, reviews_text, or a file or folder"""

@@ -396,8 +396,8 @@ def _refuse_idle(config: S, given: Mapping[str, str]) -> list[str]:
     """ValueError if a setting was given that does not count beside the others.
 
     given: setting → the file that it stands in, "" for the command line. It may be switched off,
-    and in a file stand at its default; and where the command line overrides what it counts with, it goes back to
-    that: a line each is returned.
+    and in a file stand at its default; and where the command line overrides what it counts with, it
+    goes back to that: a line each is returned.
     """
     defaults, notes = flatten(dataclasses.asdict(type(config)())), []
     for kind in type(config).__mro__:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import core
 import files
 from evaluation.metrics import Metrics
+from evaluation.outcomes import Evidence
 from methods.dropout import use_word_dropout
 from settings import Settings, replace
 
@@ -49,7 +50,7 @@ class Result(NamedTuple):
 
     metrics: Metrics  # for metrics.json
     rows: list[dict]  # a line of predictions.csv each; "text" is kept for those that went wrong
-    verdicts: tuple[str, ...] = ()  # findings for run.json
+    evidence: Evidence = None  # what evaluation/outcomes.py judges the run by
     files: dict[str, str] = {}  # further files of the part's folder, by path below it
 
 
@@ -61,6 +62,7 @@ class Experiment(Protocol):
     precision: str
     train: Data
     facts: dict[str, Any]  # for run.json, fingerprints among them
+    evidence: Evidence  # of the last evaluation, to judge by; it need not be there
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int | Tensor]:
         """(sum of the losses of the micro-batch's targets, their number)."""

@@ -20,7 +20,8 @@ from data.glue import SUITES, TASKS, Row, Task
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.glue_metrics import added_metrics, exact_match, regression_metrics
-from evaluation.metrics import Metrics, classification_metrics, collapse_verdict, softmax
+from evaluation.metrics import Metrics, classification_metrics, softmax
+from evaluation.outcomes import Answers, Scores
 from experiments.experiment import LastEvaluation, Result, place, rows_each
 from experiments.training import Targets, Training, build_state
 from methods.optimizers import parameter_groups
@@ -191,24 +192,21 @@ class FineTuning(Training):
         return core.evaluate_rows(state, data, outputs, rows_each(tokens))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
-        """Metrics of the selection set; warns of a collapse from the end of the first epoch on."""
+        """Metrics of the selection set."""
         values = self.latest.keep(state, self.values(state, self.val))
         figures = score(self.task, self.val.rows, values, intervals=False)
-        if state.step >= state.loader.steps_per_epoch:
-            if verdict := collapsed(self.task, self.val.rows, values):
-                self.world.say(f"warning: {verdict}")
+        self.evidence = answers(self.task, self.val.rows, values)
         own = {f"val_{name}": figures[name] for name in self.task.metrics if name in figures}
         return {"val_loss": figures["loss"], **own}
 
     def test(self, state: core.State) -> Result:
-        """Metrics and rows of the development set; the collapse verdict is the selection set's."""
+        """Metrics and rows of the development set; the run is judged by the selection set."""
         chosen = self.latest.of_tested_weights(state, lambda: self.values(state, self.val))
-        verdict = collapsed(self.task, self.val.rows, chosen)
         rows, values = self.test_data.rows, self.values(state, self.test_data)
         lines = predictions(self.task, rows, values)
         with_text = [line | {"text": row.fields} for line, row in zip(lines, rows, strict=True)]
         figures = score(self.task, rows, values)
-        return Result(figures, with_text, (verdict,) if verdict else ())
+        return Result(figures, with_text, answers(self.task, self.val.rows, chosen))
 
     # -- weights
 
@@ -280,18 +278,12 @@ def predictions(task: Task, rows: Sequence[Row], values: np.ndarray) -> list[dic
     return lines
 
 
-def collapsed(task: Task, rows: Sequence[Row], values: np.ndarray) -> str | None:
-    """One line when the model answers no better than a constant would, else None."""
-    labels = np.array([row.label for row in rows])
+def answers(task: Task, rows: Sequence[Row], values: np.ndarray) -> Answers | Scores:
+    """`outputs` of the rows, (n, k), as what evaluation/outcomes.py judges."""
+    labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
     if task.classes:
-        return collapse_verdict(softmax(values), labels, class_names=task.classes)
-    error, constant = np.mean((values[:, 0] - labels) ** 2), np.var(labels)
-    if error < constant:
-        return None
-    return (
-        f"collapsed: squared error {error:.4f} is not below the {constant:.4f} of a constant "
-        "answer. Likely fixes: another --lr, more --epochs, bf16 or fp32 instead of fp16"
-    )
+        return Answers(softmax(values), labels, task.classes, groups)
+    return Scores(values[:, 0], labels, groups)
 
 
 def suite_averages(suite: str, results: dict[str, Metrics]) -> dict[str, Any]:
@@ -327,9 +319,10 @@ def suite_averages(suite: str, results: dict[str, Metrics]) -> dict[str, Any]:
 def suite_metrics(results: dict[str, Metrics]) -> Metrics:
     """The averages of whole suites and the metrics of each task, named mrpc_f1 and so on.
 
-    results: metrics by task name. `missing` lists what an average lacks.
+    results: metrics by task name, {} of a task that diverged. `missing` lists what an average
+    lacks.
     """
-    counts = [result["n"] + result.get("n_mismatched", 0) for result in results.values()]
+    counts = [result.get("n", 0) + result.get("n_mismatched", 0) for result in results.values()]
     metrics: Metrics = {"n": sum(counts), "missing": []}
     for suite, members in SUITES.items():
         if results.keys() >= set(members):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from data.titles import EOS, OFFICIAL_BATCH, OFFICIAL_BLOCK, Title, TitleData
 from data.tokens import Ragged, encode_texts
 from device import choose_attention, choose_precision, compile_model
 from evaluation.metrics import Metrics
+from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from evaluation.stats import cluster_bootstrap
 from experiments.experiment import Result, place, rows_each
 from experiments.training import Targets, Training, build_state
@@ -350,19 +350,15 @@ class Headlines(Training):
         What was saved is the average already. With --test_with final nothing was chosen by them.
         """
         sums = self.sums(state)
-        if not np.isfinite(sums).all():
-            raise ValueError("a loss is NaN or infinite: a lower --lr, or --precision fp32")
+        require_finite(sums, "a loss")
         metrics = headline_metrics(sums, self.groups, self.exact)
-        counts = np.bincount(self.val_stream.tokens[1:])
-        entropy = float(scipy.stats.entropy(counts))  # of a model that knows frequencies alone
-        verdicts = []
-        if entropy - metrics["nats_per_token"] < 0.1:
-            verdicts.append(
-                f"collapsed: {metrics['nats_per_token']:.4f} nats a token are no better than the "
-                f"{entropy:.4f} of token frequencies: a higher --lr or more --epochs"
-            )
+        seen, asked = (
+            np.bincount(stream.tokens[1:], minlength=len(self.tokenizer))
+            for stream in (self.train_stream, self.val_stream)
+        )
+        frequencies = unigram_loss(seen, asked)
         metrics |= {
-            "unigram_entropy": entropy,
+            "unigram_entropy": frequencies,
             "evaluated_on": "validation",
             "training_flops": self.training_flops(state),
             "parameters": gpt.parameter_count(state.model.config),
@@ -378,7 +374,7 @@ class Headlines(Training):
             }
             for title, group, row in zip(self.titles, self.groups, sums, strict=True)
         ]
-        return Result(metrics, rows, tuple(verdicts))
+        return Result(metrics, rows, TokenLoss(metrics["nats_per_token"], frequencies))
 
     # -- weights
 

@@ -18,6 +18,7 @@ from data.instructions import InstructionData
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.metrics import Metrics
+from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from experiments.experiment import Result, place, rows_each
 from experiments.language import language_metrics
 from experiments.training import Targets, Training, build_state
@@ -101,7 +102,6 @@ class InstructionTuning(Training):
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
         self.tokenizer = causal.load_tokenizer(self.source, config.init)
-        self.warned = 0
         world.sharded = config.shard and world.size > 1
         self.whole: nn.Module | None = None  # of a sharded model, on rank 0
         self.facts = self.load_data()
@@ -269,26 +269,13 @@ class InstructionTuning(Training):
                 figures[f"{part}_{kind}_perplexity"] = math.exp(min(loss, 700))
         trained = KINDS[self.config.mask_prompt]
         chosen = {name: figures[f"val_{trained}_{name}"] for name in ("loss", "perplexity")}
-        self.warn_when_rising(state, chosen["loss"])
         return {f"val_{name}": value for name, value in chosen.items()} | figures
-
-    def warn_when_rising(self, state: core.State, loss: float) -> None:
-        """Once for each best evaluation, when two after it were worse."""
-        turned = state.bad_evaluations >= 1 and loss > 1.002 * state.best
-        if turned and state.best_step != self.warned:
-            self.warned = state.best_step
-            self.world.say(
-                f"warning: validation loss rises since step {state.best_step}, "
-                f"{state.best:.4f} to {loss:.4f}: the best weights are kept; fewer --epochs, a "
-                "lower --lr or more rows would help"
-            )
 
     def measure(self, state: core.State) -> Result:
         """Metrics and predictions of the test rows."""
         data, template = self.test_data, self.config.template
         values = self.sums(state, data)
-        if not np.isfinite(values).all():
-            raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
+        require_finite(values, "a test loss")
         parts = [instructions.segments(row, template) for row in data.rows]
         sizes = self.text_sizes(parts)
         figures = response_metrics(values, sizes, [row.group for row in data.rows])
@@ -309,7 +296,22 @@ class InstructionTuning(Training):
             }
             for row, part, v, size in zip(data.rows, parts, values, sizes, strict=True)
         ]
-        return Result(figures, lines)
+        return Result(figures, lines, self.add_frequencies(figures))
+
+    def add_frequencies(self, figures: Metrics) -> TokenLoss | None:
+        """Beside the loss of the test tokens that are trained on, what the frequencies of the
+        training tokens give on them; None where a test row has none of them."""
+        only = self.config.mask_prompt
+        prefix = "response_" * only
+        if f"{prefix}loss" not in figures:
+            return None
+        size = len(self.tokenizer)
+        seen, asked = (
+            data.label_counts(size, only_responses=only) for data in (self.train, self.test_data)
+        )
+        figures[f"{prefix}unigram_entropy"] = unigram_loss(seen, asked)
+        words = "training responses' tokens" if only else "training tokens"
+        return TokenLoss(figures[f"{prefix}loss"], figures[f"{prefix}unigram_entropy"], words)
 
     def text_sizes(self, parts: list[list[tuple[str, bool]]]) -> np.ndarray:
         """(test rows, 2): characters and words of each, of what is left of those that are cut."""

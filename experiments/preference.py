@@ -22,6 +22,7 @@ from data.rows import choose_rows, count_splits
 from device import compile_model, device_name, to_device
 from evaluation import metrics
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
+from evaluation.outcomes import Answers
 from experiments.experiment import (
     LastEvaluation,
     Result,
@@ -274,7 +275,7 @@ class Preference(Training):
         return predict_pairs(state, data, self.config.swap in ("tta", "both"))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
-        """Validation metrics; warns of a collapse from the end of the first epoch on."""
+        """Validation metrics."""
         p, swapped = self.probabilities(state, self.val)
         self.latest.keep(state, p)
         labels = self.val.labels[self.val.index]
@@ -282,9 +283,7 @@ class Preference(Training):
             p, labels, range(len(labels)), CLASSES, intervals=False
         )
         flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
-        if state.step >= state.loader.steps_per_epoch:
-            if verdict := metrics.collapse_verdict(p, labels, class_names=CLASSES):
-                self.world.say(f"warning: {verdict}")
+        self.evidence = self.answers(p)
         return {
             "val_loss": figures["log_loss"],
             "val_accuracy": figures["accuracy"],
@@ -292,10 +291,10 @@ class Preference(Training):
         }
 
     def test(self, state: core.State) -> Result:
-        """Test metrics and rows; temperature and the collapse verdict come from validation."""
+        """Test metrics and rows; the temperature, and what the run is judged by, are of
+        validation."""
         p_val = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val)[0])
         val_labels = self.val.labels[self.val.index]
-        verdict = metrics.collapse_verdict(p_val, val_labels, class_names=CLASSES)
         p, swapped = self.probabilities(state, self.test_data)
         rows = [self.rows[i] for i in self.test_data.index]
         labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
@@ -309,7 +308,12 @@ class Preference(Training):
         )
         figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
         lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
-        return Result(figures, lines, (verdict,) if verdict else ())
+        return Result(figures, lines, self.answers(p_val))
+
+    def answers(self, p: np.ndarray) -> Answers:
+        """Those on the validation rows, p (rows, 3)."""
+        groups = [self.rows[i].group for i in self.val.index]
+        return Answers(p, self.val.labels[self.val.index], CLASSES, groups)
 
     # -- weights
 

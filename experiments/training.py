@@ -32,7 +32,7 @@ from methods.optimizers import (
     sampled_label_loss_sum,
     sampled_score_loss_sum,
 )
-from methods.schedules import build_schedule
+from methods.schedules import build_schedule, require_learning
 from models.pretrained import layer_of
 from settings import Settings, replace
 
@@ -240,6 +240,8 @@ def build_state(
         loader = SelectingLoader(experiment.train, loader.config, world, selector, score)
         extras["selection"] = loader
     experiment.start_timing()
+    schedule = schedule or schedule_of(config)
+    require_learning(schedule, total_steps)
     return kind(
         config=config,
         world=world,
@@ -255,7 +257,7 @@ def build_state(
         ),
         loader=loader,
         clock=experiment.clock,
-        schedule=schedule or schedule_of(config, total_steps),
+        schedule=schedule,
         precision=experiment.precision,
         layer_of=layer_of,
         extras=extras,
