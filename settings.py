@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -261,7 +261,7 @@ def parse_settings(
             value = "true" if bare else pending.pop(0)
         _check_names([key], valid_names, "setting ")
         if key == "config":
-            content = flatten(current_names(_read_yaml(value)))
+            content = flatten(current_names(_read_yaml(value)), whole=types)
             _check_names(content, types, f"{value}: setting ")
             files.append((value, content))
             continue
@@ -419,12 +419,17 @@ def field_types(kind: type, prefix: str = "") -> dict[str, type]:
     return types
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} to {"train.lr": 1}."""
+def flatten(
+    settings: Mapping[str, Any], prefix: str = "", whole: Container[str] = ()
+) -> dict[str, Any]:
+    """{"train": {"lr": 1}} to {"train.lr": 1}; whole: settings whose value is a dict."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict) and name not in whole:
+            flat |= flatten(value, f"{name}.", whole)
+        else:
+            flat[name] = value
     return flat
 
 

@@ -37,6 +37,7 @@ def merge(config: WriteConfig) -> None:
     if not lora.adapters(model):
         raise ValueError(f"{config.model} has no adapter to merge: it is a whole model already")
     lora.merge(model)
+    facts.pop("base", None)  # it needs none any more
     _write(folder, model.save_pretrained, tokenizer, facts)
     print(f"merged: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 

@@ -16,7 +16,7 @@ from device import compile_model
 from experiments.experiment import Data, Result, build_state, place, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
-from models import attention, causal, pretrained
+from models import attention, causal, generation, pretrained
 from settings import replace
 
 
@@ -227,6 +227,7 @@ class Phases(abc.ABC):
 
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForSequenceClassification or AutoModelForCausalLM."""
+        generation.own_decoding(state.model, self.tokenizer)
         state.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
