@@ -5,10 +5,12 @@ write_folder(folder, fill, step=120)         # a folder with a manifest of sizes
 if problem := damage(folder): ...            # None: each file is as the manifest says
 """
 
+import bisect
 import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +26,24 @@ PROJECT = Path(__file__).resolve().parent
 def cache_folder() -> Path:
     """Where all that can be made again is kept: ABLATE_CACHE, else cache/ in the project."""
     return Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache")
+
+
+def cache_advice(error: BaseException) -> str:
+    """What to do about an error that is one of writing to the cache; "" for any other."""
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR) or not name:
+        return ""
+    if not Path(os.fsdecode(name)).is_relative_to(cache_folder()):
+        return ""
+    return ". The cache is kept there: ABLATE_CACHE=FOLDER names one that can be written"
+
+
+def find_file(path: str) -> Path:
+    """As seen from here, else from the project's folder (configs/…); FileNotFoundError."""
+    for place in (Path(path), PROJECT / path):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"{path}: no such file, neither here nor in {PROJECT}")
 
 
 class DiskFull(RuntimeError):
@@ -63,42 +83,44 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # of a large file: 16 MiB, whatever its size
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # 16 MiB of what is larger
 
 
 def content_digest(path: Path) -> str | None:
     """16 hex digits of what a file or folder holds, not of its name; None: nothing is there.
 
-    Equal files have equal digests. Files above 16 MiB count by their size and 256 parts spread
-    over them, so that gigabytes take milliseconds: enough to tell one model from another, while
-    the rows that a run reads have a fingerprint of their own. Of a run folder the saved weights
-    count, by their manifests, of any other folder all files but hidden ones.
+    Equal content has equal digests. Of more than 16 MiB the sizes count and 256 parts spread over
+    all, so that gigabytes take milliseconds: enough to tell one model from another, while the rows
+    that a run reads have a fingerprint of their own. Of a run folder the saved weights count, by
+    their manifests, of any other folder all files but hidden ones and Markdown.
     """
-    digest = hashlib.sha256()
-    if path.is_file():
-        _add_content(digest, path)
-        return digest.hexdigest()[:16]
-    if not path.is_dir():
+    if not path.exists():
         return None
-    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    if (path / "train/weights").is_dir():
-        files = [p for p in files if p.match("train/weights/[bf]*/manifest.json")]
-    for file in sorted(files):
-        digest.update(f"{file.relative_to(path)}\0".encode("utf-8", "surrogateescape"))
-        _add_content(digest, file)
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = [p for p in files if p.suffix != ".md"]
+        if (path / "train/weights").is_dir():
+            files = [p for p in files if p.match("train/weights/[bf]*/manifest.json")]
+    sizes = [file.stat().st_size for file in files]
+    facts = [(str(f.relative_to(path)), size) for f, size in zip(files, sizes, strict=True)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    total = sum(sizes)
+    if total <= SAMPLES * SAMPLE_BYTES:
+        parts = [(file, 0, size) for file, size in zip(files, sizes, strict=True)]
+    else:
+        ends = list(itertools.accumulate(sizes))
+        places = [(total - SAMPLE_BYTES) * part // (SAMPLES - 1) for part in range(SAMPLES)]
+        numbers = [bisect.bisect_right(ends, place) for place in places]
+        parts = [
+            (files[number], place - (ends[number] - sizes[number]), SAMPLE_BYTES)
+            for number, place in zip(numbers, places, strict=True)
+        ]
+    for file, start, length in parts:
+        with open(file, "rb") as opened:
+            opened.seek(start)
+            digest.update(opened.read(length))
     return digest.hexdigest()[:16]
-
-
-def _add_content(digest: Any, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{size}\0".encode())
-    with open(path, "rb") as file:
-        if size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(file.read())
-        else:
-            for part in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * part // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:

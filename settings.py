@@ -17,10 +17,11 @@ import fnmatch
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
+
+from files import find_file
 
 
 @dataclass
@@ -442,7 +443,7 @@ def _build(kind: type, value: Any) -> Any:
 
 def _read_yaml(path: str) -> dict:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(find_file(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise SystemExit(f"cannot read settings from {path}: {error}") from error
     if not isinstance(content, dict):
