@@ -16,7 +16,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def cache_advice(error: BaseException) -> str:
 def find_file(path: str) -> Path:
     """As seen from here, else from the project's folder (configs/…); FileNotFoundError."""
     for place in (Path(path), PROJECT / path):
-        if place.is_file():
+        if place.exists() and not place.is_dir():  # a pipe, too
             return place
     raise FileNotFoundError(f"{path}: no such file, neither here nor in {PROJECT}")
 
@@ -87,40 +87,48 @@ SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # 16 MiB of what is larger
 
 
 def content_digest(path: Path) -> str | None:
-    """16 hex digits of what a file or folder holds, not of its name; None: nothing is there.
+    """16 hex digits of what a file or folder holds, not of its name; None: nothing to read there.
 
     Equal content has equal digests. Of more than 16 MiB the sizes count and 256 parts spread over
     all, so that gigabytes take milliseconds: enough to tell one model from another, while the rows
     that a run reads have a fingerprint of their own. Of a run folder the saved weights count, by
     their manifests, of any other folder all files but hidden ones and Markdown.
     """
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # a pipe can be read once
         return None
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        files = [p for p in files if p.suffix != ".md"]
-        if (path / "train/weights").is_dir():
-            files = [p for p in files if p.match("train/weights/[bf]*/manifest.json")]
-    sizes = [file.stat().st_size for file in files]
-    facts = [(str(f.relative_to(path)), size) for f, size in zip(files, sizes, strict=True)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    total = sum(sizes)
-    if total <= SAMPLES * SAMPLE_BYTES:
-        parts = [(file, 0, size) for file, size in zip(files, sizes, strict=True)]
-    else:
-        ends = list(itertools.accumulate(sizes))
-        places = [(total - SAMPLE_BYTES) * part // (SAMPLES - 1) for part in range(SAMPLES)]
-        numbers = [bisect.bisect_right(ends, place) for place in places]
-        parts = [
-            (files[number], place - (ends[number] - sizes[number]), SAMPLE_BYTES)
-            for number, place in zip(numbers, places, strict=True)
-        ]
-    for file, start, length in parts:
-        with open(file, "rb") as opened:
-            opened.seek(start)
-            digest.update(opened.read(length))
+    try:
+        files = _files_that_count(path) if path.is_dir() else [path]
+        sizes = [file.stat().st_size for file in files]
+        names = [str(file.relative_to(path)) for file in files]
+        facts = list(zip(names, sizes, strict=True))
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for number, start, length in _parts_of(sizes):
+            with open(files[number], "rb") as file:
+                file.seek(start)
+                digest.update(file.read(length))
+    except OSError:
+        return None
     return digest.hexdigest()[:16]
+
+
+def _files_that_count(folder: Path) -> list[Path]:
+    if (folder / "train/weights").is_dir():
+        return sorted((folder / "train/weights").glob("[bf]*/manifest.json"))  # best, final
+    inside = ((path, path.relative_to(folder).parts) for path in folder.rglob("*"))
+    shown = (path for path, parts in inside if not any(part.startswith(".") for part in parts))
+    return sorted(path for path in shown if path.suffix != ".md" and path.is_file())
+
+
+def _parts_of(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(which file, from which byte, how many): all, or SAMPLES parts of the files in a row."""
+    total, ends = sum(sizes), list(itertools.accumulate(sizes))
+    if total <= SAMPLES * SAMPLE_BYTES:
+        yield from ((number, 0, size) for number, size in enumerate(sizes))
+        return
+    for part in range(SAMPLES):
+        place = (total - SAMPLE_BYTES) * part // (SAMPLES - 1)
+        number = bisect.bisect_right(ends, place)
+        yield number, place - (ends[number] - sizes[number]), SAMPLE_BYTES
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:

@@ -12,7 +12,7 @@ import core
 from commands.opening import OpenConfig, note, open_causal, processes, weights_files
 from data import instructions
 from data.instructions import Row
-from data.records import strip_control
+from data.records import repair_surrogates, strip_control
 from files import write_text
 from models import generation
 from models.decoding import Decoding
@@ -114,6 +114,7 @@ class Answerer:
 
     def ask(self, instruction: str, text: str) -> str:
         """The answer to one instruction, fit for a terminal."""
+        instruction, text = (repair_surrogates(each, set()) for each in (instruction, text))
         prompt = instructions.format_prompt(instruction, text, self.template)
         (answer,) = self.answers([prompt])
         if answer.cut:

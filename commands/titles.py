@@ -17,7 +17,7 @@ import yaml
 import core
 from commands.opening import note
 from data import titles
-from data.records import strip_control
+from data.records import repair_surrogates, strip_control
 from models import gpt, pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
@@ -105,6 +105,7 @@ def write_titles(opened: Opened, prompt: str, count: int, decoding: Decoding) ->
     if count < 1:
         return []
     tokenizer, model = opened.tokenizer, opened.model
+    prompt = repair_surrogates(prompt, set())
     ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     if model.config.positions == "learned":
         positions, length = model.config.n_positions, len(ids)

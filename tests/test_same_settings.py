@@ -120,7 +120,7 @@ def test_looking_at_contents_does_not_count_as_reading_a_setting(here):
     assert not config.__dict__["_reads"][0] & {"model", "data"}
 
 
-@pytest.mark.parametrize("size", [0, 1000, 20 << 20])
+@pytest.mark.parametrize("size", [3, 1000, 20 << 20])
 def test_equal_content_has_equal_digests_and_a_changed_part_another(size, tmp_path):
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
@@ -130,11 +130,19 @@ def test_equal_content_has_equal_digests_and_a_changed_part_another(size, tmp_pa
     first, second = folders
     assert content_digest(first) == content_digest(second) is not None
     (second / "README.md").write_text("no part of it")
-    (second / ".hidden").write_text("nor this")
+    (second / ".git/objects").mkdir(parents=True)
+    (second / ".git/objects/ab").write_text("nor this")
     assert content_digest(first) == content_digest(second)
     (second / "two.bin").write_bytes(bytes(size // 3) + b"x")
     assert content_digest(first) != content_digest(second)
+    (first / "two.bin").write_bytes(bytes(size // 3)[:-1] + b"x")  # one byte of the same size
+    assert content_digest(first) != content_digest(second)
     assert content_digest(tmp_path / "nowhere") is None
+
+
+def test_a_pipe_is_left_to_its_reader(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert content_digest(tmp_path / "pipe") is None  # and does not wait for a writer
 
 
 def test_reports_call_two_spellings_of_one_thing_one_setting(tmp_path):
