@@ -57,12 +57,9 @@ def base_of(config: OpenConfig) -> tuple[str, Path | None]:
     return base, adapter
 
 
-def is_other_base(base: str, adapter: Path | None) -> bool:
-    """Whether a base has other weights than the one that the adapter was trained on; False where
-    one of them is not known."""
-    recorded = None if adapter is None else read_json(adapter / "instructions.json").get("base")
-    now = weights_digest(base) if recorded else None
-    return now is not None and now != recorded
+def trained_on(adapter: Path | None) -> list[str] | None:
+    """The digests of the base that an adapter was trained on; None where they are not known."""
+    return None if adapter is None else read_json(adapter / "instructions.json").get("base")
 
 
 def weights_files(config: OpenConfig) -> list[Any]:
@@ -79,7 +76,8 @@ def open_causal(
         raise ValueError("which model? --model RUN, a folder or a hub id")
     world = world or core.single_world(config.device)
     base, adapter = base_of(config)
-    if is_other_base(base, adapter) and world.rank == 0:
+    was, now = trained_on(adapter), weights_digest(base)
+    if was and now and was != now and world.rank == 0:
         note(f"{base} has other weights than the base that the adapter was trained on")
     model = causal.load_model(base, causal.load_config(base))
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
@@ -93,4 +91,5 @@ def open_causal(
         note(f"its generation_config.json ({wishes[:200]}) is not followed: only settings decide")
     facts_file = Path(folder) / "instructions.json"
     facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {}
+    facts.pop("base", None)
     return model.to(world.device).eval(), tokenizer, facts
