@@ -141,9 +141,10 @@ def parse_score(text: Any) -> int | None:
 
 
 def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
+    values = {name.lower(): value for name, value in pairs}
+    if len(values) < len(pairs):
         raise ValueError("two values of one name")
-    return dict(pairs)
+    return values
 
 
 class Reply(NamedTuple):

@@ -69,37 +69,34 @@ class Chooser:
             TopPLogitsWarper,
         )
 
-        self.draws = decoding.temperature > 0
         # on the CPU: the same numbers on any device
         self.generators = [
             torch.Generator().manual_seed(mix_seed(decoding.seed, key)) for key in keys
         ]
-        self.process = LogitsProcessorList()
+        self.penalty = self.warp = None
         if decoding.repetition_penalty != 1:
-            penalty = float(decoding.repetition_penalty)
-            self.process.append(RepetitionPenaltyLogitsProcessor(penalty))
-        if self.draws:
-            self.process.append(TemperatureLogitsWarper(float(decoding.temperature)))
-        if decoding.top_k is not None:
-            self.process.append(TopKLogitsWarper(decoding.top_k))
-        if decoding.top_p is not None:
-            self.process.append(TopPLogitsWarper(decoding.top_p))
+            self.penalty = RepetitionPenaltyLogitsProcessor(float(decoding.repetition_penalty))
+        if decoding.temperature > 0:
+            self.warp = LogitsProcessorList([TemperatureLogitsWarper(float(decoding.temperature))])
+            if decoding.top_k is not None:
+                self.warp.append(TopKLogitsWarper(decoding.top_k))
+            if decoding.top_p is not None:
+                self.warp.append(TopPLogitsWarper(decoding.top_p))
 
     def __call__(self, ids: Sequence[Tensor], logits: Tensor) -> Tensor:
         """ids: the tokens of each row so far, without padding; logits (rows, vocab) → (rows,).
 
-        A draw is the largest of logit + Gumbel noise, whose probabilities are softmax(logits)
-        (Gumbel 1954; Maddison et al. 2014, A* Sampling, section 2): where rounding moves the logits
-        a little it stays the same, unless two tokens are as close as that.
+        A draw is where a uniform number falls among the probabilities, laid end to end. They are
+        summed in float64: rounding moves a draw only where the number falls next to a border.
         """
         scores = logits.float()
-        if self.process:  # row by row: what is padding in front of one is a word in another
+        if self.penalty:  # row by row: what is padding in front of one is a word in another
             rows = zip(ids, scores, strict=True)
-            scores = torch.cat([self.process(own[None], score[None]) for own, score in rows])
-        if self.draws:
-            waits = [
-                torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=generator)
-                for generator in self.generators
-            ]
-            scores = scores - torch.stack(waits).log().to(scores.device, torch.float32)
-        return scores.argmax(dim=-1)
+            scores = torch.cat([self.penalty(own[None], score[None]) for own, score in rows])
+        if self.warp is None:
+            return scores.argmax(dim=-1)
+        shares = self.warp(None, scores).softmax(dim=-1).cpu().double().cumsum(dim=-1)
+        drawn = [torch.rand(1, generator=each, dtype=torch.float64) for each in self.generators]
+        places = torch.stack(drawn) * shares[:, -1:]  # (rows, 1)
+        tokens = torch.searchsorted(shares, places, right=True).squeeze(1)
+        return tokens.clamp(max=shares.shape[1] - 1).to(logits.device)

@@ -105,6 +105,7 @@ def score(site: str, cache: Path, count: int = 3, **more) -> np.ndarray:
         *(("[THINK]9[/THINK]**70**", 70), ("<reasoning>5</reasoning> 70.", 70)),
         *(('{"score": 70.0}', 70), ("70.0", 70), ("**70**", 70), ("***70***", 70), ("`70`", 70)),
         *(("__70__", 70), ("**Score:** 70", 70), ("**Score: 70**", 70), ("Score: **70**/100", 70)),
+        *(('{"Score": 70}', 70), ('{"score": 1, "Score": 9}', None), ("Score:\n70", 70)),
         *(("```\n70\n```", 70), ("The score is 70.", 70), ("Final rating: 70", 70)),
         *(("70 out of 100", 70), ("<score>70</score>", 70), ("\\boxed{70}", 70)),
         *(("<think>70", None), ("<think>70</think>", None), ("70</think>", None)),
