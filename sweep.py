@@ -52,6 +52,7 @@ from typing import Any
 import yaml
 
 from evaluation.outcomes import failures
+from files import find_file
 from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
@@ -189,10 +190,10 @@ def parse_seeds(given: Any) -> list[int]:
 
 def find(path: str, what: str) -> Path:
     """As seen from here, else beside sweep.py."""
-    for place in (Path(path), PROJECT / path):
-        if place.is_file():
-            return place
-    raise refuse(f"no such {what}: {path}")
+    try:
+        return find_file(path)
+    except FileNotFoundError:
+        raise refuse(f"no such {what}: {path}") from None
 
 
 def find_script(script: str | None) -> Path:

@@ -15,6 +15,7 @@ import core
 from core import IGNORE_INDEX
 from data import instructions
 from data.instructions import InstructionData
+from data.records import strip_control
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.metrics import Metrics
@@ -22,11 +23,12 @@ from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from experiments.experiment import Result, place, rows_each
 from experiments.language import language_metrics
 from experiments.training import Targets, Training, build_state
-from files import write_text
+from files import content_digest, write_text
 from methods import sharding
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import causal, generation, lora, packed, pretrained
+from models.decoding import Decoding
 from settings import replace
 
 # Asked before and after every run, beside a few of the validation rows.
@@ -52,6 +54,13 @@ def find_weights(name: str, which: str) -> tuple[str, Path | None]:
     if not base:
         raise ValueError(f"{facts} does not name the base model: give it as --base")
     return base, Path(folder)
+
+
+def weights_digest(name: str) -> list[str] | None:
+    """Digests of a model's files of weights, by which a base is known wherever it lies; None for
+    a hub id."""
+    files = [p for p in sorted(Path(name).glob("*")) if p.suffix in (".safetensors", ".bin")]
+    return [content_digest(file) for file in files] or None
 
 
 def with_recipe(config: Any) -> Any:
@@ -352,9 +361,12 @@ class InstructionTuning(Training):
             questions.append((instruction, text, prompt, response))
         # every rank writes the same text: they would only wait otherwise
         prompts = [prompt for _, _, prompt, _ in questions]
-        answers = generation.generate(state.model, self.tokenizer, prompts, config.sample_tokens)
+        decoding = Decoding(max_new_tokens=config.sample_tokens)
+        answers = generation.generate(state.model, self.tokenizer, prompts, decoding)
+        if cut := [i for (i, *_), answer in zip(questions, answers, strict=True) if answer.cut]:
+            self.world.say(generation.said_of_cut([strip_control(name)[:40] for name in cut]))
         lines = [
-            {"instruction": i, "input": text, "response": answer, "reference": reference}
+            {"instruction": i, "input": text, "response": answer.text, "reference": reference}
             for (i, text, _, reference), answer in zip(questions, answers, strict=True)
         ]
         return {"analysis/samples.jsonl": "".join(json.dumps(line) + "\n" for line in lines)}
@@ -367,9 +379,12 @@ class InstructionTuning(Training):
         if lora.adapters(model):
             lora.save_adapter(model, folder)
         else:
+            generation.own_decoding(model, self.tokenizer)
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         facts = {"template": self.config.template, "max_length": self.config.max_length}
+        if lora.adapters(model):
+            facts["base"] = weights_digest(self.source)
         write_text(folder / "instructions.json", json.dumps(facts))
 
     def restore(self, state: core.State, folder: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.experiment import Result, place
 from experiments.training import Training, build_state, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
-from models import attention, causal, pretrained
+from models import attention, causal, generation, pretrained
 from settings import refuse, replace
 
 
@@ -238,6 +238,7 @@ class Phases(Training):
 
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForSequenceClassification or AutoModelForCausalLM."""
+        generation.own_decoding(state.model, self.tokenizer)
         state.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

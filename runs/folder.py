@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import importlib.metadata
 import io
 import json
@@ -21,9 +22,9 @@ import yaml
 from core import State, World
 from device import device_name, peak_memory
 from evaluation import outcomes
-from files import PROJECT, read_json, write_text
+from files import PROJECT, content_digest, read_json, write_text
 from runs.results import last_lines
-from settings import FREE_SETTINGS, Settings, as_dict, current_names, flatten
+from settings import FREE_SETTINGS, Settings, as_dict, current_names, field_types, flatten
 
 SCHEMA_VERSION = 1
 # Of run.json: what each session writes anew.
@@ -76,7 +77,10 @@ class RunFolder:
         Rank 0 only. ValueError where it holds another run, or one that is being written.
         """
         config = self.config
-        name = config.model.removeprefix("results/").strip("/")
+        name = config.model
+        if Path(name).exists() and Path(os.path.abspath(name)).is_relative_to(Path.cwd()):
+            name = os.path.relpath(name)  # one folder for ./tiny and tiny
+        name = name.removeprefix("results/").strip("/")
         name = re.sub(r"[^\w.-]+", "_", name).strip("_") or "model"
         if config.out is None and (not config.fresh or restarted_by_torchrun()):
             for record in sorted(Path("results", name).glob("*/run.json"), reverse=True):
@@ -148,11 +152,33 @@ class RunFolder:
         now = flatten(as_dict(self.config))
         if "r_drop" not in recorded and now.get("label_smoothing") == 0 and "task" in now:
             there["label_smoothing"] = 0.0  # language models recorded .1 and did without
-        return [
-            f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS)
-            if there.get(key) != now.get(key)
-        ]
+        record = read_json(folder / "run.json")
+        known, contents = record.get("contents") or {}, self.contents
+        differences = []
+        for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS):
+            was, value = there.get(key), now.get(key)
+            if key in known and key in contents:  # whatever its name was and is
+                # the rows of an unfinished run are looked at when it goes on
+                by_rows = key == "data" and was == value and record.get("status") != "finished"
+                if known[key] != contents[key] and not by_rows:
+                    what = "holds something else now" if was == value else f"there, {value!r} now"
+                    differences.append(f"{key}: {was!r} {what}")
+            elif was != value and not (key in contents and is_same_file(was, value)):
+                differences.append(f"{key}: {was!r} there, {value!r} now")
+        return differences
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """The digests of the files and folders that settings name, by setting: a path may be
+        written in many ways, and what is there may change."""
+        types = field_types(type(self.config))
+        settings = flatten(as_dict(self.config))  # which does not count as reading them
+        digests = {
+            name: content_digest(Path(settings[name]))
+            for name in sorted(types.keys() - FREE_SETTINGS)
+            if types[name] in (str, str | None) and settings[name]
+        }
+        return {name: digest for name, digest in digests.items() if digest}
 
     # -- the record
 
@@ -161,7 +187,9 @@ class RunFolder:
         earlier = read_json(self.path / "run.json")
         self.verdicts = earlier.get("verdicts", [])
         self.facts = {key: value for key, value in earlier.items() if key not in OWN_KEYS}
-        if has_begun(self.path):
+        if not has_begun(self.path):
+            self.facts["contents"] = self.contents
+        else:
             rows = {name: earlier.get(name) for name in FINGERPRINTS}
             self.rows_at_start = {name: value for name, value in rows.items() if value}
 
@@ -225,6 +253,14 @@ class RunFolder:
             **self.rows_at_start,  # whatever a later session reads, until it may go on
         }
         write_text(self.path / "run.json", json.dumps(record, indent=1))
+
+
+def is_same_file(first: Any, second: Any) -> bool:
+    """Whether two paths lead to one file or folder."""
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, TypeError):
+        return False
 
 
 def restarted_by_torchrun() -> bool:

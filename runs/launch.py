@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from files import DiskFull
+from files import DiskFull, cache_advice
 from settings import Aliases, Settings, parse_settings
 
 
@@ -41,4 +41,4 @@ def launch(
             raise
         rank = int(os.environ.get("RANK", "0"))
         where = f"[rank {rank}] " if rank else ""
-        raise SystemExit(f"{where}error: {error}") from None
+        raise SystemExit(f"{where}error: {error}{cache_advice(error)}") from None
