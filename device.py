@@ -15,6 +15,7 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,6 +223,54 @@ def free_memory(device: torch.device) -> None:
     """Hand what torch keeps for later back to the device."""
     if device.type in ("cuda", "xpu"):
         getattr(torch, device.type).empty_cache()
+
+
+def again_with_freed_memory(
+    action: Callable[[], object], device: torch.device, undo: Callable[[], None] | None = None
+) -> None:
+    """The action; where memory runs out, once more after what torch keeps for later was freed.
+
+    undo: called in between, of what the action had begun.
+    """
+    try:
+        action()
+        return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(device)  # behind the handler: the error holds the tensors of what failed
+    if undo is not None:
+        undo()
+    action()
+
+
+def update_parameters(
+    optimizer: torch.optim.Optimizer, active: Sequence[nn.Parameter], device: torch.device
+) -> None:
+    """optimizer.step(). Moments that are not there yet are made group by group: one for which
+    memory runs out, before anything of it was changed, is tried again with freed memory.
+
+    active: the parameters that have a gradient. Fewer rows would not help here, as nothing of the
+    micro-batches is in memory any more.
+    """
+    if len(active) <= len(optimizer.state):
+        optimizer.step()
+        return
+    groups, there = optimizer.param_groups, set(optimizer.state)
+    try:
+        for group in groups:
+            optimizer.param_groups, parameters = [group], group["params"]
+            versions = [p._version for p in parameters]
+
+            def forget(parameters: Any = parameters, versions: list[int] = versions) -> None:
+                if there & set(parameters) or versions != [p._version for p in parameters]:
+                    raise RuntimeError("out of memory in the midst of the optimizer's update")
+                for parameter in parameters:
+                    optimizer.state.pop(parameter, None)
+
+            again_with_freed_memory(optimizer.step, device, forget)
+    finally:
+        optimizer.param_groups = groups
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

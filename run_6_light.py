@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+import console
 import core
 import runs
 from data.pairs import PairData
@@ -331,7 +332,7 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
         record.verdict(verdict)
     write_result(run.folder / "test", result)
     run.end("finished", "all steps done")
-    print("\n".join([f"finished: {run.folder}", *summary_lines(result.metrics)]))
+    console.say("\n".join([f"finished: {run.folder}", *summary_lines(result.metrics)]))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from typing import Any
 
 import yaml
 
+import console
 from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
@@ -296,7 +297,7 @@ class Plan:
         arms: dict[str, dict] = {"first": {"seeds": seeds}, "second": {"seeds": others}}
         if has_labels(find_script(script)):
             return {**arms, "shuffled": {"labels": "shuffled"}}
-        print(f"no shuffled labels, as {script} has no setting for them: the A/A pair only")
+        console.say(f"no shuffled labels, as {script} has no setting for them: the A/A pair only")
         return arms
 
     def check_arms(self) -> None:
@@ -495,18 +496,12 @@ class Runner:
     def stopping(self) -> bool:
         return bool(self.signals) or self.gave_up
 
-    def say(self, text: str) -> None:
-        if self.bar is None:
-            print(text, flush=True)
-        else:
-            self.bar.write(text)
-
     def run(self, runs: list[Run], later: int = 0) -> None:
         """Run what is not finished; `later` is how many runs will come after these."""
         waiting = [run for run in runs if not is_finished(run)]
         self.works = self.works or len(waiting) < len(runs)
         if len(waiting) < len(runs):
-            self.say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
+            console.say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
         if waiting and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -551,7 +546,7 @@ class Runner:
                 env=environment,
                 start_new_session=True,
             )
-        self.say(f"{number}  {run.name}  started")
+        console.say(f"{number}  {run.name}  started")
         return Child(run, number, process, time.monotonic(), log_start)
 
     def end(self, child: Child, left: int) -> None:
@@ -580,7 +575,7 @@ class Runner:
             text = f"FAILED after {seconds:.0f} s: {reason}"
             early = seconds < SETTINGS_ERROR_SECONDS and not (run.folder / "train").exists()
             self.gave_up = self.gave_up or (run is self.first and early and not self.works)
-        self.say(f"{child.number}  {run.name}  {text}")
+        console.say(f"{child.number}  {run.name}  {text}")
         if self.bar is not None:
             self.bar.update(1)
 
@@ -637,7 +632,7 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
         record[arm.label] = {"chosen": chosen[arm.label], plan.tune_by: figures}
         tried = ", ".join(f"{label} {value:.4f}" for label, value in figures.items())
         word = "lowest" if sign > 0 else "highest"
-        print(f"tuned {arm.label}: {best}, the {word} {plan.tune_by} of {tried}", flush=True)
+        console.say(f"tuned {arm.label}: {best}, the {word} {plan.tune_by} of {tried}")
     if record:
         (plan.out / "tuned.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
     return chosen
@@ -650,7 +645,7 @@ def report(*words: str) -> None:
     """report.py in a process of its own; the runs stand without it, so its failure is a warning."""
     sys.stdout.flush()
     if subprocess.run([sys.executable, str(REPORT), *words]).returncode:
-        print(f"warning: no report; again with: python report.py {shlex.join(words)}", flush=True)
+        console.say(f"warning: no report; again with: python report.py {shlex.join(words)}")
 
 
 def judge_shuffled(runs: Sequence[Run]) -> bool:
@@ -663,19 +658,21 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
     for run in runs:
         metrics = read_json(run.folder / "test/metrics/metrics.json")
         if not {"accuracy_ci95", "constant_accuracy"} <= metrics.keys():
-            print(f"{run.name}: no accuracy to judge by")
+            console.say(f"{run.name}: no accuracy to judge by")
             continue
         low, high = metrics["accuracy_ci95"]
         above = low > metrics["constant_accuracy"]
         at_chance += not above
-        print(
+        console.say(
             f"{run.name}: accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}], a constant "
             f"answer {metrics['constant_accuracy']:.4f}: "
             + ("ABOVE CHANCE: something leaks" if above else "at chance")
         )
     passed = at_chance == len(runs)
     verdict = "as it must be" if passed else "NOT as it must be"
-    print(f"verdict: {at_chance} of {len(runs)} runs with shuffled labels at chance, {verdict}")
+    console.say(
+        f"verdict: {at_chance} of {len(runs)} runs with shuffled labels at chance, {verdict}"
+    )
     return passed
 
 
@@ -685,8 +682,8 @@ def print_commands(plan: Plan) -> None:
         runs += plan.runs(arm, {name: "TUNED" for name in arm.tune})
     for run in runs:
         done = "   # finished" if is_finished(run) else ""
-        print(shlex.join(["python", *plan.command(run)[1:]]) + done)
-    print(plan)
+        console.answer(shlex.join(["python", *plan.command(run)[1:]]) + done)
+    console.answer(str(plan))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -696,7 +693,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         print_commands(plan)
         return 0
-    print(plan, flush=True)
+    console.say(str(plan))
     plan.out.mkdir(parents=True, exist_ok=True)
     (plan.out / "sweep.yaml").write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
     with Runner(plan) as runner:
@@ -705,11 +702,11 @@ def main(argv: Sequence[str]) -> int:
         if not runner.stopping:
             runner.run([run for arm_runs in runs.values() for run in arm_runs])
     if runner.signals:
-        print("stopped; the same command continues")
+        console.say("stopped; the same command continues")
         return 128 + runner.signals[0]
     if runner.gave_up:
-        print("the first run failed before its first step, so the others were not begun:")
-        print(f"  {runner.first.name}: {runner.failed[runner.first.name]}")
+        console.say("the first run failed before its first step, so the others were not begun:")
+        console.say(f"  {runner.first.name}: {runner.failed[runner.first.name]}")
         return 1
     done = [label for label in runs if any(run.name not in runner.failed for run in runs[label])]
     if done:
@@ -722,12 +719,12 @@ def main(argv: Sequence[str]) -> int:
             paths = [r.folder for arm in arms for r in arm if r.name not in runner.failed]
         report("compare", *map(str, paths))
     if args.aa:
-        print("first and second differ in their seeds alone: what they differ by is noise")
+        console.say("first and second differ in their seeds alone: what they differ by is noise")
     leaks = args.aa and "shuffled" in done and not judge_shuffled(runs["shuffled"])
     if runner.failed:
-        print(f"failed: {len(runner.failed)}; the same command tries again")
+        console.say(f"failed: {len(runner.failed)}; the same command tries again")
         for name, reason in runner.failed.items():
-            print(f"  {name}: {reason}")
+            console.say(f"  {name}: {reason}")
     return 1 if runner.failed or leaks else 0
 
 

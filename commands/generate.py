@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import console
 from commands.opening import OpenConfig, open_causal
 from data import instructions
 from data.instructions import Row
@@ -62,20 +63,20 @@ def generate(config: GenerateConfig) -> None:
         return _answer_rows(config, template, answers)
     if config.instruction is not None:
         prompt = instructions.format_prompt(config.instruction, config.input, template)
-        return print(strip_control(answers([prompt])[0]))
+        return console.answer(strip_control(answers([prompt])[0]))
     asks = sys.stdin.isatty()
     while True:
         if asks:
-            print("instruction (an empty line ends): ", end="", flush=True)
+            console.say("instruction (an empty line ends): ", end="")
         line = sys.stdin.readline().strip()
         if not line:
             return
         text = ""
         if asks:
-            print("input (may be empty): ", end="", flush=True)
+            console.say("input (may be empty): ", end="")
             text = sys.stdin.readline().strip()
         prompt = instructions.format_prompt(line, text, template)
-        print(strip_control(answers([prompt])[0]), flush=True)
+        console.answer(strip_control(answers([prompt])[0]))
 
 
 def _answer_rows(config: GenerateConfig, template: str, answers: Answers) -> None:
@@ -85,7 +86,7 @@ def _answer_rows(config: GenerateConfig, template: str, answers: Answers) -> Non
         raise ValueError(f"{config.data}: no {config.split} rows")
     lines = answer_rows(rows, template, answers)
     write_text(Path(config.output), "".join(json.dumps(line) + "\n" for line in lines))
-    print(f"answers: {config.output}")
+    console.say(f"answers: {config.output}")
 
 
 def answer_rows(rows: Sequence[Row], template: str, answers: Answers) -> list[dict[str, str]]:
@@ -96,7 +97,7 @@ def answer_rows(rows: Sequence[Row], template: str, answers: Answers) -> list[di
         prompts = [instructions.prompt_of(row, template) for row in part]
         for row, prompt, response in zip(part, prompts, answers(prompts), strict=True):
             lines.append(answer_line(row, prompt, response))
-        print(f"answered {len(lines):,} of {len(rows):,} rows", flush=True)
+        console.say(f"answered {len(lines):,} of {len(rows):,} rows")
     return lines
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+import console
 from data import texts
 from data.rows import choose_rows, count_splits
 from evaluation.metrics import classification_metrics
@@ -61,7 +62,7 @@ def tfidf(config: Config) -> None:
     sizes = count_splits(rows, config.task)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}
     for line in (f"data: {config.task}: {sizes}", *notes):
-        print(line)
+        console.say(line)
     started = time.perf_counter()
     p, strength, words = fit(parts, len(classes))
     facts |= {"seconds": round(time.perf_counter() - started, 3)}
@@ -70,7 +71,7 @@ def tfidf(config: Config) -> None:
     metrics = classification_metrics(p, np.array(labels), groups, classes)
     metrics |= {"inverse_penalty": strength, "num_features": words}
     write_run(folder, config, facts, metrics, prediction_lines(parts["test"], p, classes))
-    print("\n".join([f"finished: {folder}", *summary_lines(metrics)]))
+    console.say("\n".join([f"finished: {folder}", *summary_lines(metrics)]))
 
 
 def fit(parts: dict[str, list[texts.TextRow]], classes: int) -> tuple[np.ndarray, float, int]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+import console
 import core
 from data import titles
 from data.records import strip_control
@@ -92,7 +93,7 @@ def generate(config: GenerateConfig) -> None:
     for title in write_titles(
         opened, config.prompt, config.count, config.temperature, config.top_k, generator
     ):
-        print(title)
+        console.answer(title)
 
 
 def write_titles(
@@ -149,6 +150,8 @@ def export(config: ExportConfig) -> None:
     exported.save_pretrained(config.output)
     opened.tokenizer.save_pretrained(config.output)
     kind = type(exported).__name__
-    print(f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>")
+    console.say(
+        f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"
+    )
     if opened.tokenizer.decode(opened.tokenizer("a").input_ids) == " a":
-        print("what the tokenizer decodes begins with a space (prefix_space): strip it")
+        console.say("what the tokenizer decodes begins with a space (prefix_space): strip it")

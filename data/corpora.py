@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import console
 import core
 import files
 from core import IGNORE_INDEX, World
@@ -430,11 +431,12 @@ def _pack(source: Source, packer: "_Packer", workers: int | None) -> list[dict]:
         batch_size=None,
         num_workers=workers,
         worker_init_fn=core.ignore_signals,
+        multiprocessing_context=core.start_method(workers),
         generator=torch.Generator().manual_seed(0),
     )
     plain = not sys.stderr.isatty()
     if plain:
-        print(f"{source.name}: tokenising", flush=True)
+        console.say(f"{source.name}: tokenising")
     with tqdm(desc="tokenising", unit=" tokens", unit_scale=True, disable=plain) as bar:
         for number in loader:
             bar.update(sum(packer.facts(number)["groups"]) * packer.seq_length)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import console
 from core import World
 from files import cache_folder
 
@@ -123,7 +124,7 @@ def encode_texts(
     texts = iter(texts)
     plain = not sys.stderr.isatty()
     if plain and not quiet:
-        print(f"{title} {count:,} texts", flush=True)
+        console.say(f"{title} {count:,} texts")
     with tqdm(total=count, desc=title, unit=" texts", disable=quiet or plain) as bar:
         for part in iter(lambda: list(itertools.islice(texts, 1000)), []):
             encoded = tokenizer(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import core
 from data import corpora
-from device import autocast, choose_precision, compile_model, to_device
+from device import choose_precision, compile_model, to_device
 from evaluation.stats import cluster_bootstrap
 from experiments.experiment import Result, build_state, place, schedule_of
 from methods import clock as clocks
@@ -275,7 +275,7 @@ def load_parts(config: Config, world: core.World) -> tuple[corpora.Corpus, corpo
 class Pretraining:
     """The experiment around the script's loop."""
 
-    SCORING_ROWS = 128  # a forward pass; fixed, so that memory running out changes no score
+    SCORING_ROWS = 128  # a forward pass, whatever the micro-batch: it changes no score
 
     def __init__(self, config: Config, world: core.World):
         self.config, self.world = config, world
@@ -339,8 +339,13 @@ class Pretraining:
         loader = core.TrainLoader(self.train, config, world)
         self.clock = build_clock(config, model, loader.total_steps)
         if config.selection.name != "uniform":
-            score = functools.partial(self.score, model)
-            loader = SelectingLoader(self.train, config, world, self.build_selector(), score)
+            loader = SelectingLoader(
+                self.train,
+                config,
+                world,
+                self.build_selector(),
+                lambda candidates: self.score(state, candidates),
+            )
             extras["selection"] = loader
         self.start_timing()
         if config.compile:
@@ -348,7 +353,7 @@ class Pretraining:
         due = None
         if config.validate_every is not None:
             due = functools.partial(self.clock.passed_multiple_of, config.validate_every)
-        return build_state(
+        state = build_state(
             self,
             model,
             groups,
@@ -363,6 +368,7 @@ class Pretraining:
             extras=extras,
             evaluation_due=due,
         )
+        return state
 
     def build_selector(self) -> Any:
         config = self.config
@@ -432,29 +438,36 @@ class Pretraining:
         return True
 
     @torch.no_grad()
-    def score(self, model: nn.Module, candidates: np.ndarray) -> np.ndarray | None:
+    def score(self, state: core.State, candidates: np.ndarray) -> np.ndarray | None:
         """The mean loss over its masked tokens of each (row, epoch), (n,); None after a signal."""
         started = time.perf_counter()
-        world = self.world
-        starts = range(0, len(candidates), self.SCORING_ROWS)
-        parts = [candidates[start : start + self.SCORING_ROWS] for start in starts]
-        mine = []
+        world, model = self.world, state.model
+
+        def compute(rows_each: int) -> list[tuple[int, np.ndarray]]:
+            starts = range(0, len(candidates), rows_each)
+            parts = [candidates[start : start + rows_each] for start in starts]
+            mine = []
+            for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
+                if world.stop_requested():
+                    break
+                rows, epochs = parts[index].T
+                batch = to_device(self.train.collate(rows, epochs), world.device)
+                with state.autocast():
+                    outputs = self.losses(model, batch, range(self.depth))
+                means = outputs.sequence_loss_sums / outputs.sequence_num_targets
+                mine.append((index, means.float().cpu().numpy()))
+            return mine
+
         model.eval()
-        for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
-            if world.stop_requested():
-                break
-            rows, epochs = parts[index].T
-            batch = to_device(self.train.collate(rows, epochs), world.device)
-            with autocast(world.device, self.precision):
-                outputs = self.losses(model, batch, range(self.depth))
-            means = outputs.sequence_loss_sums / outputs.sequence_num_targets
-            mine.append((index, means.float().cpu().numpy()))
-        model.train()
-        if world.any(world.stop_requested()):
+        try:
+            mine = core.with_rows_that_fit(state, compute, self.SCORING_ROWS)
+        except core.Stopped:
             return None
-        scored = dict(world.gather_rows(mine))
+        finally:
+            model.train()
+        scored = [means for _, means in sorted(world.gather_rows(mine), key=lambda part: part[0])]
         self.measure("forward", time.perf_counter() - started)
-        return np.concatenate([scored[index] for index in range(len(parts))])
+        return np.concatenate(scored)
 
     # -- the clock
 
