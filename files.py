@@ -138,11 +138,12 @@ def damage(folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict:
-    """{} where there is no file, or no JSON in it."""
+    """{} where there is no file, or no JSON object in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence]) -> str:

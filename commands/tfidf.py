@@ -24,6 +24,7 @@ from evaluation.metrics import classification_metrics
 from experiments.classification import prediction_lines
 from experiments.experiment import Result
 from files import write_text
+from runs.contents import refuse_others
 from runs.folder import SCHEMA_VERSION
 from runs.results import summary_lines, write_result
 
@@ -55,6 +56,7 @@ def tfidf(config: Config) -> None:
     folder = Path(config.out or Path("results/tfidf") / Path(config.task).stem)
     if (folder / "config.yaml").exists():
         raise ValueError(f"{folder} holds a run already: use another --out")
+    refuse_others(folder)
     rows, classes, notes = texts.load_rows(
         config.task, config.data, config.val_frac, config.test_frac
     )
