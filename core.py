@@ -24,8 +24,6 @@ import importlib.metadata
 import importlib.util
 import math
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +54,7 @@ from device import (
     is_out_of_memory,
     keep_freed_memory,
     look_at_machine,
+    of_workers,
     seed_everything,
     sum_dtype,
     to_device,
@@ -450,10 +449,8 @@ class TrainLoader:
                     sampler=sampler,
                     batch_size=None,
                     collate_fn=_identity,
-                    num_workers=self.config.workers,
                     pin_memory=self.world.device.type == "cuda",
-                    worker_init_fn=ignore_signals,
-                    multiprocessing_context=start_method(self.config.workers),
+                    **of_workers(self.config.workers),
                     generator=torch.Generator().manual_seed(0),
                 )
             )
@@ -480,41 +477,26 @@ def _identity(work: Work) -> Work:
     return work
 
 
-def ignore_signals(worker: int) -> None:
-    """The training process decides when to stop; its loader workers end with it.
-
-    SIGTERM is left alone: Python ends its children by it when it exits, and waits for them.
-    torchrun sends its SIGTERM to the process group, which a worker therefore leaves.
-    """
-    os.setpgrp()
-    for name in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
-
-
-def start_method(workers: int) -> str | None:
-    """How loader workers begin: as copies of this process, which then share its memory maps.
-
-    Python 3.14 would start them anew, and send each of them all tokens. None: as Python does,
-    where a copy is not safe (macOS), and without workers, which a DataLoader wants.
-    """
-    return "fork" if workers and sys.platform == "linux" else None
-
-
-def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
-    """This rank's (rows, tensors): every row once over all ranks, batches the same at any size.
+def evaluation_parts(lengths: np.ndarray, rows_each: int, world: World) -> list[np.ndarray]:
+    """This rank's rows, batch by batch: every row once over all ranks, the same at any size.
 
     In a sharded world the ranks get as many batches each, the last ones of some without rows.
     """
-    if len(data.lengths) == 0:
-        return
-    lengths = np.asarray(data.lengths)
+    if len(lengths) == 0:
+        return []
+    lengths = np.asarray(lengths)
     parts = cut_micro_batches(np.arange(len(lengths)), lengths, rows_each)
     costs = [len(part) * int(lengths[part].max()) for part in parts]
     hands = deal(costs, world.size)
     mine = [parts[index] for index in hands[world.rank]]
     if world.sharded:
         mine += [parts[0][:0]] * (max(map(len, hands)) - len(mine))
-    for rows in mine:
+    return mine
+
+
+def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
+    """The (rows, tensors) of evaluation_parts."""
+    for rows in evaluation_parts(data.lengths, rows_each, world):
         yield rows, data.collate(rows, None)
 
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,27 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files in a folder and below it, also behind symbolic links, each place once, under its own
+    name rather than a link's; links that lead to nothing as well."""
+    folders, links, seen = [folder], [], set()
+    above = {(facts.st_dev, facts.st_ino) for facts in map(os.stat, folder.resolve().parents)}
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)
+        facts = os.stat(here)
+        place = facts.st_dev, facts.st_ino
+        if place in seen or place in above:
+            continue
+        seen.add(place)
+        for path in sorted(here.iterdir()):
+            if not path.is_dir():
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence]) -> str:

@@ -33,6 +33,7 @@ import console
 import core
 import runs
 from data.pairs import PairData
+from device import of_workers
 from evaluation.metrics import softmax
 from experiments import preference
 from experiments.experiment import Result, or_embedded, schedule_of
@@ -249,7 +250,7 @@ def build_loader(data: PairData, config: Config, shuffle: bool = False) -> DataL
         range(len(data.lengths)),
         batch_size=config.batch // config.devices,
         shuffle=shuffle,
-        num_workers=config.workers,
+        **of_workers(config.workers),
         collate_fn=functools.partial(collate, data),
     )
 

@@ -39,7 +39,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import console
-import core
 import files
 from core import IGNORE_INDEX, World
 from data.records import (
@@ -57,7 +56,8 @@ from data.records import (
 )
 from data.rows import normalised_text, split_of, stable_hash
 from data.tokens import tokenizer_fingerprint
-from files import cache_folder, disk_error, write_folder, write_text
+from device import of_workers
+from files import cache_folder, disk_error, walk, write_folder, write_text
 
 BLOCK_CHARACTERS = 4 << 20  # documents of one shard: the unit of work and of what a kill can cost
 GROUP_SEQUENCES = 64
@@ -144,7 +144,7 @@ def open_source(data: str) -> Source:
             f"{data}: no such file or folder, nor one of reviews, {', '.join([*HUB, *ALIASES])}. "
             "Without a network: --data reviews, or a local .txt, .jsonl or .parquet file."
         )
-    packed = sorted(path.rglob("state.json")) if path.is_dir() else []
+    packed = sorted(p for p in walk(path) if p.name == "state.json") if path.is_dir() else []
     if packed:
         arrows = sorted(packed[0].parent.glob("*.arrow"))
         return Source(path.name, _file_facts(arrows, path), tokenised=packed[0].parent)
@@ -429,9 +429,7 @@ def _pack(source: Source, packer: "_Packer", workers: int | None) -> list[dict]:
         packer,
         sampler=missing(),
         batch_size=None,
-        num_workers=workers,
-        worker_init_fn=core.ignore_signals,
-        multiprocessing_context=core.start_method(workers),
+        **of_workers(workers),
         generator=torch.Generator().manual_seed(0),
     )
     plain = not sys.stderr.isatty()

@@ -209,6 +209,8 @@ class RunFolder:
                 "micro_batch": state.loader.micro_batch,  # halved when memory ran out
                 "peak_memory_bytes": peak_memory(self.world.device),
             }
+            if state.evaluation_halvings:  # of its rows, as memory ran out there
+                self.facts["evaluation_halvings"] = state.evaluation_halvings
         record = {
             "schema_version": SCHEMA_VERSION,
             "status": self.status,
