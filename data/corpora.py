@@ -55,7 +55,7 @@ from data.records import (
     text_lines,
 )
 from data.rows import normalised_text, split_of, stable_hash
-from data.tokens import tokenizer_fingerprint
+from data.tokens import cut_words, tokenizer_fingerprint
 from device import of_workers
 from files import cache_folder, disk_error, walk, write_folder, write_text
 
@@ -268,7 +268,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, max_length: int) -> A
     if vocab_size < len(first):
         raise ValueError(f"vocab_size {vocab_size}: expected at least {len(first)}")
     learner.train_from_iterator(
-        texts,
+        cut_words(texts),
         trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False),
     )
     # a tokenizer of its own, for in the learner the whole alphabet counts as special

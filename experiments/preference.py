@@ -139,10 +139,11 @@ class Preference:
     def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
         """folder: of the run, for the list of bad rows."""
         self.config, self.world, self.with_prompt = config, world, with_prompt
+        # before the model, whose imports are slow: what is wrong with the rows is said at once
+        self.rows, self.facts = load_rows(config, world, folder)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model)
-        self.rows, self.facts = load_rows(config, world, folder)
         self.ids = pair_data.cached_sequences(
             self.rows, self.tokenizer, config.max_length, with_prompt, config.prompt_frac, world
         )
