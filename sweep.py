@@ -58,7 +58,13 @@ REPORT = PROJECT / "report.py"
 SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by")
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
-OWN_SETTINGS = {"seed": "--seeds", "out": "--out", "dry_run": "--dry_run", "fresh": "another --out"}
+OWN_SETTINGS = {
+    "seed": "--seeds",
+    "out": "--out",
+    "dry_run": "--dry_run",
+    "fresh": "another --out",
+    "script": "its first word, or script: of an arm",
+}
 # A run that fails this soon and before its first step was given settings that cannot work.
 SETTINGS_ERROR_SECONDS = 60.0
 
@@ -215,6 +221,12 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def words_of(run: Run) -> list[str]:
+    """What the script is told, without --: torchrun takes options that begin as its own do."""
+    words = {name: text_of(value) for name, value in run.settings.items()} | {"out": run.folder}
+    return [f"{name}={value}" for name, value in words.items()]
+
+
 def label_of(settings: Mapping[str, Any], *before: str) -> str:
     """before,lr=1e-05,freeze=all: fit for a folder."""
     parts = [*before, *(f"{name}={text_of(value)}" for name, value in settings.items())]
@@ -342,9 +354,7 @@ class Plan:
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
             launcher += [f"--nproc_per_node={self.processes}"]
-        # without --: torchrun takes options that begin as its own do
-        words = [f"{name}={text_of(value)}" for name, value in run.settings.items()]
-        return [*launcher, str(find_script(run.script)), *words, f"out={run.folder}"]
+        return [*launcher, str(find_script(run.script)), *words_of(run)]
 
     def as_sweep_file(self) -> dict[str, Any]:
         return {
@@ -367,6 +377,45 @@ class Plan:
         trials = sum(len(self.trials(arm)) for arm in self.arms)
         tuning = f" after {trials} for tuning" if trials else ""
         return f"{self.out}: runs: {runs}{tuning}, arms: {len(self.arms)}"
+
+
+# Reads a list of command lines as the script would; its imports are heavy, so once for all.
+CHECK = """
+import importlib.util, json, sys
+from pathlib import Path
+from settings import parse_settings
+path = Path(sys.argv[1])
+spec = importlib.util.spec_from_file_location(path.stem, path)
+sys.modules[path.stem] = script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+for words in json.load(sys.stdin):
+    parse_settings(script.Config, words, path.name, getattr(script, "ALIASES", None))
+"""
+
+
+def check_settings(plan: Plan) -> None:
+    """Refuse settings that a script would, before anything is run. A script that is not one of
+    ours is not asked."""
+    lines: dict[str, list[list[str]]] = {}
+    for arm in plan.arms:
+        point = {name: values[0] for name, values in arm.tune.items()}
+        for run in [*plan.trials(arm).values(), *plan.runs(arm, point)[:1]]:
+            lines.setdefault(arm.script, []).append(words_of(run))
+    for name, words in lines.items():
+        script = find_script(name).resolve()
+        if "runs.launch(" not in script.read_text(encoding="utf-8"):
+            continue
+        command = [sys.executable, "-c", CHECK, str(script)]
+        paths = os.pathsep.join([str(PROJECT), str(script.parent)])
+        done = subprocess.run(
+            command,
+            input=json.dumps(words),
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise refuse(last_words(done.stderr))
 
 
 def has_labels(script: Path) -> bool:
@@ -690,12 +739,15 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, 1 when a run failed or leaks, 128 + signal when stopped."""
     args = parse_arguments(argv)
     plan = Plan(args)
+    check_settings(plan)
     if args.dry_run:
         print_commands(plan)
         return 0
     console.say(str(plan))
     plan.out.mkdir(parents=True, exist_ok=True)
-    (plan.out / "sweep.yaml").write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
+    written = plan.out / "sweep.yaml"
+    if not (args.config and written.exists() and written.samefile(find(args.config, "config"))):
+        written.write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
     with Runner(plan) as runner:
         chosen = tune(plan, runner)
         runs = {a.label: plan.runs(a, chosen[a.label]) for a in plan.arms if a.label in chosen}
