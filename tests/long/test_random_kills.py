@@ -207,12 +207,12 @@ def kinds(inputs: Path) -> dict[str, tuple[str, list[str], int]]:
     """Name → (script, settings, processes)."""
     preference = [
         *(f"--model={inputs / 'bert'}", f"--data={inputs / 'pairs.csv'}", "--max_length=64"),
-        *("--batch=8", "--save_every=3", "--eval_every=7", "--lr=3e-3", "--epochs=2"),
+        *("--batch=8", "--save_every=3", "--eval_every=7", "--lr=3e-3", "--epochs=1"),
     ]
     alpaca = [
         *(f"--model={inputs / 'models/gpt2'}", f"--data={inputs / 'rows.json'}", "--batch=8"),
         *("--micro_batch=4", "--lr=3e-3", "--sample_tokens=2", "--eval_every=4"),
-        *("--save_every=3", "--max_length=128", "--epochs=2"),
+        *("--save_every=3", "--max_length=128", "--epochs=1.5"),
     ]
     return {
         "preference": ("run_2_appendprompt.py", preference, 1),
@@ -231,7 +231,7 @@ def kinds(inputs: Path) -> dict[str, tuple[str, list[str], int]]:
             "finetune_gpt2.py",
             [
                 *(f"--task={inputs / 'labels.csv'}", f"--model={inputs / 'gpt2'}"),
-                *("--max_length=16", "--batch=8", "--epochs=2", "--lr=1e-3", "--head_epochs=1"),
+                *("--max_length=16", "--batch=8", "--epochs=1", "--lr=1e-3", "--head_epochs=1"),
                 *("--val_frac=0.2", "--test_frac=0.2", "--save_every=3", "--eval_every=7"),
             ],
             1,
@@ -241,7 +241,7 @@ def kinds(inputs: Path) -> dict[str, tuple[str, list[str], int]]:
             [
                 *(f"--data={inputs / 'titles.txt'}", "--n_layer=2", "--n_head=2", "--n_embd=32"),
                 *("--vocab_size=300", "--max_length=24", "--batch=16", "--lr=1e-2"),
-                *("--matrix_lr=1e-2", "--epochs=2", "--save_every=3", "--eval_every=7"),
+                *("--matrix_lr=1e-2", "--epochs=1", "--save_every=3", "--eval_every=7"),
                 *("--average_frac=0.3", "--val_frac=0.2"),
             ],
             1,
@@ -320,7 +320,6 @@ def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
     """The sweep with its run, or the run alone; the same command until nothing is left to do."""
     name, words, _ = kinds(inputs)["preference"]
     fixed = [word.removeprefix("--") for word in [*words, *QUIET] if "--lr=" not in word]
-    fixed = [*fixed, "epochs=1"]
     (tmp_path / "plan.yaml").write_text(
         json.dumps({"script": name, "seeds": 2, "tune": {"lr": [3e-3, 1e-3]}, "arms": ARMS})
     )
@@ -331,9 +330,8 @@ def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
             sweep.subprocess.DEVNULL = subprocess.DEVNULL
             sweep.check_settings = lambda plan: None
             sweep.report = lambda *words: None
-            chosen = [word for word in fixed if not word.startswith("epochs=2")]
             config = str(tmp_path / "plan.yaml")
-            return sweep.main(["--config", config, "--out", str(out), "--set", *chosen])
+            return sweep.main(["--config", config, "--out", str(out), "--set", *fixed])
 
         return run
 
