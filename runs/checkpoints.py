@@ -39,6 +39,7 @@ class Checkpoints:
                     saved = read_checkpoint(state, folder)
                     if EVALUATION in read_json(folder / "manifest.json")["files"]:
                         saved["numbers"] |= read_json(folder / EVALUATION)
+                    self._rotate(folder)  # a kill may have cut that off
                     return saved
                 except pickle.UnpicklingError:
                     problem = "state.pt holds more than tensors and plain values"
@@ -50,6 +51,14 @@ class Checkpoints:
             except OSError as error:
                 self.world.say(f"{folder} is damaged ({problem}): passed over ({error.strerror})")
         return None
+
+    def _rotate(self, newest: Path) -> None:
+        """Of those before the newest whole one, one stays, and every keep_every-th."""
+        older = [each for each in self.weights.glob("step_????????") if each.name < newest.name]
+        for old in sorted(older)[:-1]:
+            step = int(old.name.removeprefix("step_"))
+            if not (self.keep_every and step % self.keep_every == 0):
+                self._remove(old)
 
     def _remove(self, folder: Path) -> None:
         """Delete what is not needed. Where that fails it is said once, and tried again whenever
@@ -77,10 +86,7 @@ class Checkpoints:
                 return
             self._write(folder, fill, state.step)
             after()
-            for old in sorted(self.weights.glob("step_????????"))[:-2]:
-                step = int(old.name.removeprefix("step_"))
-                if not (self.keep_every and step % self.keep_every == 0):
-                    self._remove(old)
+            self._rotate(folder)
 
         state.collect()
         self.world.on_rank_0(write)
