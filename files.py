@@ -133,8 +133,7 @@ def _parts_of(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:
     """Let `fill` write files into a folder beside, hash them in manifest.json, rename."""
-    beside = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, old = cleared(folder, "tmp"), cleared(folder, "old")
     try:
         beside.mkdir(parents=True)
         fill(beside)
@@ -148,8 +147,6 @@ def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> No
             }
         write_text(beside / "manifest.json", json.dumps({**facts, "files": files}, indent=1))
         if folder.exists():  # renamed away first: a rename cannot replace a full folder
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         beside.rename(folder)
         descriptor = os.open(folder.parent, os.O_RDONLY)
@@ -158,7 +155,39 @@ def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> No
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise disk_error(error, folder) from error
-    shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def cleared(folder: Path, suffix: str) -> Path:
+    """A name beside a folder at which nothing is: what a kill left there goes, or where it cannot
+    be removed (NFS keeps what is open) the name gets a number."""
+    for number in itertools.count():
+        beside = folder.with_name(f"{folder.name}.{number or ''}{suffix}")
+        shutil.rmtree(beside, ignore_errors=True)
+        if not beside.exists():
+            return beside
+    raise AssertionError
+
+
+def remove(path: Path) -> OSError | None:
+    """Delete a file or a folder; what is in the way of it, if something is."""
+    try:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error
+    return None
+
+
+def add_to_folder(folder: Path, name: str, text: str) -> None:
+    """One more file of a folder that write_folder wrote. Until the manifest names it, it counts
+    for nothing."""
+    write_text(folder / name, text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    fact = {"bytes": len(text.encode()), "sha256": sha256(folder / name)}
+    manifest["files"][name] = fact
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def damage(folder: Path) -> str | None:
@@ -176,11 +205,33 @@ def damage(folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict:
-    """{} where there is no file, or no JSON in it."""
+    """{} where there is no file, or no JSON object in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files in a folder and below it, also behind symbolic links, each place once, under its own
+    name rather than a link's; links that lead to nothing as well."""
+    folders, links, seen = [folder], [], set()
+    above = {(facts.st_dev, facts.st_ino) for facts in map(os.stat, folder.resolve().parents)}
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)
+        facts = os.stat(here)
+        place = facts.st_dev, facts.st_ino
+        if place in seen or place in above:
+            continue
+        seen.add(place)
+        for path in sorted(here.iterdir()):
+            if not path.is_dir():
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence]) -> str:

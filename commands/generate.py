@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import console
 import core
 from commands.opening import OpenConfig, note, open_causal, processes, weights_files
 from data import instructions
@@ -83,19 +84,19 @@ def generate(config: GenerateConfig) -> None:
 
 def answer_questions(config: GenerateConfig, answerer: "Answerer") -> None:
     if config.instruction is not None:
-        return print(answerer.ask(config.instruction, config.input))
+        return console.answer(answerer.ask(config.instruction, config.input))
     asks = sys.stdin.isatty()
     while True:
         if asks:
-            print("instruction (an empty line ends): ", end="", flush=True)
+            console.say("instruction (an empty line ends): ", end="")
         line = sys.stdin.readline().strip()
         if not line:
             return
         text = ""
         if asks:
-            print("input (may be empty): ", end="", flush=True)
+            console.say("input (may be empty): ", end="")
             text = sys.stdin.readline().strip()
-        print(answerer.ask(line, text), flush=True)
+        console.answer(answerer.ask(line, text))
 
 
 class Answerer:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import console
 from commands.titles import Opened, open_titles, shown, token_text, write_titles
 from data import titles
 from data.titles import TitleData
@@ -72,8 +73,8 @@ def inspect(config: InspectConfig) -> None:
     write_text(folder / "inspect.json", json.dumps(outputs, indent=1, ensure_ascii=False))
     for picture in (next_token_picture(place), frequency_picture(frequencies)):
         (folder / f"{picture.name.split('/')[1]}.png").write_bytes(picture.png())
-    print(text, end="")
-    print(f"\n{folder}: inspect.txt, inspect.json, next_tokens.png, frequencies.png")
+    console.say(text, end="")
+    console.say(f"\n{folder}: inspect.txt, inspect.json, next_tokens.png, frequencies.png")
 
 
 def validation_titles(config: InspectConfig, settings: Any) -> list[titles.Title]:

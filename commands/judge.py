@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+import console
 import core
 from commands.generate import Answerer
 from commands.opening import OpenConfig, processes, weights_files
@@ -122,7 +123,7 @@ def judge_answers(config: JudgeConfig, file: Path, backend: Any) -> None:
     if isinstance(backend, PreferenceJudge):
         scores = backend.score(rows)
     else:
-        print(f"note: instructions, references and answers are sent to {backend.site}")
+        console.say(f"note: instructions, references and answers are sent to {backend.site}")
         name = hashlib.sha256(f"{backend!r}".encode()).hexdigest()[:16]
         cache = judge.Cache(cache_folder() / "judge" / f"{name}.txt")
         scores = judge.score_answers(
@@ -258,12 +259,12 @@ def write(
             write_text(path, json.dumps(others | metrics, indent=1))
     unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
     if "judge" not in metrics:
-        return print(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
+        return console.say(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
     low, high = metrics.get("judge_ci95", (float("nan"), float("nan")))
     spread = metrics.get("judge_repeat_std")
     spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
     by, count = strip_control(metrics["judge_by"]), metrics["judge_n"]
-    print(
+    console.say(
         f"judge: {metrics['judge']:.2f} [{low:.2f}, {high:.2f}] of 100 on {count} answers"
         f"{unscored}{spread}, by {by}: {folder / 'judge.json'}"
     )

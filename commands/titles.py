@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+import console
 import core
 from commands.opening import note
 from data import titles
@@ -97,7 +98,7 @@ class GenerateConfig(Decoding):
 def generate(config: GenerateConfig) -> None:
     opened = open_titles(config.run_folder, config.weights, config.device)
     for title in write_titles(opened, config.prompt, config.count, config):
-        print(title)
+        console.answer(title)
 
 
 def write_titles(opened: Opened, prompt: str, count: int, decoding: Decoding) -> list[str]:
@@ -152,6 +153,8 @@ def export(config: ExportConfig) -> None:
     exported.save_pretrained(config.output)
     opened.tokenizer.save_pretrained(config.output)
     kind = type(exported).__name__
-    print(f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>")
+    console.say(
+        f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"
+    )
     if opened.tokenizer.decode(opened.tokenizer("a").input_ids) == " a":
-        print("what the tokenizer decodes begins with a space (prefix_space): strip it")
+        console.say("what the tokenizer decodes begins with a space (prefix_space): strip it")

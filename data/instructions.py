@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import console
 from core import IGNORE_INDEX, World
 from data import reviews
 from data.records import BadRow, load_hub, read_records, said, strip_control
@@ -308,7 +309,7 @@ def cached_sequences(rows: Sequence[Row], tokenizer: Any, template: str, world: 
 
     def build() -> Iterator[list[int]]:
         if world.rank == 0:
-            print(f"tokenising {len(rows):,} rows", flush=True)
+            console.say(f"tokenising {len(rows):,} rows")
         for start in range(0, len(rows), 1000):
             part = [segments(row, template) for row in rows[start : start + 1000]]
             yield from encode(part, tokenizer)

@@ -107,25 +107,32 @@ class InstructionTuning(Training):
 
     def __init__(self, config: Any, world: core.World):
         self.config, self.world = config, world
+        rows, self.facts = self.load_rows()  # before what is slow to import
         self.source = config.size or find_weights(config.model, config.weights)[0]
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
         self.tokenizer = causal.load_tokenizer(self.source, config.init)
         world.sharded = config.shard and world.size > 1
         self.whole: nn.Module | None = None  # of a sharded model, on rank 0
-        self.facts = self.load_data()
+        self.load_data(rows)
 
     # -- rows
 
-    def load_data(self) -> dict[str, Any]:
-        config, world = self.config, self.world
+    def load_rows(self) -> tuple[list[instructions.Row], dict[str, Any]]:
+        """The rows to use, and facts about them for the record."""
+        config = self.config
         rows, notes = instructions.load_rows(config.data, config.val_frac, config.test_frac)
         rows, facts = choose_rows(
             rows, instructions.data_fingerprint(rows), config.limit, config.train_frac
         )
         sizes = count_splits(rows, "instructions")
         for line in (f"data: instructions from {config.data}: {sizes}", *notes):
-            world.say(line)
+            self.world.say(line)
+        return rows, facts
+
+    def load_data(self, rows: list[instructions.Row]) -> None:
+        """The rows of all parts, as tokens."""
+        config, world = self.config, self.world
         ids = instructions.cached_sequences(rows, self.tokenizer, config.template, world)
 
         def part(split: str, count: int | None = None) -> InstructionData:
@@ -148,7 +155,6 @@ class InstructionTuning(Training):
             self.check_responses()
         if cut := self.train.cut + self.val.cut + self.test_data.cut:
             world.say(f"{cut:,} rows are longer than --max_length {config.max_length}: cut there")
-        return facts
 
     def check_responses(self) -> None:
         """ValueError where no row is left to train on, or none to choose the weights by."""
