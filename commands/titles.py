@@ -18,6 +18,7 @@ import core
 from commands.opening import note
 from data import titles
 from data.records import repair_surrogates, strip_control
+from data.tokens import encode
 from models import gpt, pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
@@ -106,7 +107,7 @@ def write_titles(opened: Opened, prompt: str, count: int, decoding: Decoding) ->
         return []
     tokenizer, model = opened.tokenizer, opened.model
     prompt = repair_surrogates(prompt, set())
-    ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    ids = [tokenizer.eos_token_id, *encode(tokenizer, [prompt])[0]]
     if model.config.positions == "learned":
         positions, length = model.config.n_positions, len(ids)
         ids = fit(ids, positions, decoding.max_new_tokens)
