@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def merge(config: WriteConfig) -> None:
     if not lora.adapters(model):
         raise ValueError(f"{config.model} has no adapter to merge: it is a whole model already")
     lora.merge(model)
-    _write(folder, model.save_pretrained, tokenizer, facts)
+    _write(folder, partial(pretrained.save_weights, model), tokenizer, facts)
     print(f"merged: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 
 
@@ -51,7 +52,7 @@ def export(config: WriteConfig) -> None:
         _write(folder, lambda beside: lora.save_adapter(model, beside), tokenizer, facts)
         print(f"adapter: {folder} (peft.PeftModel.from_pretrained(base, '{folder}'))")
     else:
-        _write(folder, model.save_pretrained, tokenizer, facts)
+        _write(folder, partial(pretrained.save_weights, model), tokenizer, facts)
         print(f"model: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 
 
@@ -96,7 +97,7 @@ def convert(config: ConvertConfig) -> None:
     shape.quantization_config = None  # or it could not be saved
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
-    _write(folder, model.save_pretrained, tokenizer, {})
+    _write(folder, partial(pretrained.save_weights, model), tokenizer, {})
     print(f"converted: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
 
 

@@ -39,7 +39,6 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     """ValueError where the folder holds no finished weights of train_headlines.py."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    pretrained.quiet_transformers()
     if not run:
         raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
     record = Path(run) / "run.json"
@@ -53,7 +52,9 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
     settings = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
     world = core.single_world(device)
-    model = AutoModelForCausalLM.from_pretrained(folder).to(world.device).eval()
+    config = pretrained.load_config(str(folder))
+    model = pretrained.load_whole(AutoModelForCausalLM, str(folder), config)
+    model.to(world.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Opened(SimpleNamespace(**settings), model, tokenizer, world.device)
 
@@ -150,8 +151,7 @@ def export(config: ExportConfig) -> None:
         apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
     if apart > 1e-3:
         raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
-    exported.save_pretrained(config.output)
-    opened.tokenizer.save_pretrained(config.output)
+    pretrained.save_weights(exported, Path(config.output), opened.tokenizer)
     kind = type(exported).__name__
     print(f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>")
     if opened.tokenizer.decode(opened.tokenizer("a").input_ids) == " a":
