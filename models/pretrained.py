@@ -306,6 +306,7 @@ def load_weights(
         key
         for key in sorted(report["unexpected_keys"])
         if key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in parts - {"pooler"}
+        and key.endswith((".weight", ".bias"))  # not what older versions kept beside them
     ]
     if unread:
         say(
