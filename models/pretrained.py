@@ -16,7 +16,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,19 +287,9 @@ def load_weights(
     inside = "" if model.base_model is model else f"{model.base_model_prefix}."
     lost = [key for key in new if key.startswith(inside) and "pooler" not in key]
     if lost:
-        part = lost[0].removeprefix(inside)
-        alike = [key for key in report["unexpected_keys"] if key.endswith(f".{part}")]
-        why = "is it a model of another kind, or of fewer layers, than its config.json says?"
-        if lost[0] in shapes:
-            why = "which has the shape {} there, and {} by its config.json".format(*shapes[lost[0]])
-        elif alike:
-            before = min(alike, key=len).removesuffix(part)
-            why = (
-                f"which is named {before}{part} there: save the model itself, not what was wrapped "
-                f"around it, or rename its weights without '{before}'"
-            )
         raise ValueError(
-            f"{name} lacks {len(lost)} weights of the encoder or decoder, such as {lost[0]}: {why}"
+            f"{name} lacks {len(lost)} weights of the encoder or decoder, such as {lost[0]}: "
+            + _why_lost(lost, inside, report["unexpected_keys"], shapes)
         )
     parts = {key for key, _ in model.base_model.named_children()}
     unread = [
@@ -314,6 +304,23 @@ def load_weights(
             f"as {unread[0]}: they are not used"
         )
     return model, new
+
+
+def _why_lost(lost: list[str], inside: str, others: Iterable[str], shapes: dict) -> str:
+    """What a user can do about weights that are not there. others: names that are."""
+    for key in lost:
+        if key in shapes:
+            return "{} has the shape {} there, and {} by its config.json".format(key, *shapes[key])
+        part = key.removeprefix(inside)
+        alike = [other for other in others if other.endswith(f".{part}")]
+        if alike:
+            name = min(alike, key=len)
+            before = name.removesuffix(part).removesuffix(inside)
+            return (
+                f"{key} is named {name} there. Save the model itself, not what was wrapped "
+                f"around it, or rename its weights without '{before}'"
+            )
+    return "is it a model of another kind, or of fewer layers, than its config.json says?"
 
 
 def max_positions(config: Any) -> int | None:

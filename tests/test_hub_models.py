@@ -1,30 +1,21 @@
 """Every model that --model names, in the hub's shape: loaded, trained, saved, resumed, asked."""
 
 import csv
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from all_scripts import run, words_of, write_data
 from conftest import WORDS
 from hub_models import SAME, SHAPES, build_hub_model, older_names
 from safetensors.torch import load_file, save_file
-from test_glue import write_task
-from test_texts import write_csv
 from tiny_instructions import texts as instruction_texts
-from tiny_instructions import write_rows
 
-import alpaca_sft
-import eval_bert
-import finetune_gpt2
-import run_5_models
 from commands import predict
 from commands.opening import OpenConfig, open_causal
 from data import arena
 from models import pretrained
-from settings import parse_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
@@ -44,28 +35,6 @@ def hub(tmp_path_factory):
         return folder if folder.exists() else build_hub_model(architecture, folder, texts)
 
     return find
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, Path]:
-    """Rows for each script."""
-    root = tmp_path_factory.mktemp("rows")
-    write_task(root / "glue", "wnli")
-    labelled = [(f"{TEXTS[i % 30]} {i}", "yes" if i % 2 else "no") for i in range(80)]
-    return {
-        "glue": root / "glue",
-        "texts": write_csv(root / "texts.csv", labelled),
-        "instructions": write_rows(root / "rows.json"),
-    }
-
-
-def words_of(script: str, data: dict[str, Path]) -> list[str]:
-    """Settings for a few steps."""
-    if script == "eval_bert":
-        return ["--suite=wnli", f"--data={data['glue']}", "--max_length=64", "--epochs=1"]
-    if script == "alpaca_sft":
-        return [f"--data={data['instructions']}", "--batch=16", "--sample_tokens=2"]
-    return [f"--task={data['texts']}", "--max_length=24", "--batch=32", "--attention_texts=0"]
 
 
 def test_every_name_of_the_registry_has_a_shape():
@@ -93,23 +62,15 @@ def assert_all_from(folder: Path, encoder: torch.nn.Module) -> None:
         assert any(torch.equal(there[key], tensor.cpu()) for key in ends), name
 
 
-def run(script: Any, *words: object) -> dict:
-    """A script in this process; its record."""
-    given = [*map(str, words), "--page=false", "--device=cpu", "--precision=fp32"]
-    script.main(*parse_settings(script.Config, given, script.__name__))
-    out = next(word.removeprefix("--out=") for word in given if word.startswith("--out="))
-    return json.loads((Path(out) / "run.json").read_text())
-
-
 def round_trip(folder: Path, pair_csv: Path, out: Path) -> None:
     """Load, step, save, stop, resume, step, test, predict; and what is saved opens elsewhere."""
     from transformers import AutoModel
 
     assert_all_from(folder, pretrained.load_encoder(str(folder), attention="eager"))
-    words = [f"--model={folder}", f"--data={pair_csv}", "--max_length=24", "--batch=32"]
-    words += ["--epochs=0.4", "--lr=1e-3", f"--out={out}", "--save_every=1"]
-    assert run(run_5_models, *words, "--stop_after=1")["status"] == "stopped"
-    record = run(run_5_models, *words)
+    words = [f"--model={folder}", *words_of("run_5_models", {"pairs": pair_csv})]
+    words += ["--lr=1e-3", f"--out={out}", "--save_every=1"]
+    assert run("run_5_models", *words, "--stop_after=1")["status"] == "stopped"
+    record = run("run_5_models", *words)
     assert record["status"] == "finished" and record["steps"] == 2
 
     asked = predict.PredictConfig(run_folder=str(out), device="cpu")
@@ -131,6 +92,11 @@ def round_trip(folder: Path, pair_csv: Path, out: Path) -> None:
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, pair_csv) -> dict[str, Path]:
+    return write_data(tmp_path_factory.mktemp("rows")) | {"pairs": pair_csv}
+
+
 @pytest.mark.parametrize("architecture", ENCODERS)
 def test_a_model_of_the_hub_goes_there_and_back(architecture, hub, pair_csv, tmp_path):
     round_trip(hub(architecture), pair_csv, tmp_path / "run")
@@ -138,20 +104,24 @@ def test_a_model_of_the_hub_goes_there_and_back(architecture, hub, pair_csv, tmp
 
 @pytest.mark.parametrize(
     "script, architecture",
-    [(eval_bert, "bert"), (finetune_gpt2, "bert"), (finetune_gpt2, "gpt2"), (alpaca_sft, "gpt2")],
-    ids=lambda value: getattr(value, "__name__", value),
+    [
+        ("eval_bert", "bert"),
+        ("finetune_gpt2", "bert"),
+        ("finetune_gpt2", "gpt2"),
+        ("alpaca_sft", "gpt2"),
+    ],
 )
 def test_other_scripts_read_back_what_they_save(script, architecture, hub, data, tmp_path):
     out = tmp_path / "run"
-    words = [f"--model={hub(architecture)}", *words_of(script.__name__, data), f"--out={out}"]
+    words = [f"--model={hub(architecture)}", *words_of(script, data), f"--out={out}"]
     assert run(script, *words, "--save_every=1", "--stop_after=1")["status"] == "stopped"
     assert run(script, *words, "--save_every=1")["status"] == "finished"
     weights = load_file(out / "train/weights/best/model.safetensors")
     assert not any(name.endswith((".gamma", ".beta", "masked_bias")) for name in weights)
-    if script is alpaca_sft:
+    if script == "alpaca_sft":
         open_causal(OpenConfig(model=str(out), device="cpu"))
     again = tmp_path / "again"  # and a run goes on from what a run saved
-    words = [f"--model={out}", *words_of(script.__name__, data), f"--out={again}"]
+    words = [f"--model={out}", *words_of(script, data), f"--out={again}"]
     assert run(script, *words)["status"] == "finished"
 
 
