@@ -143,3 +143,19 @@ def into_hub_cache(folder: Path, name: str, home: Path, kind: str = "models") ->
     shutil.copytree(folder, place / "snapshots" / commit)
     (place / "refs").mkdir()
     (place / "refs/main").write_text(commit)
+
+
+def into_datasets_cache(csv: Path, name: str, home: Path) -> None:
+    """Lay the rows of a CSV file into the cache of the package datasets below `home`, as train."""
+    import datasets
+
+    owner, short = name.split("/")
+    commit = hashlib.sha1(name.encode()).hexdigest()
+    place = home / "datasets" / f"{owner}___{short}" / "default/0.0.0" / commit
+    rows = datasets.Dataset.from_csv(str(csv), cache_dir=str(home / "made"))
+    rows.save_to_disk(place)
+    (place / "data-00000-of-00001.arrow").rename(place / f"{short}-train.arrow")
+    facts = json.loads((place / "dataset_info.json").read_text())
+    train = {"name": "train", "num_examples": len(rows), "dataset_name": short}
+    facts |= {"config_name": "default", "dataset_name": short, "splits": {"train": train}}
+    (place / "dataset_info.json").write_text(json.dumps(facts))
