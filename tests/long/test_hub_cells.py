@@ -60,7 +60,7 @@ def data(tmp_path_factory, pair_csv) -> dict[str, Path]:
 
 
 def takes(script: str, name: str) -> bool:
-    """alpaca_sft.py trains decoders; the rates by depth of finetune_gpt2.py need separate layers."""
+    """alpaca_sft.py trains decoders; rates by depth (finetune_gpt2.py) need separate layers."""
     return script != "alpaca_sft" and (script, name) != ("finetune_gpt2", "albert")
 
 
