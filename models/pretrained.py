@@ -18,15 +18,17 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import core
 import files
 from data.tokens import added_tokens
-from device import Kernels, choose_attention, choose_precision
+from device import Kernels, choose_attention, choose_precision, is_out_of_memory
 from files import damage
 from settings import Settings
 
@@ -98,6 +100,8 @@ def load_config(name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(path)
     except OSError as error:
+        if (Path(path) / "config.json").is_file():
+            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
         near = (
             "" if "/" in path or Path(path).exists() else f" (short names: {', '.join(REGISTRY)})"
         )
@@ -191,6 +195,14 @@ def fit_embeddings(model: nn.Module, tokenizer: Any, say: Say = say_nothing) -> 
         say(f"note: {most - rows} tokens have no embedding in the model: new ones are drawn")
 
 
+def base_class(config: Any) -> Any:
+    """transformers' class of the encoder or decoder alone, without a head; None: it has none."""
+    from transformers import AutoModel
+
+    kind = AutoModel._model_mapping.get(type(config), None)  # noqa: SLF001, the only such map
+    return kind[0] if isinstance(kind, list | tuple) else kind  # Funnel has two
+
+
 def load_encoder(
     name: str,
     init: str = "pretrained",
@@ -204,10 +216,8 @@ def load_encoder(
     init: pretrained, or random from `seed`, with the architecture of `name`. ValueError where the
     saved weights lack any part of it. tokenizer: whose tokens need embeddings.
     """
-    from transformers import AutoModel
-
     config = load_config(name)
-    model_class = AutoModel._model_mapping[type(config)]  # noqa: SLF001, the only such map
+    model_class = base_class(config)
     options: dict[str, Any] = {}
     if "add_pooling_layer" in model_class.__init__.__code__.co_varnames:
         options["add_pooling_layer"] = False
@@ -272,15 +282,21 @@ def load_weights(
     part of the base model would be drawn at random, ValueError says which and why.
     """
     quiet_transformers()
-    model, report = kind.from_pretrained(
-        find_model(name),
-        config=config,
-        attn_implementation=attention,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # the head of other classes
-        output_loading_info=True,
-        **options,
-    )
+    path = find_model(name)
+    try:
+        model, report = kind.from_pretrained(
+            path,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the head of other classes
+            output_loading_info=True,
+            **options,
+        )
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(_why_unread(name, path, error)) from error
     shapes = {key: (tuple(there), tuple(here)) for key, there, here in report["mismatched_keys"]}
     new = sorted({*report["missing_keys"], *shapes})
     # a model that is its own base has no head; poolers are read by heads alone
@@ -304,6 +320,20 @@ def load_weights(
             f"as {unread[0]}: they are not used"
         )
     return model, new
+
+
+def _why_unread(name: str, path: str, error: Exception) -> str:
+    """What a user can do about a file of weights that is none."""
+    for file in sorted(Path(path).glob("*")):
+        if file.suffix in (".safetensors", ".bin") and file.stat().st_size < 1024:
+            if file.read_bytes().startswith(b"version https://git-lfs"):
+                return f"{file} stands for a file that git lfs keeps elsewhere: git lfs pull"
+    if isinstance(error, UnpicklingError):
+        return (
+            f"{name}: its file of weights holds more than tensors, and nothing is executed from it"
+        )
+    reason = " ".join(str(error).split())[:100]
+    return f"{name}: its file of weights is cut off or damaged ({reason} …): fetch it again"
 
 
 def _why_lost(lost: list[str], inside: str, others: Iterable[str], shapes: dict) -> str:
@@ -341,9 +371,7 @@ def max_positions(config: Any) -> int | None:
 
 def _build_without_weights(config: Any) -> nn.Module:
     """The encoder or decoder that a configuration describes, of shapes alone."""
-    from transformers import AutoModel
-
-    model_class = AutoModel._model_mapping.get(type(config), None)  # noqa: SLF001
+    model_class = base_class(config)
     with torch.device("meta"):
         return nn.Module() if model_class is None else model_class(copy.deepcopy(config))
 
@@ -388,9 +416,7 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
 
 def knows_sdpa(model_config: Any) -> bool:
     """Whether transformers' encoder of this configuration (MPNet: not) has SDPA attention."""
-    from transformers import AutoModel
-
-    model_class = AutoModel._model_mapping.get(type(model_config), None)  # noqa: SLF001
+    model_class = base_class(model_config)
     return model_class is None or getattr(model_class, "_supports_sdpa", False)
 
 

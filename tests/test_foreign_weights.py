@@ -101,6 +101,42 @@ def test_weights_inside_another_dictionary_are_none(tiny_bert, tmp_path):
         pretrained.load_encoder(str(tmp_path / "model"))
 
 
+class Code:
+    def __reduce__(self) -> tuple:
+        return pytest.fail, ("executed",)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pointer(path: Path) -> None:
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n")
+
+
+@pytest.mark.parametrize(
+    "damage, kind, reason",
+    [
+        (cut_off, "safetensors", "is cut off or damaged"),
+        (cut_off, "bin", "is cut off or damaged"),
+        (pointer, "safetensors", "git lfs pull"),
+        (pointer, "bin", "git lfs pull"),
+        (lambda path: path.write_bytes(b""), "safetensors", "is cut off or damaged"),
+        (lambda path: torch.save({"a": Code()}, path), "bin", "nothing is executed from it"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_named(damage, kind, reason, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
+    if kind == "bin":
+        torch.save(load_file(file), tmp_path / "model/pytorch_model.bin")
+        file.unlink()
+        file = tmp_path / "model/pytorch_model.bin"
+    damage(file)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'model'}.*{reason}"):
+        pretrained.load_encoder(str(tmp_path / "model"))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, pair_csv) -> dict[str, Path]:
     return write_data(tmp_path_factory.mktemp("rows")) | {"pairs": pair_csv}

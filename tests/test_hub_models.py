@@ -1,13 +1,14 @@
 """Every model that --model names, in the hub's shape: loaded, trained, saved, resumed, asked."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from all_scripts import run, words_of, write_data
-from conftest import WORDS
+from conftest import PROJECT, WORDS
 from hub_models import SAME, SHAPES, build_hub_model, older_names
 from safetensors.torch import load_file, save_file
 from tiny_instructions import texts as instruction_texts
@@ -136,3 +137,14 @@ def test_weights_that_an_earlier_version_saved_by_older_names_are_read(tiny_bert
         parameter.data.zero_()
     pretrained.restore_weights(model, tmp_path)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_models_are_saved_in_one_place():
+    """Another place would write the names that weights came with, which nothing reads back."""
+    places = []
+    for path in PROJECT.rglob("*.py"):
+        if not {"tests", "benchmarks", ".venv"} & set(path.relative_to(PROJECT).parts):
+            for call in re.findall(r"(\w+)\.save_pretrained\(", path.read_text()):
+                if "tokenizer" not in call:
+                    places.append(f"{path.name}: {call}")
+    assert places == ["pretrained.py: model"]
