@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
+import files
 
 
 @dataclass
@@ -274,7 +274,8 @@ def parse_settings(
     try:
         parsed = parser.parse_args([*configs, *words])
     except Exception as error:
-        raise SystemExit(f"{prog}: {error}") from error
+        lines = (line if len(line) < 500 else f"{line[:500]} …" for line in str(error).splitlines())
+        raise SystemExit(f"{prog}: " + "\n".join(lines)) from error
     fields = dataclasses.fields(kind)
     config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     named = {word.removeprefix("--").partition("=")[0] for word in words}
@@ -437,12 +438,9 @@ def _build(kind: type, value: Any) -> Any:
 
 def _read_yaml(path: str) -> dict:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SystemExit(f"cannot read settings from {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise SystemExit(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
-    return content
+        return files.read_yaml(Path(path))
+    except ValueError as error:
+        raise SystemExit(f"settings: {error}") from None
 
 
 def _check_names(names: Iterable[str], valid_names: Iterable[str], where: str) -> None:

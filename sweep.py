@@ -51,6 +51,7 @@ from typing import Any
 import yaml
 
 import console
+import files
 from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
@@ -183,7 +184,7 @@ def parse_seeds(given: Any) -> list[int]:
             seeds = list(range(min(int(given), MOST_SEEDS + 1)))
             if len(seeds) > MOST_SEEDS:
                 raise refuse(f"seeds {given}: so many? The seed {given} alone is '{given},'")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seeds = []
     if not seeds or min(seeds) < 0:
         raise refuse(f"seeds {given}: expected how many, or a list such as 3,5,7")
@@ -208,12 +209,9 @@ def find_script(script: str | None) -> Path:
 
 def read_yaml(path: str) -> dict[str, Any]:
     try:
-        content = plain(yaml.safe_load(find(path, "config").read_text(encoding="utf-8")) or {})
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise refuse(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise refuse(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
-    return content
+        return plain(files.read_yaml(find(path, "config")))
+    except ValueError as error:
+        raise refuse(str(error)) from None
 
 
 def text_of(value: Any) -> str:

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-import yaml
 
 import console
 import core
 from data import titles
 from data.records import strip_control
+from files import read_yaml
 from models import gpt, pretrained
 
 
@@ -47,7 +47,7 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
-    settings = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+    settings = read_yaml(Path(run) / "config.yaml")
     world = core.single_world(device)
     model = AutoModelForCausalLM.from_pretrained(folder).to(world.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
