@@ -5,6 +5,7 @@ write_folder(folder, fill, step=120)         # a folder with a manifest of sizes
 if problem := damage(folder): ...            # None: each file is as the manifest says
 """
 
+import bisect
 import csv
 import errno
 import hashlib
@@ -25,6 +26,24 @@ PROJECT = Path(__file__).resolve().parent
 def cache_folder() -> Path:
     """Where all that can be made again is kept: ABLATE_CACHE, else cache/ in the project."""
     return Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache")
+
+
+def cache_advice(error: BaseException) -> str:
+    """What to do about an error that is one of writing to the cache; "" for any other."""
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR) or not name:
+        return ""
+    if not Path(os.fsdecode(name)).is_relative_to(cache_folder()):
+        return ""
+    return ". The cache is kept there: ABLATE_CACHE=FOLDER names one that can be written"
+
+
+def find_file(path: str) -> Path:
+    """As seen from here, else from the project's folder (configs/…); FileNotFoundError."""
+    for place in (Path(path), PROJECT / path):
+        if place.exists() and not place.is_dir():  # a pipe, too
+            return place
+    raise FileNotFoundError(f"{path}: no such file, neither here nor in {PROJECT}")
 
 
 class DiskFull(RuntimeError):
@@ -62,6 +81,54 @@ def disk_error(error: Exception, path: Path) -> Exception:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # 16 MiB of what is larger
+
+
+def content_digest(path: Path) -> str | None:
+    """16 hex digits of what a file or folder holds, not of its name; None: nothing to read there.
+
+    Equal content has equal digests. Of more than 16 MiB the sizes count and 256 parts spread over
+    all, so that gigabytes take milliseconds: enough to tell one model from another, while the rows
+    that a run reads have a fingerprint of their own. Of a run folder the saved weights count, by
+    their manifests, of any other folder all files but hidden ones and Markdown.
+    """
+    if not path.is_file() and not path.is_dir():  # a pipe can be read once
+        return None
+    try:
+        files = _files_that_count(path) if path.is_dir() else [path]
+        sizes = [file.stat().st_size for file in files]
+        names = [str(file.relative_to(path)) for file in files]
+        facts = list(zip(names, sizes, strict=True))
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for number, start, length in _parts_of(sizes):
+            with open(files[number], "rb") as file:
+                file.seek(start)
+                digest.update(file.read(length))
+    except OSError:
+        return None
+    return digest.hexdigest()[:16]
+
+
+def _files_that_count(folder: Path) -> list[Path]:
+    if (folder / "train/weights").is_dir():
+        return sorted((folder / "train/weights").glob("[bf]*/manifest.json"))  # best, final
+    inside = ((path, path.relative_to(folder).parts) for path in folder.rglob("*"))
+    shown = (path for path, parts in inside if not any(part.startswith(".") for part in parts))
+    return sorted(path for path in shown if path.suffix != ".md" and path.is_file())
+
+
+def _parts_of(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(which file, from which byte, how many): all, or SAMPLES parts of the files in a row."""
+    total, ends = sum(sizes), list(itertools.accumulate(sizes))
+    if total <= SAMPLES * SAMPLE_BYTES:
+        yield from ((number, 0, size) for number, size in enumerate(sizes))
+        return
+    for part in range(SAMPLES):
+        place = (total - SAMPLE_BYTES) * part // (SAMPLES - 1)
+        number = bisect.bisect_right(ends, place)
+        yield number, place - (ends[number] - sizes[number]), SAMPLE_BYTES
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:

@@ -22,6 +22,7 @@ from data.tokens import Ragged, encode_texts
 from device import to_device
 from files import write_text
 from models import gpt
+from models.decoding import Decoding
 
 MOST_TOKENS = 20  # in the table and picture of frequencies
 
@@ -63,8 +64,8 @@ def inspect(config: InspectConfig) -> None:
     )
     place = look_at_place(opened, rows, config.batch, config.row, config.position)
     frequencies = token_frequencies(opened, rows)
-    generator = torch.Generator(opened.device).manual_seed(config.seed)
-    samples = write_titles(opened, "", config.samples, config.temperature, None, generator)
+    decoding = Decoding(max_new_tokens=60, temperature=config.temperature, seed=config.seed)
+    samples = write_titles(opened, "", config.samples, decoding)
     outputs = {"place": place, "frequencies": frequencies, "samples": samples}
     text = as_text(outputs)
     folder = Path(config.output or Path(config.run_folder) / "inspect")

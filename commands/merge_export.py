@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import console
-from commands.opening import OpenConfig, open_causal
+from commands.opening import OpenConfig, base_of, open_causal, trained_on
 from files import write_folder, write_text
 from models import lora, pretrained
 
@@ -47,6 +47,8 @@ def export(config: WriteConfig) -> None:
     folder = _new_folder(config)
     model, tokenizer, facts = open_causal(config)
     if lora.adapters(model):
+        if base := trained_on(base_of(config)[1]):
+            facts["base"] = base
         _write(folder, lambda beside: lora.save_adapter(model, beside), tokenizer, facts)
         console.say(f"adapter: {folder} (peft.PeftModel.from_pretrained(base, '{folder}'))")
     else:

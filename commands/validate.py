@@ -11,7 +11,8 @@ from tqdm import tqdm
 import core
 from data import corpora
 from device import autocast, choose_precision, to_device
-from experiments.pretraining import Config, load_parts, loss_interval
+from evaluation.outcomes import TokenLoss, collapsed
+from experiments.pretraining import Config, frequencies_alone, load_parts, loss_interval
 from files import damage, write_text
 from models import bert, pretrained
 from settings import parse_settings
@@ -77,10 +78,13 @@ def validate(
     groups = corpus.group_of(data.ids)
     loss_sum, targets = values.sum(axis=0)
     metrics: dict[str, str | float | int | list] = {"weights": weights, "n": len(data)}
-    metrics["val_loss"] = loss_sum / targets
+    metrics["val_loss"] = float(loss_sum / targets)
     if interval := loss_interval(values, groups):
         metrics["val_loss_ci95"] = interval
-    metrics["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)
+    train_ids = split.il_train if settings.validation.il_model else split.train
+    metrics["unigram_entropy"] = frequencies_alone(corpus, train_ids, data)
+    if verdict := collapsed(TokenLoss(metrics["val_loss"], metrics["unigram_entropy"])):
+        metrics["verdict"] = verdict
     if world.rank == 0:
         write_text(Path(run) / "mlm/test/metrics/metrics.json", json.dumps(metrics, indent=1))
     return metrics

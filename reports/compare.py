@@ -19,6 +19,8 @@ from tabulate import tabulate
 from evaluation import comparisons, metrics
 from evaluation.stats import mean_of_rows, resampled_sums
 from reports.folder import RunFolder, find_runs, interval_of, is_run, load_runs, shared_notes
+from reports.outcomes import ByRanks, by_ranks, has_test_rows, lost_runs
+from reports.outcomes import notes as notes_on_outcomes
 from settings import FREE_SETTINGS, flatten
 
 ALPHA = 0.05
@@ -196,17 +198,39 @@ class Arm:
     @cached_property
     def predictions(self) -> list[Predictions]:
         aligned = []
+        lost = {run.path for run in lost_runs(self.runs)}  # counted, and no rows to read
         for run in self.runs:
-            if (rows := load_predictions(run)) is not None:
+            if run.path not in lost and (rows := load_predictions(run)) is not None:
                 rows.reported = run.metrics
                 aligned.append(rows)
         return aligned
+
+
+_spellings: dict[str, Any] = {}  # fingerprint of rows → how the first run that was read names them
+_names: dict[tuple[str, str], str] = {}  # (setting, digest of what it names) → one name for it
+
+
+def _one_name(setting: str, digest: str, spelling: str) -> str:
+    """How the first run that was read spells it: ./tiny and a copy elsewhere are one setting, and
+    another model under the same name is another."""
+    if (setting, digest) not in _names:
+        is_taken = any(spelling == name for (which, _), name in _names.items() if which == setting)
+        _names[setting, digest] = f"{spelling} ({digest[:6]})" if is_taken else spelling
+    return _names[setting, digest]
 
 
 def settings_of(run: RunFolder) -> dict[str, Any]:
     """What defines the run's computation, but for its seed."""
     settings = {k: v for k, v in flatten(run.config).items() if k not in FREE_SETTINGS}
     settings.pop("seed", None)
+    contents = run.record.get("contents")
+    contents = dict(contents) if isinstance(contents, dict) else {}
+    contents.pop("data", None)  # rows have a fingerprint
+    for name, digest in contents.items():
+        if settings.get(name):
+            settings[name] = _one_name(name, str(digest), str(settings[name]))
+    if (rows := run.record.get("data_fingerprint")) and settings.get("data"):
+        settings["data"] = _spellings.setdefault(str(rows), settings["data"])
     command = run.record.get("command")
     first = command[0] if isinstance(command, list) and command else None
     return {"script": run.record.get("script") or first, **settings}
@@ -329,7 +353,8 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         return settings_of(run) | {"seed": run.seed}
 
     def data(run: RunFolder) -> dict[str, Any]:
-        return {name: run.record.get(name) for name in DATA} | {"test rows": run.metrics.get("n")}
+        facts = {name: run.record.get(name) for name in DATA}
+        return facts if lost_runs([run]) else facts | {"test rows": run.metrics.get("n")}
 
     def environment(run: RunFolder) -> dict[str, Any]:
         """Of all sessions: a run may have been continued on another machine."""
@@ -354,8 +379,9 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         facts = [[facts_of(run) for run in arm.runs] for arm in arms]
         rows = []
         for name in dict.fromkeys(name for arm in facts for run in arm for name in run):
-            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in facts]
-            between = len({frozenset(arm) for arm in values}) > 1
+            there = [[run for run in arm if name != "test rows" or name in run] for arm in facts]
+            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in there]
+            between = len({frozenset(arm) for arm in values if arm}) > 1
             within = name != "seed" and any(len(arm) > 1 for arm in values)
             if between or within:
                 rows.append([name, *(", ".join(arm) for arm in values)])
@@ -482,12 +508,15 @@ def compare(
     names: Sequence[str] | None = None,
     paired: bool = True,
     previous: bool = False,
-) -> list[Comparison]:
-    """Every metric of every arm against the first, or against the one before it (`previous`).
+) -> list[Comparison | ByRanks]:
+    """Every metric of every arm against the first, or against the one before it (`previous`);
+    by ranks where a seed diverged.
 
     p-values are Holm-corrected over all of them.
     """
     for arm in arms:
+        if not arm.predictions and lost_runs(arm.runs):
+            continue
         if not arm.predictions:
             notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
             raise ValueError("; ".join([f"{arm.label} has no test rows", *notes]))
@@ -496,11 +525,14 @@ def compare(
                 f"{arm.label}: all test rows are in one group: how groups differ cannot be known"
             )
     resampled = _resample(arms, paired)
-    results = [
-        _compare_metric(name, arms, (number - 1 if previous else 0, number), resampled, paired)
-        for name in metrics_in_common(arms, names)
-        for number in range(1, len(arms))
-    ]
+    results: list[Comparison | ByRanks] = []
+    for name in metrics_in_common(arms, names):
+        for number in range(1, len(arms)):
+            first = number - 1 if previous else 0
+            results.append(
+                by_ranks(name, name in HIGHER_IS_BETTER, arms[first], arms[number])
+                or _compare_metric(name, arms, (first, number), resampled, paired)
+            )
     corrected = comparisons.holm([comparison.difference.p for comparison in results])
     for comparison, p in zip(results, corrected, strict=True):
         comparison.p_holm = p
@@ -516,6 +548,9 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
     arms_rows = []
     for seed, together in enumerate(groups_of_arms):
         runs = [rows for arm in together for rows in arm.predictions]
+        if not runs:
+            arms_rows += [[] for _ in together]
+            continue
         if all(
             np.array_equal(rows.ids, runs[0].ids) and np.array_equal(rows.groups, runs[0].groups)
             for rows in runs
@@ -538,6 +573,8 @@ def _resample(arms: Sequence[Arm], paired: bool) -> list[list[np.ndarray]]:
 def metrics_in_common(arms: Sequence[Arm], names: Sequence[str] | None = None) -> list[str]:
     """Those to compare the arms by, or `names`. ValueError for one that not all runs have."""
     rows = [predictions for arm in arms for predictions in arm.predictions]
+    if not rows:
+        raise ValueError("all of these runs diverged: there is no figure to compare")
     known = [name for name in rows[0].statistics if all(name in r.statistics for r in rows)]
     if not known:
         raise ValueError("these runs have no metric in common")
@@ -548,7 +585,7 @@ def metrics_in_common(arms: Sequence[Arm], names: Sequence[str] | None = None) -
                     f"no metric {name} in all of these runs, which have {', '.join(known)}"
                 )
         return list(names)
-    reported = [run.metrics for arm in arms for run in arm.runs]
+    reported = [run.metrics for arm in arms for run in arm.runs if has_test_rows(run)]
     if not all(
         "matthews_correlation" in metrics for metrics in reported
     ):  # asked for by some tasks
@@ -619,7 +656,7 @@ def report(
     lines = [f"{arm.label}: {len(arm.runs)} run(s)" for arm in arms]
     lines[0] += ", the baseline"
     runs = [run for arm in arms for run in arm.runs]
-    lines += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
+    lines += notes_on_outcomes(runs)
     lines += shared_notes(runs)
     lines += [
         f"note: the runs of {arm.label} differ in more than the seed, which adds to their spread"
@@ -679,6 +716,8 @@ def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str)
         if name == "loss":
             perplexities = [
                 f"{np.exp(np.mean([rows.value(name) for rows in arm.predictions])):.2f}"
+                if arm.predictions
+                else ""
                 for arm in arms
             ]
             rows.append(["perplexity", *perplexities])
@@ -688,13 +727,17 @@ def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str)
 def _figure(arm: Arm, name: str) -> str:
     value, low, high = figure_of(arm, name)
     text = f"{value:.4f}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
-    seeds = len(arm.predictions)
+    seeds, lost = len(arm.predictions), len(lost_runs(arm.runs))
+    if lost:
+        return f"{text} ({seeds} of {seeds + lost} seeds)" if seeds else f"{lost} diverged"
     return text if seeds == 1 else f"{text} ({seeds} seeds)"
 
 
 def figure_of(arm: Arm, name: str) -> tuple[float, float, float]:
     """A metric with its interval: the mean over seeds, or a run's own (NaN where it gave none)."""
     values = [rows.value(name) for rows in arm.predictions]
+    if lost_runs(arm.runs):  # the mean of those that are left: of what, an interval cannot say
+        return (float(np.mean(values)) if values else math.nan, math.nan, math.nan)
     if len(values) > 1:
         return mean_interval(values)
     interval = interval_of(arm.predictions[0].reported, name) or (math.nan, math.nan)

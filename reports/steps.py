@@ -1,7 +1,9 @@
 """steps: a ladder of changes, each arm against the one before it, and all that changed with it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reports.compare import (
     Arm,
@@ -16,6 +18,8 @@ from reports.compare import (
     without_repeats,
 )
 from reports.folder import find_runs, is_run, shared_notes
+from reports.outcomes import has_test_rows, lost_runs
+from reports.outcomes import notes as notes_on_outcomes
 from reports.table import Cell, build_table, render
 
 
@@ -39,7 +43,7 @@ def report(
     for number, arm in enumerate(arms):
         line = {"step": Cell(arm.label), "what changed": Cell("")}
         cells = _cells(arm, ["seeds", *(columns or [])])
-        line |= {"seeds": cells.pop("seeds"), metric: Cell(*figure_of(arm, metric)), **cells}
+        line |= {"seeds": cells.pop("seeds"), metric: figure_cell(arm, metric), **cells}
         line |= {name: Cell("") for name in ("against the one before", "p", "")}
         if number:
             step = comparisons[number - 1]
@@ -48,7 +52,7 @@ def report(
             line |= {
                 "what changed": Cell(changes(arms[number - 1], arm)),
                 "p": Cell(p),
-                "against the one before": Cell(f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"),
+                "against the one before": Cell(difference_text(d)),
                 "": Cell(step.verdict if step.over_seeds else verdict),
             }
         lines.append(line)
@@ -56,8 +60,24 @@ def report(
     if style == "csv":
         return table
     runs = [run for arm in arms for run in arm.runs]
-    notes += [f"note: {run.path}: {verdict}" for run in runs for verdict in run.verdicts]
+    notes += notes_on_outcomes(runs)
     return "\n".join([*notes, *shared_notes(runs), table, "", *caveats(comparisons)])
+
+
+def figure_cell(arm: Arm, metric: str) -> Cell:
+    """The figure of a step; how many of its seeds it is of, where some diverged."""
+    tested, lost = len(arm.predictions), len(lost_runs(arm.runs))
+    if lost and not tested:
+        return Cell("diverged")
+    return Cell(*figure_of(arm, metric), f"{tested} of {tested + lost}" if lost else "")
+
+
+def difference_text(d: Any) -> str:
+    if math.isnan(d.value):
+        return "diverged"
+    if math.isnan(d.low):
+        return f"{d.value:+.4f} without what diverged"
+    return f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
 
 
 def _steps_in(folder: str) -> list[str]:
@@ -80,8 +100,8 @@ def _arms_of(paths: Sequence[str]) -> tuple[list[Arm], list[str]]:
     labels = shortest_tails([Path(path).absolute().parts for path in paths])
     for label, path in zip(labels, paths, strict=True):
         there = find_runs(path)
-        tested = [run for run in there if (run.path / "test/metrics/predictions.csv").is_file()]
-        runs = without_repeats(tested)
+        counted = [run for run in there if has_test_rows(run) or lost_runs([run])]
+        runs = sorted(without_repeats(counted), key=lambda run: run.path)
         kept = {run.path for run in runs}
         notes += [
             f"note: {run.path} has no test rows yet, or repeats a run"

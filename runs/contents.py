@@ -29,6 +29,7 @@ OWN = {
     "test/analysis": _ANALYSIS,
     "train/metrics": r"metrics\.jsonl",
     "train/analysis": _ANALYSIS,
+    "train": r"tokenizer\.json",
     "train/weights": r"(step_\d{8}|best|final)(\.\d*(old|damaged))?|(best|last)\.ckpt",
 }
 PICTURES = ("report", "inspect", "baseline/analysis", "test/analysis", "train/analysis")

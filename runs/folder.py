@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -21,7 +22,8 @@ import yaml
 
 from core import State, World
 from device import device_name, peak_memory
-from files import PROJECT, read_json, read_yaml, write_text
+from evaluation import outcomes
+from files import PROJECT, content_digest, read_json, read_yaml, write_text
 from runs.contents import (
     BEGINS_ANEW,
     delete_run,
@@ -30,8 +32,8 @@ from runs.contents import (
     refuse_others,
     sweep,
 )
-from runs.results import summary_lines
-from settings import FREE_SETTINGS, Settings, as_dict, current_names, flatten
+from runs.results import last_lines
+from settings import FREE_SETTINGS, Settings, as_dict, current_names, field_types, flatten
 
 SCHEMA_VERSION = 1
 # Of run.json: what each session writes anew.
@@ -40,6 +42,7 @@ OWN_KEYS = (
     "status",
     "exit_reason",
     "verdicts",
+    "verdict_rules",
     "script",
     "command",
     "seed",
@@ -93,7 +96,8 @@ class RunFolder:
                 )
             if read_json(folder / "run.json").get("status") == "finished":
                 metrics = read_json(folder / "test/metrics/metrics.json")
-                return "\n".join(summary_lines(metrics)) or "  (it has no test metrics)"
+                verdicts = read_json(folder / "run.json").get("verdicts", [])
+                return "\n".join(last_lines(metrics, verdicts))
         if not begun or not (folder / "config.yaml").exists():
             settings = as_dict(config)
             for key in ("out", "fresh", "dry_run", "stop_after"):
@@ -108,7 +112,10 @@ class RunFolder:
 
     def _home(self) -> Path:
         """Where runs of this model are that were given no --out."""
-        name = self.config.model.removeprefix("results/").strip("/")
+        name = self.config.model
+        if Path(name).exists() and Path(os.path.abspath(name)).is_relative_to(Path.cwd()):
+            name = os.path.relpath(name)  # one folder for ./tiny and tiny
+        name = name.removeprefix("results/").strip("/")
         return Path("results", re.sub(r"[^\w.-]+", "_", name).strip("_") or "model")
 
     def _new_folder(self) -> Path:
@@ -151,13 +158,38 @@ class RunFolder:
         if script not in (None, self.script):
             return [f"script: {script} there, {self.script} now"]
         # a setting that is newer than the run has its default, which changed nothing
-        there = flatten(as_dict(type(self.config)())) | flatten(current_names(there))
+        recorded = flatten(current_names(there))
+        there = flatten(as_dict(type(self.config)())) | recorded
         now = flatten(as_dict(self.config))
-        return [
-            f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS)
-            if there.get(key) != now.get(key)
-        ]
+        if "r_drop" not in recorded and now.get("label_smoothing") == 0 and "task" in now:
+            there["label_smoothing"] = 0.0  # language models recorded .1 and did without
+        record = read_json(folder / "run.json")
+        known, contents = record.get("contents") or {}, self.contents
+        differences = []
+        for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS):
+            was, value = there.get(key), now.get(key)
+            if key in known and key in contents:  # whatever its name was and is
+                # the rows of an unfinished run are looked at when it goes on
+                by_rows = key == "data" and was == value and record.get("status") != "finished"
+                if known[key] != contents[key] and not by_rows:
+                    what = "holds something else now" if was == value else f"there, {value!r} now"
+                    differences.append(f"{key}: {was!r} {what}")
+            elif was != value and not (key in contents and is_same_file(was, value)):
+                differences.append(f"{key}: {was!r} there, {value!r} now")
+        return differences
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """The digests of the files and folders that settings name, by setting: a path may be
+        written in many ways, and what is there may change."""
+        types = field_types(type(self.config))
+        settings = flatten(as_dict(self.config))  # which does not count as reading them
+        digests = {
+            name: content_digest(Path(settings[name]))
+            for name in sorted(types.keys() - FREE_SETTINGS)
+            if types[name] in (str, str | None) and settings[name]
+        }
+        return {name: digest for name, digest in digests.items() if digest}
 
     # -- the record
 
@@ -169,7 +201,9 @@ class RunFolder:
         # older runs had no id of their own; trackers know them by this one
         path = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
         self.facts.setdefault("id", path)
-        if has_begun(self.path):
+        if not has_begun(self.path):
+            self.facts["contents"] = self.contents
+        else:
             rows = {name: earlier.get(name) for name in FINGERPRINTS}
             self.rows_at_start = {name: value for name, value in rows.items() if value}
 
@@ -193,11 +227,20 @@ class RunFolder:
         self.facts |= now | {"sessions": [*self.facts.get("sessions", []), session]}
         self.write_record(state)
 
-    def verdict(self, text: str) -> None:
-        """A finding about the run (collapsed, diverged, overfitted): said once, kept."""
-        if text not in self.verdicts:
-            self.verdicts.append(text)
+    def verdict(self, text: str, say: bool = True) -> None:
+        """Keep a verdict, in the place of an earlier one of its kind. It is said, and written at
+        once, when it is new."""
+        kind = outcomes.kind_of(text)
+        earlier = [v for v in self.verdicts if v == text or kind and outcomes.kind_of(v) == kind]
+        self.verdicts = [v for v in self.verdicts if v not in earlier] + [text]
+        if say and not earlier:
             self.world.say(f"warning: {text}")
+            if self.world.rank == 0:
+                self.write_record()
+
+    def withdraw(self, *kinds: str) -> None:
+        """Forget the verdicts of these kinds: what they were of has changed."""
+        self.verdicts = [v for v in self.verdicts if outcomes.kind_of(v) not in kinds]
 
     def write_record(self, state: State | None = None) -> None:
         """run.json; state: as far as it has come. Rank 0 only."""
@@ -216,6 +259,7 @@ class RunFolder:
             "status": self.status,
             "exit_reason": self.exit_reason,
             "verdicts": self.verdicts,
+            "verdict_rules": outcomes.RULES,
             "script": self.script,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "seed": self.config.seed,
@@ -225,6 +269,14 @@ class RunFolder:
             **self.rows_at_start,  # whatever a later session reads, until it may go on
         }
         write_text(self.path / "run.json", json.dumps(record, indent=1))
+
+
+def is_same_file(first: Any, second: Any) -> bool:
+    """Whether two paths lead to one file or folder."""
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, TypeError):
+        return False
 
 
 def restarted_by_torchrun() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import console
-from files import DiskFull
+from files import DiskFull, cache_advice
 from settings import Aliases, Settings, parse_settings
 
 
@@ -50,7 +50,7 @@ def launch(
             raise
         rank = int(os.environ.get("RANK", "0"))
         where = f"[rank {rank}] " if rank else ""
-        raise SystemExit(f"{where}error: {error}") from None
+        raise SystemExit(f"{where}error: {error}{cache_advice(error)}") from None
 
 
 def end_by_signals() -> None:

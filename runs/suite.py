@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from files import remove, write_text
+from files import read_json, remove, write_text
 from runs.contents import delete_run, is_run, refuse_others
 from runs.folder import restarted_by_torchrun
-from runs.results import summary_lines
+from runs.results import last_lines
 from runs.run import Run
 
 
@@ -42,7 +42,8 @@ def finish_suite(
     tasks: Sequence[str],
     averages: Callable[[dict[str, dict[str, Any]]], dict[str, Any]],
 ) -> None:
-    """Write and say the averages when every task below the suite's folder is finished.
+    """Write and say the averages when every task below the suite's folder is finished, or has
+    diverged, which is an outcome.
 
     averages: metrics by task name → those of the suite, with what is `missing` for an average.
     """
@@ -50,8 +51,8 @@ def finish_suite(
         results, verdicts, seconds = {}, [], 0.0
         for task in tasks:
             folder = suite.folder / task
-            results[task] = json.loads((folder / "test/metrics/metrics.json").read_text())
-            record = json.loads((folder / "run.json").read_text())
+            results[task] = read_json(folder / "test/metrics/metrics.json")  # {}: it diverged
+            record = read_json(folder / "run.json")
             verdicts += [f"{task}: {verdict}" for verdict in record["verdicts"]]
             seconds += record["seconds"]
         metrics = averages(results)
@@ -61,7 +62,7 @@ def finish_suite(
         lines = [f"finished: {suite.folder} ({seconds:.0f} s of training)"]
         if metrics["missing"]:
             lines.append(f"  no average, it lacks {', '.join(metrics['missing'])}")
-        suite.world.say("\n".join([*lines, *summary_lines(metrics)]))
+        suite.world.say("\n".join([*lines, *last_lines(metrics, verdicts)]))
     suite.end("finished", "all tasks done")
 
 
