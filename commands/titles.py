@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-import yaml
 
 import console
 import core
@@ -20,6 +19,7 @@ from commands.opening import note
 from data import titles
 from data.records import repair_surrogates, strip_control
 from data.tokens import encode
+from files import read_yaml
 from models import gpt, pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
@@ -51,7 +51,7 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
-    settings = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+    settings = read_yaml(Path(run) / "config.yaml")
     world = core.single_world(device)
     config = pretrained.load_config(str(folder))
     model = pretrained.load_whole(AutoModelForCausalLM, str(folder), config)
