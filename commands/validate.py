@@ -11,7 +11,9 @@ from tqdm import tqdm
 import core
 from data import corpora
 from device import autocast, choose_precision, to_device
-from experiments.pretraining import Config, load_parts, loss_interval
+from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.stats import Ratio, interval
+from experiments.pretraining import Config, load_parts
 from files import damage, write_text
 from models import bert, pretrained
 from settings import parse_settings
@@ -65,9 +67,7 @@ def precision_of(settings: Config, world: core.World) -> str:
     return choose_precision(settings.precision, world.device.type, world.machine)
 
 
-def validate(
-    run: str, world: core.World, weights: str = "final"
-) -> dict[str, str | float | int | list]:
+def validate(run: str, world: core.World, weights: str = "final") -> Metrics:
     """Validation loss of a run's final or best weights, under the masks of its validation."""
     settings, corpus, split, model = open_pretraining(Path(run), world, weights)
     data = corpora.MlmData(corpus, split.validation)
@@ -76,10 +76,10 @@ def validate(
     )
     groups = corpus.group_of(data.ids)
     loss_sum, targets = values.sum(axis=0)
-    metrics: dict[str, str | float | int | list] = {"weights": weights, "n": len(data)}
+    metrics: Metrics = {"weights": weights, "n": len(data)}
     metrics["val_loss"] = loss_sum / targets
-    if interval := loss_interval(values, groups):
-        metrics["val_loss_ci95"] = interval
+    metrics |= interval_facts("val_loss", groups)
+    add_interval(metrics, "val_loss", interval(values, groups, Ratio(0, 1)))
     metrics["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)
     if world.rank == 0:
         write_text(Path(run) / "mlm/test/metrics/metrics.json", json.dumps(metrics, indent=1))

@@ -239,8 +239,12 @@ def score(task: Task, rows: Sequence[Row], values: np.ndarray, intervals: bool =
         if len(chosen):
             part = _score_part(task, [rows[i] for i in chosen], values[chosen], intervals)
             for name, value in part.items():
-                base, interval, _ = name.partition("_ci95")
-                result[base + suffix + interval] = value
+                if name == "no_interval":
+                    problems = {f"{figure}{suffix}": why for figure, why in value.items()}
+                    result[name] = result.get(name, {}) | problems
+                elif not (suffix and name in ("primary", "interval_method")):
+                    base, interval, _ = name.partition("_ci95")
+                    result[base + suffix + interval] = value
     return result
 
 
@@ -249,7 +253,10 @@ def _score_part(task: Task, rows: list[Row], values: np.ndarray, intervals: bool
     groups = [row.group for row in rows]
     if not task.classes:
         return regression_metrics(values[:, 0], labels, groups, intervals)
-    metrics = classification_metrics(softmax(values), labels, groups, task.classes, intervals)
+    primary = task.metrics[0]  # what the suite is scored by
+    metrics = classification_metrics(
+        softmax(values), labels, groups, task.classes, intervals, primary
+    )
     predicted = values.argmax(axis=1)
     own = [name for name in task.metrics if name not in metrics and name != "exact_match"]
     metrics |= added_metrics(own, predicted, labels, groups, intervals)

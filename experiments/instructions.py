@@ -286,8 +286,9 @@ class InstructionTuning:
             raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
         parts = [instructions.segments(row, template) for row in data.rows]
         sizes = self.text_sizes(parts)
-        figures = response_metrics(values, sizes, [row.group for row in data.rows])
-        figures |= {"trained_on": KINDS[self.config.mask_prompt], "template": template}
+        trained_on = KINDS[self.config.mask_prompt]
+        figures = response_metrics(values, sizes, [row.group for row in data.rows], trained_on)
+        figures |= {"trained_on": trained_on, "template": template}
         lines = [
             {
                 "id": row.id,
@@ -373,8 +374,13 @@ class InstructionTuning:
             pretrained.restore_weights(model, folder)
 
 
-def response_metrics(values: np.ndarray, sizes: np.ndarray, groups: list[str]) -> Metrics:
-    """Figures of `row_sums` (rows, 4) and text sizes (rows, 2): of all tokens, and of responses."""
+def response_metrics(
+    values: np.ndarray, sizes: np.ndarray, groups: list[str], trained_on: str = "all"
+) -> Metrics:
+    """Figures of `row_sums` (rows, 4) and text sizes (rows, 2): of all tokens, and of responses.
+
+    The primary one is that of what is `trained_on`, of KINDS.
+    """
     figures = language_metrics(np.column_stack([values[:, :2], sizes]), groups)
     answered = values[:, 3] > 0  # of a long prompt nothing may be left for the response
     chosen = np.column_stack([values[answered, 2:], sizes[answered]])
@@ -384,4 +390,9 @@ def response_metrics(values: np.ndarray, sizes: np.ndarray, groups: list[str]) -
         for name in ("loss", "loss_ci95", "perplexity", "perplexity_ci95", "num_targets"):
             if name in response:
                 figures[f"response_{name}"] = response[name]
+        for name, problem in response.get("no_interval", {}).items():
+            if name in ("loss", "perplexity"):
+                figures.setdefault("no_interval", {})[f"response_{name}"] = problem
+        if trained_on == "response":
+            figures["primary"] = "response_loss"
     return figures

@@ -12,8 +12,8 @@ import core
 from core import IGNORE_INDEX
 from data import documents
 from data.documents import Stream, Streams, WindowData
-from evaluation.metrics import Metrics
-from evaluation.stats import cluster_bootstrap
+from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.stats import Ratio, interval
 from experiments.experiment import Result, rows_each
 from experiments.phases import Phases
 from models import causal
@@ -37,7 +37,7 @@ def unigram_entropy(seen: np.ndarray, asked: np.ndarray, vocab_size: int) -> flo
 
 
 def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = True) -> Metrics:
-    """Figures of `document_sums`, whole documents resampled for each interval.
+    """Figures of `document_sums`.
 
     loss (nats a token of the model's own vocabulary), perplexity = exp(loss), and what compares
     between vocabularies: perplexity_per_word, nats_per_char.
@@ -50,19 +50,29 @@ def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = 
         "num_words": int(total[3]),
     }
 
-    def figures(s: np.ndarray) -> np.ndarray:
-        a_token, a_char, a_word = (s[..., 0] / s[..., k] for k in (1, 2, 3))
-        return np.stack([a_token, np.exp(a_token), np.exp(a_word), a_char], axis=-1)
+    if intervals:
+        metrics |= interval_facts("loss", groups)
+    for name, denominator, curve in (
+        ("loss", 1, float),
+        ("perplexity", 1, exp),
+        ("perplexity_per_word", 3, exp),
+        ("nats_per_char", 2, float),
+    ):
+        if not total[denominator]:
+            continue
+        if (value := curve(total[0] / total[denominator])) == math.inf:
+            continue
+        metrics[name] = value
+        if intervals:
+            found = interval(sums, groups, Ratio(0, denominator))
+            ends = {"low": curve(found.low), "high": curve(found.high)}
+            add_interval(metrics, name, found._replace(**ends))
+    return metrics
 
-    names = ("loss", "perplexity", "perplexity_per_word", "nats_per_char")
-    with np.errstate(over="ignore"):
-        metrics |= {name: float(v) for name, v in zip(names, figures(total), strict=True)}
-        if intervals and len(set(groups)) > 1:
-            low, high = cluster_bootstrap(sums, groups, figures)
-            metrics |= {
-                f"{name}_ci95": [float(low[k]), float(high[k])] for k, name in enumerate(names)
-            }
-    return {name: value for name, value in metrics.items() if np.all(np.isfinite(value))}
+
+def exp(nats: float) -> float:
+    """e to the nats; inf beyond what a float holds, NaN of NaN."""
+    return math.inf if nats >= 700 else math.exp(nats)
 
 
 class LanguageModelling(Phases):

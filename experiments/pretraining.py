@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import core
 from data import corpora
 from device import autocast, choose_precision, compile_model, to_device
-from evaluation.stats import cluster_bootstrap
+from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.stats import Ratio, interval
 from experiments.experiment import Result, build_state, place, schedule_of
 from methods import clock as clocks
 from methods.batch_selection import (
@@ -245,13 +246,6 @@ def load_irreducible(folder: Path, split: corpora.Split) -> IrreducibleLosses:
             "on: it was made for another corpus, or another validation.fraction"
         )
     return IrreducibleLosses(split.train[ids], losses, split.fingerprint)
-
-
-def loss_interval(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
-    """95 % interval of Σ losses / Σ targets of values (rows, 2); None if all are of one group."""
-    if len(np.unique(groups)) < 2:
-        return None
-    return list(cluster_bootstrap(values, groups, lambda sums: sums[..., 0] / sums[..., 1]))
 
 
 # ------------------------------------------------------------------------ the experiment
@@ -509,12 +503,17 @@ class Pretraining:
         groups = self.corpus.group_of(self.val.ids)
         loss_sum, targets = values.sum(axis=0)
         loss = loss_sum / targets
-        interval = loss_interval(values, groups)
-        metrics = {
+        metrics: Metrics = {
             "n": len(values),
+            **interval_facts("loss", groups),
+            "num_targets": int(targets),
             "loss": loss,
             "val_loss": loss,
-            **({"loss_ci95": interval, "val_loss_ci95": interval} if interval else {}),
+        }
+        found = interval(values, groups, Ratio(0, 1))
+        for name in ("loss", "val_loss"):
+            add_interval(metrics, name, found)
+        metrics |= {
             "perplexity": math.exp(loss),
             "unigram_entropy": self.entropy,
             "evaluated_on": "validation",
