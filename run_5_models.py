@@ -24,8 +24,9 @@ from models import pretrained
 class Config(preference.Config):
     """Settings of run_5_models.py."""
 
-    init: Literal["pretrained", "random"] = "pretrained"
-    """start from the published weights, or from random ones of the same shape"""
+    init: Literal["pretrained", "random", "by_name"] = "pretrained"
+    """start from the published weights, or from random ones of the same shape; by_name: random,
+    each parameter from the seed and its own name, so that architectures share a start"""
     freeze: str = "none"
     """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
     cache_features: bool = True

@@ -36,8 +36,9 @@ class FineTuningConfig(Settings):
     """run folder of pretrain_bert.py, or any encoder: a short name, a local folder, a hub id"""
     weights: Literal["final", "best"] = "final"
     """of a run folder: the weights at its end, or the best on validation"""
-    init: Literal["pretrained", "random"] = "pretrained"
-    """start from these weights, or from random ones of the same shape"""
+    init: Literal["pretrained", "random", "by_name"] = "pretrained"
+    """start from these weights, or from random ones of the same shape (by_name: each parameter
+    from the seed and its own name)"""
     data: str | None = None
     """hub, or a folder of the usual TSV and JSONL files; null: the hub (sentiment: reviews)"""
     lr: float | None = None
@@ -147,13 +148,15 @@ class FineTuning:
         names = task.classes if task.num_outputs == len(task.classes) else ("score",)
         config.id2label = dict(enumerate(names))  # and so config.num_labels
         config.label2id = {name: number for number, name in enumerate(names)}
-        torch.manual_seed(core.mix_seed(self.config.seed, 4))
+        seed = core.mix_seed(self.config.seed, 4)
+        torch.manual_seed(seed)
         model, _ = pretrained.load_with_head(
             AutoModelForSequenceClassification,
             self.source,
             config,
             self.config.init,
             self.attention,
+            seed,
         )
         model.resize_token_embeddings(
             max(len(self.tokenizer), model.get_input_embeddings().num_embeddings)

@@ -220,6 +220,7 @@ class Headlines:
             longest = max(longest, int(self.val_rows.lengths.max()) + 1)
         return gpt.build_gpt(
             core.mix_seed(config.seed, 4),
+            config.init == "by_name",
             vocab_size=len(self.tokenizer),
             n_positions=max(config.max_length, longest),
             eos_token_id=self.eos,

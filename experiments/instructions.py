@@ -54,9 +54,9 @@ def find_weights(name: str, which: str) -> tuple[str, Path | None]:
 
 def with_recipe(config: Any) -> Any:
     """The settings of a run, nothing left open; ValueError for those that do not go together."""
-    if config.size is not None and config.init != "random":
+    if config.size is not None and config.init == "pretrained":
         raise ValueError("--size is the shape of a random model: it needs --init random")
-    if config.lora_r is not None and config.init == "random":
+    if config.lora_r is not None and config.init != "pretrained":
         raise ValueError("--lora_r keeps the base unchanged, so it needs one: --init pretrained")
     if config.lora_r is not None and config.freeze != "none":
         raise ValueError("--freeze: with --lora_r all of the base is frozen; see --lora_layers")

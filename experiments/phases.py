@@ -22,9 +22,9 @@ from settings import replace
 
 def with_recipe(config: Any, is_language: bool) -> Any:
     """The settings of a run, nothing left open. What is null follows the published recipes."""
-    if config.size is not None and config.init != "random":
+    if config.size is not None and config.init == "pretrained":
         raise ValueError("--size is the shape of a random model: it needs --init random")
-    if config.student_of is not None and (config.init == "random" or config.size is not None):
+    if config.student_of is not None and (config.init != "pretrained" or config.size is not None):
         raise ValueError("--student_of copies a teacher's blocks: leave out --init and --size")
     if config.distill_weight and config.student_of is None:
         raise ValueError("--distill_weight needs a teacher: --student_of")

@@ -136,6 +136,9 @@ class Config(Settings):
     """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment"""
     max_length: int = 128
     """tokens a row; rows are packed, so all have as many"""
+    init: Literal["in_order", "by_name"] = "in_order"
+    """parameters drawn one after the other, or by_name, each from the seed and its own name: then
+    arms of other architecture share a start, and pairing by seed pays (docs/statistics.md)"""
     mask_frac: float = 0.15
     """share of a training row's tokens that are masked; of a validation row's it is always .15"""
     lr: float = 1e-3
@@ -304,7 +307,11 @@ class Pretraining:
         """A new model of the architecture that --model names."""
         config = self.config
         return bert.build_masked_lm(
-            config.model, self.corpus.vocab_size, config.seed, config.max_length
+            config.model,
+            self.corpus.vocab_size,
+            config.seed,
+            config.max_length,
+            config.init == "by_name",
         )
 
     def build_state(self, model: nn.Module) -> core.State:

@@ -20,6 +20,7 @@ import core
 import files
 from device import Kernels, choose_attention, choose_precision
 from files import damage
+from models.starts import draw_by_name
 from settings import Settings
 
 REGISTRY = {
@@ -120,7 +121,8 @@ def load_encoder(
 ) -> nn.Module:
     """The encoder without a pooler (its weights would get no gradient), in fp32.
 
-    init: pretrained, or random from `seed`, with the architecture of `name`.
+    init: pretrained, or random from `seed`, with the architecture of `name`; by_name: from the seed
+    and each parameter's name (`starts`).
     """
     from transformers import AutoModel
 
@@ -131,23 +133,34 @@ def load_encoder(
     if "add_pooling_layer" in model_class.__init__.__code__.co_varnames:
         options["add_pooling_layer"] = False
     torch.manual_seed(seed)
-    if init == "random":
+    if init != "pretrained":
         config = copy.deepcopy(config)  # building changes it
         config._attn_implementation = options.pop("attn_implementation")
-        return model_class(config, **options).float()
+        model = model_class(config, **options).float()
+        if init == "by_name":
+            draw_by_name(model, seed)
+        return model
     return model_class.from_pretrained(find_model(name), dtype=torch.float32, **options)
 
 
 def load_with_head(
-    kind: Any, name: str, config: Any, init: str = "pretrained", attention: str = "sdpa"
+    kind: Any,
+    name: str,
+    config: Any,
+    init: str = "pretrained",
+    attention: str = "sdpa",
+    seed: int = 0,
 ) -> tuple[nn.Module, list[str]]:
     """A model of one of transformers' Auto classes in fp32, and the names of its new weights.
 
-    config is changed. init: pretrained, or random: then all are new. ValueError where the saved
+    config is changed. init: pretrained, random (from torch's generator) or by_name (from the seed
+    and each parameter's name): then all are new. ValueError where the saved
     weights lack a part of the base model; a head may be missing or of another shape.
     """
-    if init == "random":
+    if init != "pretrained":
         model = kind.from_config(config, attn_implementation=attention).float()
+        if init == "by_name":
+            draw_by_name(model, seed)
         return model, [key for key, _ in model.named_parameters()]
     model, report = kind.from_pretrained(
         find_model(name),
