@@ -6,6 +6,7 @@
     python report.py table results --sort -accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
     python report.py watch results/demo
+    python report.py intervals results                       # older runs' by today's method
     python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
 
 A folder of runs counts as one arm: the seeds of one setting. Fewer than three seeds an arm say
@@ -89,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     watch.add_argument("--every", type=float, default=2.0, help="seconds between looks (default 2)")
     watch.add_argument("--once", action="store_true", help="print the state and stop")
 
+    intervals = command("intervals", "those of older runs once more, by today's method")
+    intervals.add_argument("runs", nargs="+", help="runs, or folders of runs")
+
     power = command("power", "how many rows and seeds would show a difference, before any run")
     add_power_options(power)
     return parser
@@ -164,6 +168,10 @@ def run_command(arguments: argparse.Namespace) -> str:
 
         watch.watch(Path(arguments.run), arguments.every, arguments.once)
         return ""
+    if arguments.command == "intervals":
+        from reports import recompute
+
+        return recompute.report(arguments.runs)
     from reports import power
 
     found = power.report(arguments)
