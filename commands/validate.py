@@ -78,7 +78,7 @@ def validate(run: str, world: core.World, weights: str = "final") -> Metrics:
     loss_sum, targets = values.sum(axis=0)
     metrics: Metrics = {"weights": weights, "n": len(data)}
     metrics["val_loss"] = loss_sum / targets
-    metrics |= interval_facts("val_loss", groups)
+    metrics |= interval_facts("val_loss", groups, values[:, 1])
     add_interval(metrics, "val_loss", interval(values, groups, Ratio(0, 1)))
     metrics["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)
     if world.rank == 0:

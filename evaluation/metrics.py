@@ -33,10 +33,12 @@ CALIBRATION_BINS = 15
 Metrics = dict[str, int | float | str | list | dict]
 
 
-def interval_facts(primary: str, groups: Sequence[Hashable]) -> Metrics:
+def interval_facts(
+    primary: str, groups: Sequence[Hashable], weights: np.ndarray | None = None
+) -> Metrics:
     """What metrics.json says of its intervals, beside them. effective_groups: as many of equal
-    size would say as much."""
-    sizes = np.bincount(group_index(groups))
+    size would say as much, size being the sum of `weights` (n,), the targets of a row, or 1."""
+    sizes = np.bincount(group_index(groups), weights)
     return {
         "primary": primary,
         "interval_method": METHOD,

@@ -108,7 +108,7 @@ def headline_metrics(
     }
 
     if intervals:
-        metrics |= interval_facts("nats_per_char", groups)
+        metrics |= interval_facts("nats_per_char", groups, sums[:, 4])
     for name, numerator, denominator, unit in (
         ("official_nats_per_char", 1, 4, 1.0),
         ("nats_per_char", 0, 4, 1.0),

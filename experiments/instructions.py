@@ -394,5 +394,6 @@ def response_metrics(
             if name in ("loss", "perplexity"):
                 figures.setdefault("no_interval", {})[f"response_{name}"] = problem
         if trained_on == "response":
+            figures |= {name: response[name] for name in ("groups", "effective_groups")}
             figures["primary"] = "response_loss"
     return figures

@@ -51,7 +51,7 @@ def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = 
     }
 
     if intervals:
-        metrics |= interval_facts("loss", groups)
+        metrics |= interval_facts("loss", groups, sums[:, 1])
     for name, denominator, curve in (
         ("loss", 1, float),
         ("perplexity", 1, exp),

@@ -512,7 +512,7 @@ class Pretraining:
         loss = loss_sum / targets
         metrics: Metrics = {
             "n": len(values),
-            **interval_facts("loss", groups),
+            **interval_facts("loss", groups, values[:, 1]),
             "num_targets": int(targets),
             "loss": loss,
             "val_loss": loss,

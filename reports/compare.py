@@ -578,7 +578,9 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
         )
     if results:
         rows = results[0].baseline.predictions[0]
-        if groups := doubtful_groups({"n": len(rows), **interval_facts("", rows.groups)}):
+        weights = rows.influence(results[0].metric).leverage
+        facts = interval_facts(results[0].metric, rows.groups, weights)
+        if groups := doubtful_groups({"n": len(rows), **facts}):
             lines.append(f"Only {groups} (docs/statistics.md).")
     return lines
 

@@ -39,7 +39,7 @@ def report(paths: Sequence[str]) -> str:
 def recomputed(run: RunFolder, rows: Predictions) -> tuple[dict[str, Any], list[str], list[str]]:
     """(metrics, names of intervals that were made, names of those that stay as they were)."""
     older = run.metrics.get("interval_method", "percentile bootstrap")
-    metrics = interval_facts(rows.primary, rows.groups)
+    metrics = interval_facts(rows.primary, rows.groups, rows.influence(rows.primary).leverage)
     made, others = [], []
     for key, value in run.metrics.items():
         name = key.removesuffix("_ci95")
