@@ -105,6 +105,7 @@ def headline_metrics(
         "n": len(sums),
         "num_targets": int(total[3]),
         "num_chars": int(total[4]),
+        "num_bytes": int(total[5]),
     }
 
     if intervals:

@@ -70,6 +70,19 @@ def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = 
     return metrics
 
 
+def is_exact(tokenizer: Any, stream: Stream) -> bool:
+    """Whether decoding gives each document back, letter by letter. Else its loss is that of another
+    text: lower-cased, say."""
+    separators = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    pieces = zip(stream.offsets, stream.offsets[1:], stream.documents, strict=False)
+    for begin, end, document in pieces:
+        ids = stream.tokens[begin:end].tolist()
+        ids = ids[1:] if ids and ids[0] in separators else ids
+        if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != document.text:
+            return False
+    return True
+
+
 def exp(nats: float) -> float:
     """e to the nats; inf beyond what a float holds, NaN of NaN."""
     return math.inf if nats >= 700 else math.exp(nats)
@@ -142,6 +155,8 @@ class LanguageModelling(Phases):
             "unigram_entropy": unigram_entropy(
                 self.train.stream.tokens, self.test_data.stream.tokens[1:], len(self.tokenizer)
             ),
+            "num_bytes": sum(len(document.text.encode()) for document in test_documents),
+            "tokenizer_exact": is_exact(self.tokenizer, self.test_data.stream),
             "window": config.max_length,
             "stride": config.stride,
             "detokenized": config.detokenize,

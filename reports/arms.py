@@ -13,6 +13,7 @@ import numpy as np
 
 from reports.folder import RunFolder, find_runs, is_run, load_runs
 from reports.predictions import Predictions, load_predictions
+from reports.ruler import other_ruler
 from settings import FREE_SETTINGS, flatten
 
 
@@ -27,6 +28,10 @@ class Arm:
     def _rows(self) -> list[tuple[RunFolder, Predictions]]:
         rows = [(run, load_predictions(run)) for run in self.runs]
         return [(run, found) for run, found in rows if found is not None]
+
+    @property
+    def measured(self) -> list[tuple[RunFolder, Predictions]]:
+        return self._rows
 
     @property
     def tested(self) -> list[RunFolder]:
@@ -235,4 +240,4 @@ def refusal(arms: Sequence[Arm]) -> str | None:
             return "the same test rows have other labels (shuffled in one of the runs?)"
         if (rows[0].groups != other.groups).any():
             return "the same test rows are grouped otherwise"
-    return None
+    return other_ruler([pair for arm in arms for pair in arm.measured])

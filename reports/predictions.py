@@ -65,6 +65,8 @@ class Predictions:
             return str(declared)
         if self.reported.get("trained_on") == "response" and "response_loss" in self.statistics:
             return "response_loss"
+        if "nats_per_token" in self.reported and "nats_per_char" in self.statistics:
+            return "nats_per_char"  # headlines
         return next(name for name in (*OLD_PRIMARY, *self.statistics) if name in self.statistics)
 
 
