@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     for parser_with_styles in (compare, table, steps):
         style = parser_with_styles.add_mutually_exclusive_group()
         style.add_argument("--markdown", action="store_const", dest="style", const="github")
-        style.add_argument("--html", action="store_const", dest="style", const="html")
+        style.add_argument("--html", action="store_const", dest="style", const="html", help=(
+            "a page to redirect into a file" if parser_with_styles is compare else "as HTML"
+        ))  # fmt: skip
         style.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
         if parser_with_styles is not compare:
             style.add_argument("--csv", action="store_const", dest="style", const="csv")
@@ -135,6 +137,10 @@ def run_command(arguments: argparse.Namespace) -> str:
         asked = (arguments.runs, arguments.group_by, arguments.metrics, arguments.anyway)
         if arguments.json:
             return as_json(compare.build_report(*asked, arguments.margin).as_json())
+        if style == "html":
+            from reports import compare_page
+
+            return compare_page.html(compare.build_report(*asked, arguments.margin))
         return compare.report(*asked, style, arguments.margin)
     if arguments.command == "table":
         from reports import table

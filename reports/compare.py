@@ -576,6 +576,11 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
             "Two runs are two models. What a change of method does is judged over seeds: "
             f"{comparisons.MIN_SEEDS} or more an arm."
         )
+    if any(result.over_seeds and result.decision == "undecided" for result in judged):
+        lines.append(
+            "Seeds that are added because of this look make a false call likelier (three in ten "
+            "after thirty looks): a new comparison has all its seeds planned."
+        )
     if results:
         rows = results[0].baseline.predictions[0]
         weights = rows.influence(results[0].metric).leverage

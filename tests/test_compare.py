@@ -19,7 +19,7 @@ from sklearn import metrics as sklearn_metrics
 
 import report as report_script
 from evaluation import comparisons, planning
-from reports import compare, folder, table
+from reports import compare, compare_page, folder, table
 from reports.arms import build_arms
 from reports.predictions import load_predictions
 
@@ -626,3 +626,19 @@ def test_yaml_settings_are_read_safely(tmp_path, report):
     (run / "config.yaml").write_text("lr: !!python/object/apply:os.system ['touch hacked']")
     assert "config.yaml cannot be read" in report("table", run)
     assert not (tmp_path / "hacked").exists() and yaml.safe_load("lr: 1") == {"lr": 1}
+
+
+def test_the_page_says_the_verdict_first_and_shows_forest_and_bands(runs, report):
+    paths = [runs / name for name in ("weak", "again", "strong")]
+    page = report("compare", *paths, "--html")
+    assert page.lstrip().startswith("<!") and page.count("<svg") == 4  # three metrics, one band
+    verdict = page.index("strong against weak")
+    assert verdict < page.index("Differences") < page.index("What else differs")
+    said = re.sub(r"\s+", " ", page)
+    for result in compare.build_report([str(path) for path in paths]).judged:
+        assert result.sentence.split(": ")[0] in said
+    assert "band: from the lowest to the highest run" in said and "0.0003" in page
+    hostile = "<script>alert(1)</script>"
+    found = compare.build_report([str(path) for path in paths])
+    found.arms[2].label = hostile
+    assert hostile not in compare_page.html(found)
