@@ -27,14 +27,24 @@ import core
 import runs
 from experiments.experiment import or_embedded
 from models.lora import LoraConfig
-from settings import Settings
+from settings import Schedule, Settings
 
 
 @dataclass
 class Config(Settings):
     """Settings of alpaca_sft.py."""
 
-    READ_LATER = ("sample_tokens",)
+    ONLY_WITH = {
+        "size": "init=random|by_name",
+        "lora_alpha": "lora_r",
+        "lora_dropout": "lora_r",
+        "lora_scaling": "lora_r",
+        "lora_qkv": "lora_r",
+        "lora_layers": "lora_r",
+        "lora_head": "lora_r",
+        "freeze": "lora_r=null",
+    }
+    READ_LATER = ("sample_tokens", "baseline")  # a continued run has its baseline
 
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any causal model: run or local folder, hub id"""
@@ -87,8 +97,8 @@ class Config(Settings):
     """validate on the first rows alone, so many batches; null: all (5: the old figures)"""
     lr: float = 5e-5
     """peak learning rate"""
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """learning rate after the warm-up"""
+    schedule: Schedule = "cosine"
+    """learning rate after the warm-up: cosine, linear, constant, wsd; or one-cycle, triangle2"""
     warmup_frac: float = 0.2
     """share of the steps over which the learning rate rises from 0"""
     min_lr: float = 1e-5

@@ -631,6 +631,8 @@ class State:
     extras: further parts of the run with state_dict / load_state_dict, by name.
     average: of the weights, updated after each step; its state is kept as extras["average"].
     evaluation_due: asked after each step; None: --eval_every, and the end.
+    before_update: called ahead of each step; False where a signal cut it off. charge: called after
+    it, for a clock that counts work.
     kept: the part of the model that checkpoints hold, where the rest never changes and is loaded
     anew; None: all of it. layer_of: the name in the log for a parameter's name.
     """
@@ -646,6 +648,8 @@ class State:
     extras: dict[str, Any] = field(default_factory=dict)
     average: Any = None
     evaluation_due: Callable[[], bool] | None = None
+    before_update: "Callable[[State], bool] | None" = None
+    charge: "Callable[[State, Work], None] | None" = None
     kept: nn.Module | None = None
     layer_of: Callable[[str], str] = module_of
     step: int = 0
@@ -715,9 +719,15 @@ class State:
         self.step += 1
         self.examples += work.examples
         self.tokens += work.tokens
-        if self.average is not None:
-            self.average.update()
         self.clock.after_update()
+        if self.charge is not None:
+            self.charge(self, work)
+        if self.average is not None:
+            self.average.update(self.clock.fraction)
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """The model computes with the average of its weights inside, if there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _update_loss_scale(self, finite: bool) -> None:
         """Halve after an overflow, double after 2,000 clean steps (Micikevicius et al. 2018,
@@ -823,6 +833,8 @@ def train_step(
     before_micro_batch(position of the global batch, index in it) is called ahead of each.
     """
     config, optimizer, scaler = state.config, state.optimizer, state.scaler
+    if state.before_update is not None and not state.before_update(state):
+        return None
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * state.schedule(state.clock.fraction)
     summed = sum_gradients(state, state.loader, loss_sum, before_micro_batch)

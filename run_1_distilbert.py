@@ -22,6 +22,8 @@ from experiments.experiment import or_embedded
 class Config(preference.Config):
     """Settings of run_1_distilbert.py."""
 
+    REFUSED = {"prompt_frac": "this script reads no prompt: run_2_appendprompt.py"}
+
     model: str = "distilbert"
     """distilbert, or any encoder: a short name, a local folder, a hub id"""
 

@@ -24,6 +24,8 @@ from models import pretrained
 class Config(preference.Config):
     """Settings of run_5_models.py."""
 
+    ONLY_WITH = {"cache_features": "freeze!=none"}
+
     init: Literal["pretrained", "random", "by_name"] = "pretrained"
     """start from the published weights, or from random ones of the same shape; by_name: random,
     each parameter from the seed and its own name, so that architectures share a start"""

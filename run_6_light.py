@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -32,14 +33,16 @@ from torch.utils.data import DataLoader
 import core
 import runs
 from data.pairs import PairData
+from evaluation import outcomes
 from evaluation.metrics import softmax
 from experiments import preference
-from experiments.experiment import Result, or_embedded, schedule_of
+from experiments.experiment import Result, or_embedded
+from experiments.training import schedule_of
 from files import write_text
 from methods.optimizers import parameter_groups
 from models import pairs
 from runs.folder import environment_facts
-from runs.results import summary_lines, write_result
+from runs.results import finite, last_lines, write_result
 
 try:
     import lightning as L
@@ -57,7 +60,17 @@ ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name
 NOT_HERE = (
     "micro_batch",
     "group_by_length",
+    "budget",
+    "budget_unit",
+    "layer_decay",
     "optimizer",
+    "momentum",
+    "matrix_lr",
+    "sophia",
+    "r_drop",
+    "average",
+    "average_frac",
+    "selection",
     "backend",
     "compile",
     "swap",
@@ -89,9 +102,12 @@ class Config(preference.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in dataclasses.fields(self):
-            if field.name in NOT_HERE and getattr(self, field.name) != field.default:
-                raise ValueError(f"--{field.name} is not in run_6_light.py: run_2_appendprompt.py")
+        defaults = {field.name: field for field in dataclasses.fields(self)}
+        for name in NOT_HERE:
+            field = defaults[name]
+            made = field.default_factory is not dataclasses.MISSING
+            if getattr(self, name) != (field.default_factory() if made else field.default):
+                raise ValueError(f"--{name} is not in run_6_light.py: run_2_appendprompt.py")
         if self.epochs % 1:
             raise ValueError(f"--epochs {self.epochs:g}: Lightning takes whole epochs")
         if self.devices < 1 or self.batch % self.devices:
@@ -136,7 +152,12 @@ class PairModule(L.LightningModule):
             config.weight_decay,
         )
         # Lightning does not clip the gradients of a fused optimizer in fp16
-        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != PRECISION["fp16"])
+        optimizer = torch.optim.AdamW(
+            groups,
+            betas=tuple(config.betas or (0.9, 0.999)),
+            eps=config.eps,
+            fused=self.trainer.precision != PRECISION["fp16"],
+        )
         factor = schedule_of(config, total)
         schedule = LambdaLR(optimizer, lambda step: factor(step / total))
         return {
@@ -148,9 +169,10 @@ class PairModule(L.LightningModule):
 class MetricsLines(L.Callback):
     """Lightning's numbers as the lines of train/metrics/metrics.jsonl that report.py reads."""
 
-    def __init__(self, run: runs.Run, stop_after: int | None):
+    def __init__(self, run: runs.Run, stop_after: int | None, precision: str):
         self.path, self.stop_after = run.folder / "train/metrics/metrics.jsonl", stop_after
-        self.run, self.steps_here = run, 0
+        self.precision = precision
+        self.run, self.steps_here, self.skipped = run, 0, 0
         self.sums = {"examples": 0, "tokens": 0, "seconds": 0.0}
 
     def state_dict(self) -> dict[str, float]:
@@ -161,8 +183,9 @@ class MetricsLines(L.Callback):
 
     @rank_zero_only
     def write(self, line: Mapping[str, Any]) -> None:
+        self.run.course.add(line)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line)) + "\n")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The lines after the checkpoint are forgotten: they will be written again."""
@@ -173,6 +196,10 @@ class MetricsLines(L.Callback):
         lines = self.path.read_text().splitlines(True) if self.path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
         write_text(self.path, "".join(kept))
+        self.run.course = outcomes.Course()
+        for line in kept:
+            self.run.course.add(json.loads(line))
+        self.run.record.withdraw("diverged")
         self.run.record.write_record()
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -194,6 +221,10 @@ class MetricsLines(L.Callback):
         line = {"step": trainer.global_step, "epoch": epoch, "train_loss": values["train_loss"]}
         per_second = {f"{name}_per_second": count / took for name, count in counts.items()}
         self.write(line | {"lr": self.lr} | self.sums | per_second)
+        self.skipped = 0 if math.isfinite(values["train_loss"]) else self.skipped + 1
+        outcomes.require_gradients(self.skipped, self.precision, trainer.global_step)
+        if spiked := self.run.course.spiked():
+            self.run.record.verdict(spiked)
         self.steps_here += 1
         if self.steps_here == self.stop_after:
             raise KeyboardInterrupt(f"--stop_after {self.stop_after}")
@@ -202,6 +233,8 @@ class MetricsLines(L.Callback):
         metrics = trainer.callback_metrics.items()
         values = {name: value.item() for name, value in metrics if name.startswith("val_")}
         self.write({"step": trainer.global_step, **values})
+        what = f"the validation loss of step {trainer.global_step}"
+        outcomes.require_finite(values["val_loss"], what)
         self.since = time.perf_counter()  # evaluation is no training time
 
 
@@ -289,7 +322,7 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
     last = ModelCheckpoint(
         filename="last", every_n_train_steps=config.save_every, save_on_exception=True, **overwrite
     )
-    callbacks = [MetricsLines(run, config.stop_after), best, last]
+    callbacks = [MetricsLines(run, config.stop_after, task.precision), best, last]
     if config.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=config.patience))
     trainer = build_trainer(
@@ -327,11 +360,12 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
         return
     tested = best.best_model_path if config.test_with == "best" else str(own)
     result = task.score_on_one_process(module, tested)
-    for verdict in result.verdicts:
-        record.verdict(verdict)
+    record.withdraw(*outcomes.FAILED, *outcomes.CAUTIONS)
+    for verdict in outcomes.verdicts_of(run.course, result.evidence):
+        record.verdict(verdict, say=False)
     write_result(run.folder / "test", result)
     run.end("finished", "all steps done")
-    print("\n".join([f"finished: {run.folder}", *summary_lines(result.metrics)]))
+    print("\n".join([f"finished: {run.folder}", *last_lines(result.metrics, record.verdicts)]))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Section:
     false nor 0): what it counts beside. A subclass adds to it."""
     READ_LATER: ClassVar[tuple[str, ...]] = ()
     """settings that nothing reads before or in the first step. A subclass adds to it."""
+    REFUSED: ClassVar[dict[str, str]] = {}
+    """setting → why this script cannot use it"""
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -82,6 +84,40 @@ def replace(config: "S", **changes: Any) -> "S":
 
 
 S = TypeVar("S", bound=Section)
+Schedule = Literal["linear", "cosine", "constant", "wsd", "one-cycle", "triangle2"]
+Optimizer = Literal["adamw", "lion", "sophiag", "muon", "sgd"]
+
+
+@dataclass
+class SelectionSettings(Section):
+    """Which of the rows that come by are trained on."""
+
+    name: Literal["uniform", "selective_backprop", "rho_loss"] = "uniform"
+    """uniform: all of them"""
+    beta: float = 1.0
+    """selective backprop: keep a row with probability (rank of its loss)^beta"""
+    history: int = 5000
+    """selective backprop: losses that a loss is ranked among"""
+    mega_batch: int = 3072
+    """RHO-loss: rows that each batch is chosen from"""
+    il_losses: str | None = None
+    """RHO-loss: folder that extract_il_losses wrote"""
+    charge_forward: bool = True
+    """false: scoring rows is free (the ablation)"""
+
+
+@dataclass
+class SophiaSettings(Section):
+    """Sophia-G's curvature."""
+
+    rho: float = 0.04
+    """larger clips less"""
+    every: int = 10
+    """updates between estimates of the curvature"""
+    rows: int = 32
+    """rows of an estimate"""
+    charge: bool = True
+    """false: estimates are free (the ablation)"""
 
 
 @dataclass
@@ -89,9 +125,26 @@ class Settings(Section):
     """What every training script can be told; a script's own Config adds to it."""
 
     ONLY_WITH = {
+        "epochs": "budget=null",
+        "budget_unit": "budget",
         "warmup_frac": "schedule!=one-cycle|triangle2",
+        "decay_frac": "schedule=wsd",
         "min_lr": "schedule!=constant",
+        "betas": "optimizer!=sgd",
+        "eps": "optimizer=adamw|muon",
+        "momentum": "optimizer=sgd",
+        "matrix_lr": "optimizer=muon",
+        "sophia.*": "optimizer=sophiag",
+        "average": "average_frac",
+        "workers": "selection.name=uniform",
+        "selection.beta": "selection.name=selective_backprop",
+        "selection.history": "selection.name=selective_backprop",
+        "selection.mega_batch": "selection.name=rho_loss",
+        "selection.il_losses": "selection.name=rho_loss",
+        "selection.charge_forward": "selection.name!=uniform",
     }
+    BETAS: ClassVar[dict[str, tuple[float, float]]] = {}
+    """of an optimizer where --betas is null and they are not the usual ones"""
     READ_LATER = ("eval_every", "patience", "test_with")
 
     model: str = "distilbert"
@@ -103,7 +156,11 @@ class Settings(Section):
     fresh: bool = False
     """begin anew, deleting what --out holds of an earlier run"""
     epochs: float = 3.0
-    """passes over the training rows"""
+    """passes over the training rows, or as many updates where --selection takes some of them"""
+    budget: float | None = None
+    """what the run may spend in place of --epochs, in --budget_unit"""
+    budget_unit: Literal["steps", "hours", "flops"] = "hours"
+    """hours of this machine's clock, steps, or floating-point operations"""
     batch: int = 32
     """rows an update over all processes (the global batch)"""
     micro_batch: int | None = None
@@ -113,18 +170,43 @@ class Settings(Section):
     """batches of rows of similar length: faster, but another experiment"""
     lr: float = 2e-5
     """peak learning rate"""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """learning rate after the warm-up"""
+    schedule: Schedule = "linear"
+    """learning rate after the warm-up: down to --min_lr (linear, cosine), constant, or wsd: stable,
+    then a straight line. one-cycle: up to the middle and down; triangle2: up for 75 %"""
     warmup_frac: float = 0.06
-    """share of the steps over which the learning rate rises from 0"""
+    """share of the run over which the learning rate rises from 0"""
+    decay_frac: float = 0.2
+    """wsd: share of the run, its end, over which the learning rate falls"""
     min_lr: float = 0.0
     """learning rate at the end of the schedule (other groups in proportion)"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw (fused, betas .9/.999) or plain sgd"""
+    layer_decay: float = 1.0
+    """factor on the learning rate from each layer to the one below it, embeddings last; 1: none"""
+    optimizer: Optimizer = "adamw"
+    """adamw (fused), lion, sophiag, muon (for the layers' matrices, adamw for the rest) or sgd"""
+    betas: list[float] | None = None
+    """of the optimizer; null: adamw .9/.999, lion .9/.99, sophiag .965/.99, muon's adamw .9/.95"""
+    eps: float = 1e-8
+    """adamw's epsilon"""
+    momentum: float = 0.0
+    """of sgd"""
+    matrix_lr: float | None = None
+    """muon's peak learning rate; null: --lr"""
+    sophia: SophiaSettings = dataclasses.field(default_factory=SophiaSettings)
+    """curvature of sophiag"""
     weight_decay: float = 0.01
-    """weight decay (decoupled in adamw), none on biases and norms"""
+    """weight decay (decoupled; sgd adds it to the gradient), none on biases and norms"""
     max_grad_norm: float | None = 1.0
     """clip the global gradient norm to this; null: no clipping"""
+    label_smoothing: float = 0.0
+    """share of each target that is spread over all classes (or tokens), in training only"""
+    r_drop: float = 0.0
+    """R-Drop's α: two passes of different dropout are drawn together, at twice the cost; 0: one"""
+    average_frac: float = 0.0
+    """evaluate and keep an average of the weights over this share of the run; 0: the last ones"""
+    average: Literal["exponential", "window"] = "exponential"
+    """exponential: moving, as far back as that share; window: the plain mean of that last share"""
+    selection: SelectionSettings = dataclasses.field(default_factory=SelectionSettings)
+    """batch selection"""
     seed: int = 0
     """seed of initialisation, data order and dropout"""
     max_length: int = 512
@@ -173,12 +255,29 @@ class Settings(Section):
             self._require(name, lambda value: value >= 1, "1 or more")
         for name in ("keep_every", "patience", "stop_after"):
             self._require(name, lambda value: value >= 1, "1 or more, or null")
-        for name in ("lr", "epochs", "max_grad_norm"):
+        for name in ("lr", "epochs", "max_grad_norm", "budget", "matrix_lr", "eps"):
             self._require(name, lambda value: value > 0, "more than 0")
+        self._require("layer_decay", lambda value: 0 < value <= 1, "a factor above 0, up to 1")
+        self._require("label_smoothing", lambda value: 0 <= value < 1, "a share from 0, below 1")
+        self._require("momentum", lambda value: 0 <= value < 1, "a share from 0, below 1")
+        self._require("r_drop", lambda value: value >= 0, "0 or more")
+        for name in ("decay_frac", "average_frac"):
+            self._require(name, lambda value: 0 <= value <= 1, "a share from 0 to 1")
         for name in ("min_lr", "weight_decay", "workers"):
             self._require(name, lambda value: value >= 0, "0 or more")
         self._require("warmup_frac", lambda value: 0 <= value <= 1, "a share from 0 to 1")
         self._require("train_frac", lambda value: 0 < value <= 1, "a share above 0, up to 1")
+        if self.betas is not None and not (
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        ):
+            raise ValueError(f"--betas {self.betas}: expected two numbers from 0, below 1")
+        if self.optimizer == "sophiag" and self.precision == "fp16":
+            raise ValueError("sophiag's curvature underflows in fp16: use --precision bf16 or fp32")
+        if self.selection.name == "rho_loss" and self.selection.il_losses is None:
+            raise ValueError(
+                "RHO-loss needs irreducible losses: selection.il_losses=FOLDER (made by "
+                "pretrain_bert.py extract_il_losses)"
+            )
 
     @property
     def length_steps(self) -> int | None:
@@ -296,17 +395,20 @@ def parse_settings(
 def _refuse_idle(config: S, given: Mapping[str, str]) -> list[str]:
     """ValueError if a setting was given that does not count beside the others.
 
-    given: setting → the file that it stands in, "" for the command line. In a file it may stand
-    at its default; and where the command line overrides what it counts with, it goes back to
-    that: a line each is returned.
+    given: setting → the file that it stands in, "" for the command line. It may be switched off,
+    and in a file stand at its default; and where the command line overrides what it counts with, it
+    goes back to that: a line each is returned.
     """
     defaults, notes = flatten(dataclasses.asdict(type(config)())), []
+    for kind in type(config).__mro__:
+        for name, why in kind.__dict__.get("REFUSED", {}).items():
+            refuse(config, [name], why, given)
     for name, condition in _conditions(type(config)).items():
         if name not in given or _holds(config, condition):
             continue
         file, value = given[name], value_of(config, name)
-        if file and value == defaults[name]:
-            continue
+        if _text(value) in NOTHING or (file and value == defaults[name]):
+            continue  # what is off, stays off
         other = _parts(condition)[0]
         why = f"it counts {_in_words(condition)}, and --{other} is {_text(value_of(config, other))}"
         if not (file and given.get(other) == ""):
@@ -316,6 +418,18 @@ def _refuse_idle(config: S, given: Mapping[str, str]) -> list[str]:
         setattr(value_of(config, section) if section else config, field, defaults[name])
         notes.append(f"{name} of {file} is left out: {why}")
     return notes
+
+
+def refuse(
+    config: Section, names: Iterable[str], why: str, given: Mapping[str, str] | None = None
+) -> None:
+    """ValueError if one of these settings was given (in a file: another value than the default)."""
+    given = config.__dict__.get("_given", {}) if given is None else given
+    defaults = flatten(dataclasses.asdict(type(config)()))
+    for name in names:
+        value = value_of(config, name)
+        if name in given and not (given[name] and value == defaults[name]):
+            raise ValueError(f"--{name} {_text(value)} would change nothing: {why}")
 
 
 def _conditions(kind: type[Section]) -> dict[str, str]:

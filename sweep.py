@@ -9,6 +9,7 @@
 
 The same command again skips what is finished and continues what was cut off. Ctrl-C and SIGTERM
 let the runs save first. A failed run is listed at the end, and the others are run all the same.
+A run that diverged is no failure but an outcome: it counts in the table and the comparison.
 --aa runs the same settings with two sets of seeds (first, second: any difference is noise) and
 with shuffled labels, which must stay at chance.
 
@@ -53,6 +54,7 @@ from typing import Any
 import yaml
 
 from evaluation.metrics import doubtful_groups
+from evaluation.outcomes import failures
 from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
@@ -421,15 +423,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def has_diverged(record: Mapping[str, Any]) -> bool:
+    """Whether a run ended as its loss was NaN or infinite: the same command would end so again."""
+    verdicts = record.get("verdicts")
+    known = [str(v) for v in verdicts] if isinstance(verdicts, list) else []
+    return record.get("status") == "failed" and "diverged" in failures(known)
+
+
 def is_finished(run: Run) -> bool:
-    """Finished with these very settings; of anything else the script itself is the judge."""
+    """Finished, or diverged, with these very settings; of anything else the script itself is the
+    judge."""
     record = read_json(run.folder / "run.json")
     script, *words = record.get("command") or [""]
     recorded = dict(str(word).removeprefix("--").partition("=")[::2] for word in words)
     settings = {name: text_of(value) for name, value in run.settings.items()}
     names = (recorded.keys() | settings.keys()) - FREE_SETTINGS
     return (
-        record.get("status") == "finished"
+        (record.get("status") == "finished" or has_diverged(record))
         and script == Path(run.script).name
         and all(recorded.get(name) == settings.get(name) for name in names)
     )
@@ -597,13 +607,17 @@ class Runner:
         status = record.get("status", "failed")
         if code == 0 and status == "finished":
             self.took_seconds.append(seconds)
+            failed = failures(map(str, record.get("verdicts") or []))
             text = f"finished in {seconds:.0f} s, "
+            text += f"but {', '.join(failed)}: " if failed else ""
             text += headline(read_json(run.folder / "test/metrics/metrics.json"))
             mean = sum(self.took_seconds) / len(self.took_seconds)
             if left:
                 text += f", {left * mean / self.plan.jobs / 60:.1f} min left"
         elif child.told_to_stop:
             text = f"stopped after {seconds:.0f} s"
+        elif has_diverged(record):
+            text = f"diverged after {seconds:.0f} s, which counts: {record.get('exit_reason')}"
         else:
             with open(f"{run.folder}.log", "rb") as log:
                 log.seek(child.log_start)
@@ -658,15 +672,14 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
     for arm in plan.arms if not runner.stopping else []:
         figures: dict[str, float] = {}
         for label, run in plan.trials(arm).items():
-            verdicts = read_json(run.folder / "run.json").get("verdicts", [])
-            if run.name not in runner.failed:
-                figures[label] = validation_figure(run.folder, plan.tune_by)
-            elif any(verdict.startswith("diverged") for verdict in verdicts):
+            if has_diverged(read_json(run.folder / "run.json")):
                 figures[label] = math.nan
-                del runner.failed[run.name]
+            elif run.name not in runner.failed:
+                figures[label] = validation_figure(run.folder, plan.tune_by)
         finite = {label: value for label, value in figures.items() if math.isfinite(value)}
         if len(figures) < len(plan.trials(arm)) or not finite:
-            runner.failed[arm.label] = "its seeds were not run: tuning chose nothing"
+            why = "all its trials diverged" if figures and not finite else "tuning chose nothing"
+            runner.failed[arm.label] = f"its seeds were not run: {why}"
             continue
         best = min(finite, key=lambda label: sign * finite[label])
         chosen[arm.label] = {name: plan.trials(arm)[best].settings[name] for name in arm.tune}
@@ -695,9 +708,13 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
     Above chance: even the lower end of the 95 % interval beats the best constant answer. One honest
     run in 40 would be so by luck; more seeds tell.
     """
-    at_chance = 0
+    at_chance = diverged = 0
     for run in runs:
         metrics = read_json(run.folder / "test/metrics/metrics.json")
+        if has_diverged(read_json(run.folder / "run.json")):
+            diverged += 1
+            print(f"{run.name}: diverged, and so has no accuracy to judge by")
+            continue
         if not {"accuracy_ci95", "constant_accuracy"} <= metrics.keys():
             print(f"{run.name}: no accuracy to judge by")
             continue
@@ -709,9 +726,10 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
             f"answer {metrics['constant_accuracy']:.4f}: "
             + ("ABOVE CHANCE: something leaks" if above else "at chance")
         )
-    passed = at_chance == len(runs)
+    judged = len(runs) - diverged
+    passed = at_chance == judged > 0
     verdict = "as it must be" if passed else "NOT as it must be"
-    print(f"verdict: {at_chance} of {len(runs)} runs with shuffled labels at chance, {verdict}")
+    print(f"verdict: {at_chance} of {judged} runs with shuffled labels at chance, {verdict}")
     return passed
 
 
@@ -759,6 +777,9 @@ def main(argv: Sequence[str]) -> int:
         report("compare", *map(str, paths))
     if args.aa:
         print("first and second differ in their seeds alone: what they differ by is noise")
+    every = [run for arm in runs.values() for run in arm]
+    if diverged := [r.name for r in every if has_diverged(read_json(r.folder / "run.json"))]:
+        print(f"diverged: {len(diverged)} of {len(every)} runs: {', '.join(diverged)}")
     leaks = args.aa and "shuffled" in done and not judge_shuffled(runs["shuffled"])
     if runner.failed:
         print(f"failed: {len(runner.failed)}; the same command tries again")

@@ -21,12 +21,14 @@ import core
 import runs
 from experiments import headlines
 from experiments.experiment import or_embedded
-from settings import Settings
+from settings import Optimizer, Schedule, Settings
 
 
 @dataclass
 class Config(Settings):
     """Settings of train_headlines.py."""
+
+    ONLY_WITH = {"rope_theta": "positions=rotary", "r_drop": "dropout"}
 
     model: str = "headlines"
     """names the folder of the run below results/"""
@@ -87,17 +89,17 @@ class Config(Settings):
     """of embeddings and of each branch's output"""
     r_drop: float = 1.0
     """R-Drop's α: draws two passes of different dropout together; 0: one pass, .6 of the cost"""
-    optimizer: Literal["muon", "adamw", "sgd"] = "muon"
-    """muon (for the layers' matrices, adamw for the rest), adamw (fused) or plain sgd"""
+    optimizer: Optimizer = "muon"
+    """muon (for the layers' matrices, adamw for the rest), adamw (fused), lion, sophiag or sgd"""
     lr: float = 2e-3
     """peak learning rate; with muon that of its adamw part"""
     matrix_lr: float = 4e-3
     """muon's peak learning rate"""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    """of adamw"""
+    betas: list[float] | None = field(default_factory=lambda: [0.9, 0.95])
+    """of the optimizer, with muon of its adamw part; null: the optimizer's usual ones"""
     weight_decay: float = 0.5
     """weight decay (decoupled), none on biases and norms"""
-    schedule: Literal["wsd", "linear", "cosine", "constant"] = "wsd"
+    schedule: Schedule = "wsd"
     """learning rate after the warm-up; wsd: stable, then a straight line to --min_lr"""
     warmup_frac: float = 0.02
     """share of the steps over which the learning rate rises from 0"""

@@ -20,11 +20,12 @@ import yaml
 from data import texts
 from data.rows import choose_rows, count_splits
 from evaluation.metrics import classification_metrics
+from evaluation.outcomes import RULES, Answers, Course, verdicts_of
 from experiments.classification import prediction_lines
 from experiments.experiment import Result
 from files import write_text
 from runs.folder import SCHEMA_VERSION
-from runs.results import summary_lines, write_result
+from runs.results import last_lines, write_result
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)  # inverse penalties to choose from
 
@@ -63,18 +64,24 @@ def tfidf(config: Config) -> None:
     for line in (f"data: {config.task}: {sizes}", *notes):
         print(line)
     started = time.perf_counter()
-    p, strength, words = fit(parts, len(classes))
+    p, p_val, strength, words = fit(parts, len(classes))
     facts |= {"seconds": round(time.perf_counter() - started, 3)}
+    val_labels = np.array([row.label for row in parts["val"]])
+    groups = [row.group for row in parts["val"]]
+    verdicts = verdicts_of(Course(), Answers(p_val, val_labels, classes, groups))
     labels = [row.label for row in parts["test"]]
     groups = [row.group for row in parts["test"]]
     metrics = classification_metrics(p, np.array(labels), groups, classes)
     metrics |= {"inverse_penalty": strength, "num_features": words}
+    facts |= {"verdicts": verdicts, "verdict_rules": RULES}
     write_run(folder, config, facts, metrics, prediction_lines(parts["test"], p, classes))
-    print("\n".join([f"finished: {folder}", *summary_lines(metrics)]))
+    print("\n".join([f"finished: {folder}", *last_lines(metrics, verdicts)]))
 
 
-def fit(parts: dict[str, list[texts.TextRow]], classes: int) -> tuple[np.ndarray, float, int]:
-    """(test probabilities (rows, classes), inverse penalty, number of features)."""
+def fit(
+    parts: dict[str, list[texts.TextRow]], classes: int
+) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """(test and validation probabilities (rows, classes), inverse penalty, number of features)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
@@ -102,7 +109,8 @@ def fit(parts: dict[str, list[texts.TextRow]], classes: int) -> tuple[np.ndarray
         loss = log_loss(labels["val"], probabilities(model, "val"), labels=range(classes))
         tried.append((loss, strength, model))
     _, strength, model = min(tried, key=lambda each: each[0])
-    return probabilities(model, "test"), strength, len(vectorizer.vocabulary_)
+    both = (probabilities(model, part) for part in ("test", "val"))
+    return *both, strength, len(vectorizer.vocabulary_)
 
 
 def write_run(folder: Path, config: Config, facts: dict, metrics: dict, rows: list[dict]) -> None:
@@ -113,7 +121,6 @@ def write_run(folder: Path, config: Config, facts: dict, metrics: dict, rows: li
         "schema_version": SCHEMA_VERSION,
         "status": "finished",
         "exit_reason": "fitted",
-        "verdicts": [],
         "script": Path(sys.argv[0]).name,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "device": "cpu",

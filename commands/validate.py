@@ -12,8 +12,9 @@ import core
 from data import corpora
 from device import autocast, choose_precision, to_device
 from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.outcomes import TokenLoss, collapsed
 from evaluation.stats import Ratio, interval
-from experiments.pretraining import Config, load_parts
+from experiments.pretraining import Config, frequencies_alone, load_parts
 from files import damage, write_text
 from models import bert, pretrained
 from settings import parse_settings
@@ -77,10 +78,13 @@ def validate(run: str, world: core.World, weights: str = "final") -> Metrics:
     groups = corpus.group_of(data.ids)
     loss_sum, targets = values.sum(axis=0)
     metrics: Metrics = {"weights": weights, "n": len(data)}
-    metrics["val_loss"] = loss_sum / targets
+    metrics["val_loss"] = float(loss_sum / targets)
     metrics |= interval_facts("val_loss", groups, values[:, 1])
     add_interval(metrics, "val_loss", interval(values, groups, Ratio(0, 1)))
-    metrics["unigram_entropy"] = corpora.unigram_entropy(corpus, split.validation)
+    train_ids = split.il_train if settings.validation.il_model else split.train
+    metrics["unigram_entropy"] = frequencies_alone(corpus, train_ids, data)
+    if verdict := collapsed(TokenLoss(metrics["val_loss"], metrics["unigram_entropy"])):
+        metrics["verdict"] = verdict
     if world.rank == 0:
         write_text(Path(run) / "mlm/test/metrics/metrics.json", json.dumps(metrics, indent=1))
     return metrics

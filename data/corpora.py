@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -599,21 +598,6 @@ class Corpus:
         for row, (number, inside) in enumerate(places):
             tokens[row] = self.shards[number][inside]
         return tokens
-
-
-def unigram_entropy(corpus: Corpus, ids: np.ndarray, sequences: int = 1_000_000) -> float:
-    """Entropy in nats of the tokens of `ids` without special ones, of so many sequences at most.
-
-    The loss of a model that has learned nothing but how frequent each token is: a val_loss near
-    it means that the context is not used.
-    """
-    counts = np.zeros(corpus.vocab_size, np.int64)
-    ids = ids[:: math.ceil(len(ids) / sequences)]
-    for start in range(0, len(ids), 4096):
-        tokens = corpus.rows(ids[start : start + 4096].astype(np.int64))
-        counts += np.bincount(tokens.reshape(-1), minlength=corpus.vocab_size)
-    counts[corpus.is_special] = 0
-    return float(scipy.stats.entropy(counts))
 
 
 # ------------------------------------------------------------------------------ splits

@@ -341,6 +341,17 @@ class InstructionData:
         """Whether a label of ids[i] inside max_length belongs to a response."""
         return bool((self.ids[i][1 : self.max_length + 1] < 0).any())
 
+    def label_counts(self, vocab_size: int, only_responses: bool) -> np.ndarray:
+        """(vocab_size,) how often each token is a label, or one in a response."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, len(self.index), 1000):
+            part = self.index[start : start + 1000]
+            labels = np.concatenate([self.ids[i][1 : self.max_length + 1] for i in part])
+            if only_responses:
+                labels = labels[labels < 0]
+            counts += np.bincount(np.where(labels < 0, ~labels, labels), minlength=vocab_size)
+        return counts
+
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
         """input_ids, labels, is_response (rows, seq), or (1, tokens) with row_lengths (rows,).
 

@@ -143,7 +143,7 @@ class PairData:
         sides = ids.lengths.reshape(-1, 2)[index]
         self.lengths, self.tokens = sides.max(axis=1), sides.sum(axis=1)
 
-    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
+    def collate(self, rows: np.ndarray, epoch: int | np.ndarray | None) -> dict[str, Tensor]:
         """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,).
 
         Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden).
@@ -152,7 +152,8 @@ class PairData:
         labels = self.labels[numbers]
         first = np.zeros(len(rows), np.int64)  # which side stands first
         if self.swap_seed is not None and epoch is not None:
-            first[:] = [mix_seed(self.swap_seed, int(n), epoch, 3) & 1 for n in numbers]
+            drawn = zip(numbers, np.broadcast_to(epoch, len(rows)), strict=True)
+            first[:] = [mix_seed(self.swap_seed, int(n), int(e), 3) & 1 for n, e in drawn]
             exchanged = np.array(SWAP)[labels]
             labels = np.where(first == 1, exchanged, labels)
         sides = np.concatenate([2 * numbers + first, 2 * numbers + 1 - first])

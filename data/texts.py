@@ -387,7 +387,7 @@ class TextData:
         ids, start = self.ids[self.index[row]], 0
         if epoch is not None and self.crop_seed is not None and len(ids) > self.room:
             places = len(ids) - self.room + 1
-            start = mix_seed(self.crop_seed, int(self.index[row]), epoch, 5) % places
+            start = mix_seed(self.crop_seed, int(self.index[row]), int(epoch), 5) % places
         ids = ids[start : start + self.room]
         if len(ids) == 0:  # an empty text has an answer, too
             ids = [self.pad if self.blank is None else self.blank]
@@ -396,10 +396,11 @@ class TextData:
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
         """input_ids, attention_mask (rows, seq), or features (rows, hidden); labels (rows,)."""
         labels = torch.from_numpy(self.labels[rows])
-        if epoch is not None and epoch < self.feature_epochs:
+        if epoch is not None and np.max(epoch) < self.feature_epochs:
             if self.features is not None:
                 return {"features": torch.from_numpy(self.features[rows]), "labels": labels}
             epoch = None  # the blocks are frozen: the same texts as for features
-        sequences = [self.sequence(int(row), epoch) for row in rows]
+        epochs = [None] * len(rows) if epoch is None else np.broadcast_to(epoch, len(rows))
+        sequences = [self.sequence(int(row), e) for row, e in zip(rows, epochs, strict=True)]
         width = ladder_length(max(map(len, sequences)), self.max_length, self.ladder)
         return pad_sequences(sequences, width, self.pad) | {"labels": labels}

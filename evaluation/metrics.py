@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.outcomes import Diverged
 from evaluation.stats import (
     FEW_GROUPS,
     METHOD,
@@ -311,53 +312,6 @@ def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
     return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
-def collapse_verdict(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    threshold: float = 0.99,
-    prior_shares: Sequence[float] | None = None,
-    class_names: Sequence[str] | None = None,
-) -> str | None:
-    """One line when the model answers (nearly) the same to every row, with likely fixes, else None.
-
-    Two signs, on probabilities (n, k) and labels (n,): at least `threshold` of the predictions are
-    one class, though less than that of the labels are; or the log loss is not below that of a
-    constant answer. That constant is `prior_shares` (k,), the shares of the training labels say;
-    None = the shares of these labels, the best constant in hindsight, whose log loss is their
-    entropy. Before the first epoch is over the second sign is no news. ValueError as in
-    `classification_metrics`.
-    """
-    probabilities, labels = _checked(probabilities, labels)
-    num_rows, num_classes = probabilities.shape
-    label_shares = np.bincount(labels, minlength=num_classes) / num_rows
-    predicted_shares = np.bincount(probabilities.argmax(axis=1), minlength=num_classes) / num_rows
-    constant = np.asarray(label_shares if prior_shares is None else prior_shares, dtype=np.float64)
-    if constant.shape != (num_classes,):
-        raise ValueError(f"prior_shares are {constant.shape}, expected ({num_classes},)")
-    present = label_shares > 0
-    constant_loss = -(label_shares[present] * np.log(_clipped(constant[present]))).sum()
-    loss = _row_losses(probabilities, labels).mean()
-
-    top = int(predicted_shares.argmax())
-    seen = []
-    if predicted_shares[top] >= threshold > label_shares[top]:
-        seen.append(
-            f"{predicted_shares[top]:.1%} of {num_rows:,} predictions are "
-            f"'{class_names[top] if class_names else top}', "
-            f"which {label_shares[top]:.1%} of the labels are"
-        )
-    if loss >= constant_loss > 1e-9:  # labels of one class only leave nothing to beat
-        seen.append(
-            f"log loss {loss:.4f} is not below the {constant_loss:.4f} nats of a constant answer"
-        )
-    if not seen:
-        return None
-    return (
-        f"collapsed: {'; '.join(seen)}. Likely fixes: warm-up and a higher learning rate for the "
-        "cold head; bf16 or fp32 instead of fp16 (DeBERTa never in fp16); another --lr"
-    )
-
-
 def _clipped(probabilities: np.ndarray) -> np.ndarray:
     return np.clip(probabilities, np.finfo(np.float64).eps, None)  # sklearn's floor: 36 nats
 
@@ -385,7 +339,7 @@ def _checked_shapes(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
         raise ValueError(f"expected (n, k) and (n,) with n >= 1: {values.shape}, {labels.shape}")
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values).all(axis=1)))
-        raise ValueError(f"row {row} has NaN or Inf: the model diverged, or fp16 overflowed")
+        raise Diverged(f"row {row} has NaN or Inf: the model diverged, or fp16 overflowed")
     wrong = ~np.isin(labels, np.arange(values.shape[1]))
     if wrong.any():
         row = int(wrong.argmax())

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import core
@@ -14,10 +13,13 @@ from data import texts
 from data.texts import TextData, TextRow
 from device import device_name, to_device
 from evaluation import metrics
+from evaluation.outcomes import Answers
 from experiments.experiment import LastEvaluation, Result, rows_each
 from experiments.phases import Phases
+from experiments.training import Targets
 from methods.distillation import distillation_loss_sum
 from methods.feature_cache import cached_features, fingerprint
+from methods.losses import loss_sum
 from models import causal
 
 
@@ -82,17 +84,19 @@ class Classification(Phases):
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats, smoothed) summed over the rows of a micro-batch; their number."""
+        if self.teacher is None or self.phase == 1:
+            return self.loss_of_targets(model, batch)
         config, labels = self.config, batch["labels"]
         logits = causal.class_logits(model, batch, self.head_dropout).float()
-        loss = F.cross_entropy(
-            logits, labels, reduction="sum", label_smoothing=config.label_smoothing
-        )
-        if self.teacher is not None and self.phase == 2:
-            with torch.no_grad():
-                teacher_logits = causal.class_logits(self.teacher, batch)
-            taught = distillation_loss_sum(logits, teacher_logits, config.temperature)
-            loss = (1 - config.distill_weight) * loss + config.distill_weight * taught
-        return loss, len(labels)
+        with torch.no_grad():
+            teacher_logits = causal.class_logits(self.teacher, batch)
+        taught = distillation_loss_sum(logits, teacher_logits, config.temperature)
+        labelled = loss_sum([logits], labels, config.label_smoothing)
+        return (1 - config.distill_weight) * labelled + config.distill_weight * taught, len(labels)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        logits = causal.class_logits(model, batch, self.head_dropout)
+        return Targets(logits, batch["labels"])
 
     # -- figures
 
@@ -101,15 +105,14 @@ class Classification(Phases):
         return metrics.softmax(core.evaluate_rows(state, data, causal.class_logits, each))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
-        """Validation metrics; warns of a collapse from the end of the first epoch on."""
+        """Validation metrics."""
         p = self.latest.keep(state, self.probabilities(state, self.val))
         labels = self.val.labels
         figures = metrics.classification_metrics(
             p, labels, range(len(labels)), self.classes, intervals=False
         )
-        if self.phase == 2 and state.step >= self.phase_2_step + self.steps_per_epoch:
-            if verdict := metrics.collapse_verdict(p, labels, class_names=self.classes):
-                self.world.say(f"warning: {verdict}")
+        early = self.phase == 1 or state.step < self.phase_2_step + self.steps_per_epoch
+        self.evidence = None if early else self.answers(p)
         return {
             "val_loss": figures["log_loss"],
             "val_accuracy": figures["accuracy"],
@@ -123,12 +126,15 @@ class Classification(Phases):
         return Result(figures, prediction_lines(rows, p, self.classes))
 
     def test(self, state: core.State) -> Result:
-        """As `baseline`, of the trained model; the verdict of a collapse is that of validation."""
+        """As `baseline`, of the trained model; it is judged by its answers on validation."""
         p = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val))
-        verdict = metrics.collapse_verdict(p, self.val.labels, class_names=self.classes)
         maps = self.attention_maps(state)
-        result = self.baseline(state)
-        return result._replace(verdicts=(verdict,) if verdict else (), files=maps)
+        return self.baseline(state)._replace(evidence=self.answers(p), files=maps)
+
+    def answers(self, p: np.ndarray) -> Answers:
+        """Those on the validation rows, p (rows, classes)."""
+        groups = [row.group for row in self.val.rows]
+        return Answers(p, self.val.labels, self.classes, groups)
 
     def some_texts(self, count: int) -> list[str]:
         return [row.text for row in self.test_data.rows[:count]]

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 import core
 import files
 from evaluation.metrics import Metrics
+from evaluation.outcomes import Evidence
 from methods.dropout import use_word_dropout
-from methods.optimizers import build_optimizer
-from methods.schedules import build_schedule
-from models.pretrained import layer_of
 from settings import Settings, replace
 
 
@@ -39,8 +37,9 @@ class Data(Protocol):
     def tokens(self) -> np.ndarray:
         """(rows,) tokens of each row in total, for the log."""
 
-    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """The batch of these rows; epoch None: of an evaluation.
+    def collate(self, rows: np.ndarray, epoch: int | np.ndarray | None) -> dict[str, Tensor]:
+        """The batch of these rows; epoch None: of an evaluation. One a row, (rows,), where batch
+        selection joins rows of two epochs.
 
         What is drawn at random comes from (seed, row, epoch) alone.
         """
@@ -51,7 +50,7 @@ class Result(NamedTuple):
 
     metrics: Metrics  # for metrics.json
     rows: list[dict]  # a line of predictions.csv each; "text" is kept for those that went wrong
-    verdicts: tuple[str, ...] = ()  # findings for run.json
+    evidence: Evidence = None  # what evaluation/outcomes.py judges the run by
     files: dict[str, str] = {}  # further files of the part's folder, by path below it
 
 
@@ -63,6 +62,7 @@ class Experiment(Protocol):
     precision: str
     train: Data
     facts: dict[str, Any]  # for run.json, fingerprints among them
+    evidence: Evidence  # of the last evaluation, to judge by; it need not be there
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int | Tensor]:
         """(sum of the losses of the micro-batch's targets, their number)."""
@@ -86,52 +86,6 @@ def place(model: nn.Module, world: core.World) -> nn.Module:
     if world.device.type == "cpu":
         use_word_dropout(model)
     return model
-
-
-def build_state(
-    experiment: Experiment,
-    model: nn.Module,
-    groups: list[dict],
-    *,
-    loader: core.TrainLoader | None = None,
-    clock: Any = None,
-    schedule: Callable[[float], float] | None = None,
-    optimizer: dict[str, Any] | None = None,
-    kind: type[core.State] | Callable[..., core.State] = core.State,
-    **more: Any,
-) -> core.State:
-    """Optimizer, loader, clock and schedule of the settings around a model that is placed.
-
-    groups: of methods.optimizers.parameter_groups, or others of its form. loader, clock, schedule:
-    in place of those of --batch, --epochs and --schedule. optimizer: betas, eps, rho. more: fields
-    of the state.
-    """
-    config, world = experiment.config, experiment.world
-    loader = loader or core.TrainLoader(experiment.train, config, world)
-    clock = clock or core.StepClock(loader.total_steps)
-    return kind(
-        config=config,
-        world=world,
-        model=model,
-        optimizer=build_optimizer(config.optimizer, groups, config.lr, **(optimizer or {})),
-        loader=loader,
-        clock=clock,
-        schedule=schedule or schedule_of(config, clock.total_steps),
-        precision=experiment.precision,
-        layer_of=layer_of,
-        **more,
-    )
-
-
-def schedule_of(config: Any, total_steps: int | None = None) -> Callable[[float], float]:
-    """The schedule that the settings name; total_steps: to refuse one that is 0 in all of them."""
-    return build_schedule(
-        config.schedule,
-        config.warmup_frac,
-        config.min_lr / config.lr,
-        getattr(config, "decay_frac", 0.0),
-        total_steps,
-    )
 
 
 def rows_each(max_length: int) -> int:

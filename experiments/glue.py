@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import core
@@ -21,16 +20,20 @@ from data.glue import SUITES, TASKS, Row, Task
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.glue_metrics import added_metrics, exact_match, regression_metrics
-from evaluation.metrics import Metrics, classification_metrics, collapse_verdict, softmax
-from experiments.experiment import LastEvaluation, Result, build_state, place, rows_each
+from evaluation.metrics import Metrics, classification_metrics, softmax
+from evaluation.outcomes import Answers, Scores
+from experiments.experiment import LastEvaluation, Result, place, rows_each
+from experiments.training import Targets, Training, build_state
 from methods.optimizers import parameter_groups
 from models import pretrained
-from settings import Settings, replace
+from settings import Optimizer, Schedule, Settings, replace
 
 
 @dataclass
 class FineTuningConfig(Settings):
     """Settings of fine-tuning on one task."""
+
+    BETAS = {"adamw": (0.9, 0.98), "muon": (0.9, 0.98)}
 
     model: str = "bert"
     """run folder of pretrain_bert.py, or any encoder: a short name, a local folder, a hub id"""
@@ -49,12 +52,14 @@ class FineTuningConfig(Settings):
     """rows an update over all processes (the global batch)"""
     max_length: int = 128
     """tokens a sequence at most"""
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """learning rate after the warm-up"""
+    schedule: Schedule = "cosine"
+    """learning rate after the warm-up: cosine, linear, constant, wsd; or one-cycle, triangle2"""
     warmup_frac: float = 0.1
     """share of each task's own steps over which the learning rate rises from 0"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw (fused, betas .9/.98, eps 1e-6) or plain sgd"""
+    optimizer: Optimizer = "adamw"
+    """adamw (fused, betas .9/.98), lion, sophiag, muon (its adamw .9/.98) or sgd"""
+    eps: float = 1e-6
+    """adamw's epsilon"""
     weight_decay: float = 0.0
     """weight decay (decoupled in adamw), none on biases and norms"""
     max_grad_norm: float | None = None
@@ -100,13 +105,14 @@ EMBEDDED: dict[str, Any] = {
 }
 
 
-class FineTuning:
+class FineTuning(Training):
     """The experiment around the script's loop: the rows, model, evaluation and test of a task."""
 
     def __init__(self, config: FineTuningConfig, world: core.World, task: Task):
         from models import bert  # noqa: F401, registers our architecture; transformers is slow
 
         self.config, self.world, self.task = config, world, task
+        self.has_classes = bool(task.classes)
         self.source = pretrained.weights_folder(config.model, config.weights)
         self.model_config = pretrained.load_config(self.source)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
@@ -172,14 +178,14 @@ class FineTuning:
         groups = parameter_groups(
             {"model": model.parameters()}, {"model": config.lr}, config.weight_decay
         )
-        return build_state(self, model, groups, optimizer={"betas": (0.9, 0.98), "eps": 1e-6})
+        return build_state(self, model, groups)
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats), or the squared error of a score, summed over rows; their number."""
-        values, labels = outputs(model, batch).float(), batch["labels"]
-        if labels.is_floating_point():
-            return F.mse_loss(values[:, 0], labels, reduction="sum"), len(labels)
-        return F.cross_entropy(values, labels, reduction="sum"), len(labels)
+        return self.loss_of_targets(model, batch)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        return Targets(outputs(model, batch), batch["labels"])
 
     # -- figures
 
@@ -189,24 +195,21 @@ class FineTuning:
         return core.evaluate_rows(state, data, outputs, rows_each(tokens))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
-        """Metrics of the selection set; warns of a collapse from the end of the first epoch on."""
+        """Metrics of the selection set."""
         values = self.latest.keep(state, self.values(state, self.val))
         figures = score(self.task, self.val.rows, values, intervals=False)
-        if state.step >= state.loader.steps_per_epoch:
-            if verdict := collapsed(self.task, self.val.rows, values):
-                self.world.say(f"warning: {verdict}")
+        self.evidence = answers(self.task, self.val.rows, values)
         own = {f"val_{name}": figures[name] for name in self.task.metrics if name in figures}
         return {"val_loss": figures["loss"], **own}
 
     def test(self, state: core.State) -> Result:
-        """Metrics and rows of the development set; the collapse verdict is the selection set's."""
+        """Metrics and rows of the development set; the run is judged by the selection set."""
         chosen = self.latest.of_tested_weights(state, lambda: self.values(state, self.val))
-        verdict = collapsed(self.task, self.val.rows, chosen)
         rows, values = self.test_data.rows, self.values(state, self.test_data)
         lines = predictions(self.task, rows, values)
         with_text = [line | {"text": row.fields} for line, row in zip(lines, rows, strict=True)]
         figures = score(self.task, rows, values)
-        return Result(figures, with_text, (verdict,) if verdict else ())
+        return Result(figures, with_text, answers(self.task, self.val.rows, chosen))
 
     # -- weights
 
@@ -285,18 +288,12 @@ def predictions(task: Task, rows: Sequence[Row], values: np.ndarray) -> list[dic
     return lines
 
 
-def collapsed(task: Task, rows: Sequence[Row], values: np.ndarray) -> str | None:
-    """One line when the model answers no better than a constant would, else None."""
-    labels = np.array([row.label for row in rows])
+def answers(task: Task, rows: Sequence[Row], values: np.ndarray) -> Answers | Scores:
+    """`outputs` of the rows, (n, k), as what evaluation/outcomes.py judges."""
+    labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
     if task.classes:
-        return collapse_verdict(softmax(values), labels, class_names=task.classes)
-    error, constant = np.mean((values[:, 0] - labels) ** 2), np.var(labels)
-    if error < constant:
-        return None
-    return (
-        f"collapsed: squared error {error:.4f} is not below the {constant:.4f} of a constant "
-        "answer. Likely fixes: another --lr, more --epochs, bf16 or fp32 instead of fp16"
-    )
+        return Answers(softmax(values), labels, task.classes, groups)
+    return Scores(values[:, 0], labels, groups)
 
 
 def suite_averages(suite: str, results: dict[str, Metrics]) -> dict[str, Any]:
@@ -332,9 +329,10 @@ def suite_averages(suite: str, results: dict[str, Metrics]) -> dict[str, Any]:
 def suite_metrics(results: dict[str, Metrics]) -> Metrics:
     """The averages of whole suites and the metrics of each task, named mrpc_f1 and so on.
 
-    results: metrics by task name. `missing` lists what an average lacks.
+    results: metrics by task name, {} of a task that diverged. `missing` lists what an average
+    lacks.
     """
-    counts = [result["n"] + result.get("n_mismatched", 0) for result in results.values()]
+    counts = [result.get("n", 0) + result.get("n_mismatched", 0) for result in results.values()]
     metrics: Metrics = {"n": sum(counts), "missing": []}
     for suite, members in SUITES.items():
         if results.keys() >= set(members):

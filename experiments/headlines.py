@@ -1,6 +1,5 @@
 """A small GPT on titles: its model, optimizer and figures, as train_headlines.py shows the loop."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +19,11 @@ from data.titles import EOS, OFFICIAL_BATCH, OFFICIAL_BLOCK, Title, TitleData
 from data.tokens import Ragged, encode_texts
 from device import choose_attention, choose_precision, compile_model
 from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from evaluation.stats import Ratio, interval
-from experiments.experiment import Result, build_state, place, rows_each, schedule_of
-from methods.averaging import WeightAverage
-from methods.muon import muon_flops, muon_groups
+from experiments.experiment import Result, place, rows_each
+from experiments.training import Targets, Training, build_state
+from methods.muon import muon_flops
 from methods.optimizers import parameter_groups
 from methods.r_drop import r_drop
 from models import gpt, pretrained
@@ -76,8 +75,6 @@ def check_settings(config: Any) -> None:
             f"of {OFFICIAL_BLOCK} tokens, and no window would teach their last positions; use "
             f"--max_length {OFFICIAL_BLOCK} or more, or --positions rotary"
         )
-    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-        raise ValueError(f"--betas {config.betas}: expected two numbers from 0, below 1")
 
 
 # ------------------------------------------------------------------------------- figures
@@ -146,15 +143,15 @@ def title_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return torch.zeros(len(lengths), device=losses.device).index_add_(0, title, losses)
 
 
-class Headlines:
+class Headlines(Training):
     """The experiment around the script's loop."""
 
     def __init__(self, config: Any, world: core.World, folder: Path | None):
         """folder: of the run, which keeps its tokenizer."""
         self.config, self.world = config, world
-        self.passes, self.losses_of = 1, gpt.cross_entropies
-        if config.r_drop and config.dropout:  # two passes without dropout would be one twice
-            self.passes, self.losses_of = 2, functools.partial(r_drop, alpha=config.r_drop)
+        self.losses_of = gpt.cross_entropies
+        if self.passes == 2:
+            self.losses_of = functools.partial(r_drop, alpha=config.r_drop)
         self.differentiate = gpt.losses_and_gradient
         pretrained.quiet_transformers()
         device, machine = world.device.type, world.machine
@@ -212,6 +209,11 @@ class Headlines:
         texts = (title.text for title in titles)
         return Ragged.from_rows(encode_texts(self.tokenizer, texts, len(titles), what, quiet=True))
 
+    @property
+    def passes(self) -> int:
+        """Two with R-Drop; without dropout they would be one twice."""
+        return 2 if self.config.r_drop and self.config.dropout else 1
+
     # -- model
 
     def load_model(self) -> gpt.SmallGPTForCausalLM:
@@ -240,26 +242,10 @@ class Headlines:
             else:
                 compile_model(model.model)
             self.differentiate = torch.compile(gpt.losses_and_gradient, dynamic=True)
-        loader = core.TrainLoader(self.train, config, self.world)
-        average = None
-        if config.average_frac:
-            average = WeightAverage(model, max(1, config.average_frac * loader.total_steps))
-        if config.optimizer == "muon":
-            layers = model.model.layers
-            groups = muon_groups(model, layers, config.matrix_lr, config.lr, config.weight_decay)
-        else:
-            groups = parameter_groups(
-                {"gpt": model.parameters()}, {"gpt": config.lr}, config.weight_decay
-            )
-        state = build_state(
-            self,
-            model,
-            groups,
-            loader=loader,
-            schedule=schedule_of(config),
-            optimizer={"betas": config.betas},
-            average=average,
+        groups = parameter_groups(
+            {"gpt": model.parameters()}, {"gpt": config.lr}, config.weight_decay
         )
+        state = build_state(self, model, groups)
         self.facts |= {
             "parameters": gpt.parameter_count(model.config),
             "training_flops": self.training_flops(state),
@@ -300,6 +286,8 @@ class Headlines:
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats) summed over the labels, or R-Drop's loss; their number."""
+        if self.config.label_smoothing:
+            return self.loss_of_targets(model, batch)
         # with R-Drop once more, with another mask of dropout
         hidden = model.model(batch["input_ids"].repeat(self.passes, 1)).last_hidden_state
         copies = [gpt.at_targets(part, batch["labels"]) for part in hidden.chunk(self.passes)]
@@ -312,6 +300,15 @@ class Headlines:
             differentiate=self.differentiate,
         )
         return loss, len(targets)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        labels = batch["labels"]
+        hidden = model.model(batch["input_ids"]).last_hidden_state
+        states, targets = gpt.at_targets(hidden, labels)
+        rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
+        if (lengths := batch.get("title_lengths")) is not None:
+            rows = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)
+        return Targets(model.lm_head(states), targets, rows)
 
     # -- figures
 
@@ -343,8 +340,7 @@ class Headlines:
     def evaluate(self, state: core.State) -> dict[str, float]:
         """All figures, without intervals; val_loss is nats a token, as the training loss is (to
         which R-Drop adds how far its two passes are apart)."""
-        with averaged(state):
-            sums = self.sums(state)
+        sums = self.sums(state)
         metrics = headline_metrics(sums, self.groups, self.exact, intervals=False)
         figures = {f"val_{k}": float(v) for k, v in metrics.items() if not isinstance(v, int)}
         return {
@@ -359,19 +355,15 @@ class Headlines:
         What was saved is the average already. With --test_with final nothing was chosen by them.
         """
         sums = self.sums(state)
-        if not np.isfinite(sums).all():
-            raise ValueError("a loss is NaN or infinite: a lower --lr, or --precision fp32")
+        require_finite(sums, "a loss")
         metrics = headline_metrics(sums, self.groups, self.exact)
-        counts = np.bincount(self.val_stream.tokens[1:])
-        entropy = float(scipy.stats.entropy(counts))  # of a model that knows frequencies alone
-        verdicts = []
-        if entropy - metrics["nats_per_token"] < 0.1:
-            verdicts.append(
-                f"collapsed: {metrics['nats_per_token']:.4f} nats a token are no better than the "
-                f"{entropy:.4f} of token frequencies: a higher --lr or more --epochs"
-            )
+        seen, asked = (
+            np.bincount(stream.tokens[1:], minlength=len(self.tokenizer))
+            for stream in (self.train_stream, self.val_stream)
+        )
+        frequencies = unigram_loss(seen, asked)
         metrics |= {
-            "unigram_entropy": entropy,
+            "unigram_entropy": frequencies,
             "evaluated_on": "validation",
             "training_flops": self.training_flops(state),
             "parameters": gpt.parameter_count(state.model.config),
@@ -387,20 +379,14 @@ class Headlines:
             }
             for title, group, row in zip(self.titles, self.groups, sums, strict=True)
         ]
-        return Result(metrics, rows, tuple(verdicts))
+        return Result(metrics, rows, TokenLoss(metrics["nats_per_token"], frequencies))
 
     # -- weights
 
     def export(self, state: core.State, folder: Path) -> None:
-        """A folder for AutoModelForCausalLM (with models.gpt imported), of the averaged weights."""
-        with averaged(state):
-            state.model.save_pretrained(folder)
+        """A folder for AutoModelForCausalLM (with models.gpt imported)."""
+        state.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, state: core.State, folder: Path) -> None:
         pretrained.restore_weights(state.model, folder)
-
-
-def averaged(state: core.State) -> contextlib.AbstractContextManager:
-    """The model computes with the average of its weights inside, if there is one."""
-    return contextlib.nullcontext() if state.average is None else state.average.applied()

@@ -18,8 +18,10 @@ from data.instructions import InstructionData
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.metrics import Metrics
-from experiments.experiment import Result, build_state, place, rows_each
+from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
+from experiments.experiment import Result, place, rows_each
 from experiments.language import language_metrics
+from experiments.training import Targets, Training, build_state
 from files import write_text
 from methods import sharding
 from methods.dropout import set_dropout
@@ -54,18 +56,8 @@ def find_weights(name: str, which: str) -> tuple[str, Path | None]:
 
 def with_recipe(config: Any) -> Any:
     """The settings of a run, nothing left open; ValueError for those that do not go together."""
-    if config.size is not None and config.init == "pretrained":
-        raise ValueError("--size is the shape of a random model: it needs --init random")
     if config.lora_r is not None and config.init != "pretrained":
         raise ValueError("--lora_r keeps the base unchanged, so it needs one: --init pretrained")
-    if config.lora_r is not None and config.freeze != "none":
-        raise ValueError("--freeze: with --lora_r all of the base is frozen; see --lora_layers")
-    if config.lora_r is None:
-        names = ("lora_alpha", "lora_dropout", "lora_scaling", "lora_qkv", "lora_layers")
-        default = type(config)()
-        for name in (*names, "lora_head"):
-            if getattr(config, name) != getattr(default, name):
-                raise ValueError(f"--{name} needs --lora_r")
     base, adapter = find_weights(config.model, config.weights)
     if adapter is not None:
         raise ValueError(
@@ -101,7 +93,7 @@ def row_sums(losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return values.new_zeros(len(sizes), 4).index_add_(0, row, values[0])
 
 
-class InstructionTuning:
+class InstructionTuning(Training):
     """The experiment around the script's loop."""
 
     def __init__(self, config: Any, world: core.World):
@@ -110,7 +102,6 @@ class InstructionTuning:
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
         self.tokenizer = causal.load_tokenizer(self.source, config.init)
-        self.warned = 0
         world.sharded = config.shard and world.size > 1
         self.whole: nn.Module | None = None  # of a sharded model, on rank 0
         self.facts = self.load_data()
@@ -227,14 +218,28 @@ class InstructionTuning:
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy (nats) summed over the labels that are trained on; their number."""
-        labels = batch["labels"]
-        if self.config.mask_prompt:
-            labels = labels.masked_fill(~batch["is_response"], IGNORE_INDEX)
+        if self.needs_targets():
+            return self.loss_of_targets(model, batch)
+        labels = self.trained_labels(batch)
 
         def loss(model: nn.Module) -> Tensor:
             return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
 
         return sharding.inside(model, loss), (labels != IGNORE_INDEX).sum()
+
+    def trained_labels(self, batch: dict[str, Tensor]) -> Tensor:
+        if not self.config.mask_prompt:
+            return batch["labels"]
+        return batch["labels"].masked_fill(~batch["is_response"], IGNORE_INDEX)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        labels, hidden = self.trained_labels(batch), packed.last_hidden(model, batch)
+        logits, targets, rows = causal.logits_at_targets(model, hidden, labels)
+        if "row_lengths" in batch:
+            sizes = batch["row_lengths"]
+            row = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+            rows = row[(labels[0] != IGNORE_INDEX).nonzero().squeeze(1)]
+        return Targets(logits, targets, rows)
 
     # -- figures
 
@@ -264,26 +269,13 @@ class InstructionTuning:
                 figures[f"{part}_{kind}_perplexity"] = math.exp(min(loss, 700))
         trained = KINDS[self.config.mask_prompt]
         chosen = {name: figures[f"val_{trained}_{name}"] for name in ("loss", "perplexity")}
-        self.warn_when_rising(state, chosen["loss"])
         return {f"val_{name}": value for name, value in chosen.items()} | figures
-
-    def warn_when_rising(self, state: core.State, loss: float) -> None:
-        """Once for each best evaluation, when two after it were worse."""
-        turned = state.bad_evaluations >= 1 and loss > 1.002 * state.best
-        if turned and state.best_step != self.warned:
-            self.warned = state.best_step
-            self.world.say(
-                f"warning: validation loss rises since step {state.best_step}, "
-                f"{state.best:.4f} to {loss:.4f}: the best weights are kept; fewer --epochs, a "
-                "lower --lr or more rows would help"
-            )
 
     def measure(self, state: core.State) -> Result:
         """Metrics and predictions of the test rows."""
         data, template = self.test_data, self.config.template
         values = self.sums(state, data)
-        if not np.isfinite(values).all():
-            raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
+        require_finite(values, "a test loss")
         parts = [instructions.segments(row, template) for row in data.rows]
         sizes = self.text_sizes(parts)
         trained_on = KINDS[self.config.mask_prompt]
@@ -306,7 +298,22 @@ class InstructionTuning:
             }
             for row, part, v, size in zip(data.rows, parts, values, sizes, strict=True)
         ]
-        return Result(figures, lines)
+        return Result(figures, lines, self.add_frequencies(figures))
+
+    def add_frequencies(self, figures: Metrics) -> TokenLoss | None:
+        """Beside the loss of the test tokens that are trained on, what the frequencies of the
+        training tokens give on them; None where a test row has none of them."""
+        only = self.config.mask_prompt
+        prefix = "response_" * only
+        if f"{prefix}loss" not in figures:
+            return None
+        size = len(self.tokenizer)
+        seen, asked = (
+            data.label_counts(size, only_responses=only) for data in (self.train, self.test_data)
+        )
+        figures[f"{prefix}unigram_entropy"] = unigram_loss(seen, asked)
+        words = "training responses' tokens" if only else "training tokens"
+        return TokenLoss(figures[f"{prefix}loss"], figures[f"{prefix}unigram_entropy"], words)
 
     def text_sizes(self, parts: list[list[tuple[str, bool]]]) -> np.ndarray:
         """(test rows, 3): characters and words of each, and the characters of its responses, of

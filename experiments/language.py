@@ -13,9 +13,11 @@ from core import IGNORE_INDEX
 from data import documents
 from data.documents import Stream, Streams, WindowData
 from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from evaluation.stats import Ratio, interval
 from experiments.experiment import Result, rows_each
 from experiments.phases import Phases
+from experiments.training import Targets
 from models import causal
 
 
@@ -26,14 +28,6 @@ def document_sums(stream: Stream, losses: np.ndarray) -> np.ndarray:
     counts[0] -= 1  # the first token of the stream
     sizes = [(len(d.text), d.num_words) for d in stream.documents]
     return np.column_stack([sums, counts, np.array(sizes, np.float64)])
-
-
-def unigram_entropy(seen: np.ndarray, asked: np.ndarray, vocab_size: int) -> float:
-    """Nats a token of `asked` for an answer by token frequency alone: the cross-entropy with the
-    shares that tokens have in `seen`, one added to each count (Laplace)."""
-    counts, wanted = (np.bincount(tokens, minlength=vocab_size) for tokens in (seen, asked))
-    shares = (counts + 1) / (counts.sum() + vocab_size)
-    return float(-(wanted * np.log(shares)).sum() / wanted.sum())
 
 
 def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = True) -> Metrics:
@@ -113,6 +107,8 @@ class LanguageModelling(Phases):
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy (nats) summed over the tokens that are predicted; their number."""
+        if self.needs_targets():
+            return self.loss_of_targets(model, batch)
         config, labels = self.config, batch["labels"]
         hidden, teacher_hidden = causal.last_hidden(model, batch), None
         if self.teacher is not None:
@@ -128,6 +124,10 @@ class LanguageModelling(Phases):
             config.distill_weight,
         )
         return loss, (labels != IGNORE_INDEX).sum()
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        hidden = causal.last_hidden(model, batch)
+        return Targets(*causal.logits_at_targets(model, hidden, batch["labels"]))
 
     def sums(self, state: core.State, data: WindowData) -> np.ndarray:
         """`document_sums` of a part, on all ranks."""
@@ -148,13 +148,10 @@ class LanguageModelling(Phases):
     def baseline(self, state: core.State) -> Result:
         config, test_documents = self.config, self.test_data.stream.documents
         sums = self.sums(state, self.test_data)
-        if not np.isfinite(sums).all():
-            raise ValueError("a test loss is NaN or infinite: a lower --lr, or --precision fp32")
+        require_finite(sums, "a test loss")
         metrics = language_metrics(sums, [document.group for document in test_documents])
         metrics |= {
-            "unigram_entropy": unigram_entropy(
-                self.train.stream.tokens, self.test_data.stream.tokens[1:], len(self.tokenizer)
-            ),
+            "unigram_entropy": self.frequencies(self.test_data),
             "num_bytes": sum(len(document.text.encode()) for document in test_documents),
             "tokenizer_exact": is_exact(self.tokenizer, self.test_data.stream),
             "window": config.max_length,
@@ -173,7 +170,16 @@ class LanguageModelling(Phases):
             }
             for document, (loss, targets, chars, _) in zip(test_documents, sums, strict=True)
         ]
-        return Result(metrics, rows)
+        return Result(metrics, rows, TokenLoss(metrics["loss"], metrics["unigram_entropy"]))
+
+    def frequencies(self, data: WindowData) -> float:
+        """Nats a token of a part, for an answer by the frequencies of the training part alone."""
+        size = len(self.tokenizer)
+        seen, asked = (
+            np.bincount(tokens, minlength=size)
+            for tokens in (self.train.stream.tokens, data.stream.tokens[1:])
+        )
+        return unigram_loss(seen, asked)
 
     def test(self, state: core.State) -> Result:
         """As `baseline`, of the trained model."""

@@ -13,21 +13,20 @@ from torch import nn
 import core
 from data.rows import choose_rows, count_splits
 from device import compile_model
-from experiments.experiment import Data, Result, build_state, place, schedule_of
+from experiments.experiment import Result, place
+from experiments.training import Training, build_state, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import attention, causal, pretrained
-from settings import replace
+from settings import refuse, replace
 
 
 def with_recipe(config: Any, is_language: bool) -> Any:
     """The settings of a run, nothing left open. What is null follows the published recipes."""
-    if config.size is not None and config.init == "pretrained":
-        raise ValueError("--size is the shape of a random model: it needs --init random")
     if config.student_of is not None and (config.init != "pretrained" or config.size is not None):
         raise ValueError("--student_of copies a teacher's blocks: leave out --init and --size")
-    if config.distill_weight and config.student_of is None:
-        raise ValueError("--distill_weight needs a teacher: --student_of")
+    if config.distill_weight and config.r_drop:
+        raise ValueError("--r_drop and --distill_weight both say what to be close to: one of them")
     if is_language and config.head_epochs:
         raise ValueError(
             "--head_epochs: a language model's head is tied to its embeddings, so that frozen "
@@ -41,7 +40,8 @@ def with_recipe(config: Any, is_language: bool) -> Any:
         "lr": 5e-5 if is_language else 2e-5,
         "batch": (8 if small else 4) if is_language else (16 if small else 8),
         "max_length": min(1024, pretrained.max_positions(shape) or 1024),
-        "head_epochs": 0 if is_language else 1,
+        "head_epochs": 0 if is_language or config.budget else 1,
+        "label_smoothing": 0.0 if is_language else 0.1,
     }
     if config.student_of is not None:  # names the run folder
         recipe["model"] = f"student_of_{Path(config.student_of).name}"
@@ -56,14 +56,24 @@ def with_recipe(config: Any, is_language: bool) -> Any:
                 f"{config.max_length} some tokens would never be in a window"
             )
         config = replace(config, stride=stride, train_stride=train_stride)
+        refuse(config, ("crop",), "windows of a language model leave nothing out")
+    else:
+        names = ("stride", "train_stride", "detokenize")
+        refuse(config, names, "it is for language modelling, and --task is classification")
+    if not config.head_epochs:
+        names = ("head_lr", "cache_features")
+        refuse(config, names, "it is for phase 1, and --head_epochs is 0")
+    elif config.budget is not None:
+        raise ValueError("--budget is for one phase: use --head_epochs 0")
+    elif config.selection.name != "uniform":
+        raise ValueError("--selection.name chooses by losses of the whole model: --head_epochs 0")
     return config
 
 
-class Phases(abc.ABC):
+class Phases(Training):
     """The experiment around the script's loop; a task adds rows, loss and figures."""
 
     classes: Sequence[str] | None = None  # None: language modelling
-    train: Data
     # makes the training data what the head alone reads; with_recipe allows no phase 1 elsewhere
     begin_phase_1: Callable[[core.State], None]
 
@@ -157,23 +167,24 @@ class Phases(abc.ABC):
             compile_model(model if causal.is_encoder(model.config) else model.base_model)
         rates = causal.rates_by_depth(config.lr, config.lr_factors)
         groups = parameter_groups(causal.parts_of(model), rates, config.weight_decay)
-        self.peaks = [group["lr"] for group in groups]
         passes = replace(config, epochs=config.epochs + config.head_epochs)
         loader = core.TrainLoader(self.train, passes, world)
         self.steps_per_epoch = loader.steps_per_epoch
         self.phase_2_step = config.head_epochs * loader.steps_per_epoch
-        schedule = self.build_schedule(loader.total_steps)
-        return build_state(self, model, groups, loader=loader, schedule=schedule)
+        schedule = self.build_schedule(loader.total_steps) if self.phase_2_step else None
+        state = build_state(self, model, groups, loader=loader, schedule=schedule)
+        self.peaks = [group["peak_lr"] for group in state.optimizer.param_groups]
+        return state
 
     def build_schedule(self, total: int) -> Callable[[float], float]:
         """Each phase warms up and decays over its own steps."""
         first = self.phase_2_step
-        of_phase_1 = schedule_of(self.config, first) if first else None
+        of_phase_1 = schedule_of(self.config, first)
         of_phase_2 = schedule_of(self.config, total - first)
 
         def factor(fraction: float) -> float:
             step = round(fraction * total)
-            if of_phase_1 is not None and step < first:
+            if step < first:
                 return of_phase_1(step / first)
             return of_phase_2((step - first) / (total - first))
 

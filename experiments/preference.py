@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import core
@@ -23,13 +22,14 @@ from data.rows import choose_rows, count_splits
 from device import compile_model, device_name, to_device
 from evaluation import metrics
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
+from evaluation.outcomes import Answers
 from experiments.experiment import (
     LastEvaluation,
     Result,
-    build_state,
     place,
     rows_each,
 )
+from experiments.training import Targets, Training, build_state
 from methods import feature_cache
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
@@ -65,14 +65,12 @@ class Config(Settings):
     """peak learning rate of the head; null: --lr"""
     dropout: float | None = None
     """dropout everywhere; null: the model's own, .1 in the head"""
-    label_smoothing: float = 0.0
-    """of the training loss only"""
     skip_bad_rows: bool = False
     """leave out rows that cannot be used, listing them in bad_rows.csv"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_frac", "test_frac", "prompt_frac", "label_smoothing"):
+        for name in ("val_frac", "test_frac", "prompt_frac"):
             self._require(name, lambda value: 0 <= value <= 1, "a share from 0 to 1")
         self._require("dropout", lambda value: 0 <= value < 1, "a share from 0, below 1")
         self._require("head_lr", lambda value: value > 0, "more than 0")
@@ -133,7 +131,7 @@ def load_rows(
     return rows, {**facts, "repairs": repairs}
 
 
-class Preference:
+class Preference(Training):
     """The experiment around a script's loop: its data, its loss, its evaluation."""
 
     def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
@@ -267,21 +265,17 @@ class Preference:
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy summed over the rows of a micro-batch, and their number."""
-        logits = model.head(*pairs.embed_pairs(model, batch))
-        loss = F.cross_entropy(
-            logits.float(),
-            batch["labels"],
-            reduction="sum",
-            label_smoothing=self.config.label_smoothing,
-        )
-        return loss, len(batch["labels"])
+        return self.loss_of_targets(model, batch)
+
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        return Targets(model.head(*pairs.embed_pairs(model, batch)), batch["labels"])
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
         """p(A, B) and p(B, A), each (rows, 3); with --swap tta both are the average."""
         return predict_pairs(state, data, self.config.swap in ("tta", "both"))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
-        """Validation metrics; warns of a collapse from the end of the first epoch on."""
+        """Validation metrics."""
         p, swapped = self.probabilities(state, self.val)
         self.latest.keep(state, p)
         labels = self.val.labels[self.val.index]
@@ -289,9 +283,7 @@ class Preference:
             p, labels, range(len(labels)), CLASSES, intervals=False
         )
         flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
-        if state.step >= state.loader.steps_per_epoch:
-            if verdict := metrics.collapse_verdict(p, labels, class_names=CLASSES):
-                self.world.say(f"warning: {verdict}")
+        self.evidence = self.answers(p)
         return {
             "val_loss": figures["log_loss"],
             "val_accuracy": figures["accuracy"],
@@ -299,10 +291,10 @@ class Preference:
         }
 
     def test(self, state: core.State) -> Result:
-        """Test metrics and rows; temperature and the collapse verdict come from validation."""
+        """Test metrics and rows; the temperature, and what the run is judged by, are of
+        validation."""
         p_val = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val)[0])
         val_labels = self.val.labels[self.val.index]
-        verdict = metrics.collapse_verdict(p_val, val_labels, class_names=CLASSES)
         p, swapped = self.probabilities(state, self.test_data)
         rows = [self.rows[i] for i in self.test_data.index]
         labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
@@ -316,7 +308,12 @@ class Preference:
         )
         figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
         lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
-        return Result(figures, lines, (verdict,) if verdict else ())
+        return Result(figures, lines, self.answers(p_val))
+
+    def answers(self, p: np.ndarray) -> Answers:
+        """Those on the validation rows, p (rows, 3)."""
+        groups = [self.rows[i].group for i in self.val.index]
+        return Answers(p, self.val.labels[self.val.index], CLASSES, groups)
 
     # -- weights
 

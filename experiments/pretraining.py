@@ -5,9 +5,9 @@ compose freely: each is told of the clock's fraction alone, and each keeps its s
 checkpoint.
 """
 
+import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,23 +19,27 @@ from torch import Tensor, nn
 
 import core
 from data import corpora
-from device import autocast, choose_precision, compile_model, to_device
+from device import choose_precision, compile_model
 from evaluation.metrics import Metrics, add_interval, interval_facts
+from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from evaluation.stats import Ratio, interval
-from experiments.experiment import Result, build_state, place, schedule_of
+from experiments.experiment import Result, place
+from experiments.training import Targets, Training, build_state, free_work
 from methods import clock as clocks
-from methods.batch_selection import (
-    IrreducibleLosses,
-    RhoLoss,
-    SelectingLoader,
-    SelectiveBackprop,
-)
-from methods.curvature import Curvature, SeekingLoader
+from methods.batch_selection import IrreducibleLosses, RhoLoss
 from methods.layer_drop import drop_probability, gate_generator, sample_active_layers
-from methods.optimizers import parameter_groups, sampled_label_loss_sum
+from methods.optimizers import parameter_groups
 from methods.stacking import Stacking
 from models import bert, pretrained
-from settings import Aliases, Section, Settings, precision_words, replace
+from settings import (
+    Aliases,
+    Optimizer,
+    Schedule,
+    Section,
+    Settings,
+    SophiaSettings,
+    precision_words,
+)
 
 
 @dataclass
@@ -63,38 +67,6 @@ class LayerDropSettings(Section):
 
 
 @dataclass
-class SelectionSettings(Section):
-    """Which of the rows that come by are trained on."""
-
-    name: Literal["uniform", "selective_backprop", "rho_loss"] = "uniform"
-    """uniform: all of them"""
-    beta: float = 1.0
-    """selective backprop: keep a row with probability (rank of its loss)^beta"""
-    history: int = 5000
-    """selective backprop: losses that a loss is ranked among"""
-    mega_batch: int = 3072
-    """RHO-loss: rows that each batch is chosen from"""
-    il_losses: str | None = None
-    """RHO-loss: folder that extract_il_losses wrote"""
-    charge_forward: bool = True
-    """false: scoring rows is free (the ablation)"""
-
-
-@dataclass
-class SophiaSettings(Section):
-    """Sophia-G's curvature."""
-
-    rho: float = 0.01
-    """larger clips less"""
-    every: int = 10
-    """updates between estimates of the curvature"""
-    rows: int = 768
-    """rows of an estimate"""
-    charge: bool = True
-    """false: estimates are free (the ablation)"""
-
-
-@dataclass
 class ValidationSettings(Section):
     """The rows that are held out."""
 
@@ -111,6 +83,16 @@ class ValidationSettings(Section):
 @dataclass
 class Config(Settings):
     """Settings of pretrain_bert.py."""
+
+    ONLY_WITH = {
+        "stacking.*": "stacking.enabled",
+        "layer_drop.*": "layer_drop.enabled",
+        "budget_table": "budget_unit=rst_hours",
+        "validate_every": "budget",
+        "eval_every": "validate_every=null",
+        "vocab_size": "tokenizer=null",
+    }
+    BETAS = {"adamw": (0.9, 0.98), "muon": (0.9, 0.98)}
 
     model: str = "bert-c5"
     """bert-c5 (16 layers of 768), bert-small, -mini, -tiny, or hf-bert (BERT-base), hf-bert-mini"""
@@ -143,12 +125,15 @@ class Config(Settings):
     """share of a training row's tokens that are masked; of a validation row's it is always .15"""
     lr: float = 1e-3
     """peak learning rate"""
-    schedule: Literal["one-cycle", "triangle2", "linear", "cosine", "constant"] = "one-cycle"
-    """learning rate over the budget: up to the middle and down; up for 75 %; after a warm-up"""
-    optimizer: Literal["adamw", "lion", "sophiag", "sgd"] = "adamw"
-    """adamw (betas .9/.98), lion (.9/.99), sophiag (.965/.99) or plain sgd"""
-    betas: list[float] | None = None
-    """of the optimizer; null: as said there"""
+    schedule: Schedule = "one-cycle"
+    """learning rate over the budget: one-cycle, up to the middle and down; triangle2, up for 75 %;
+    or after a warm-up linear, cosine, constant, wsd (stable, then a straight line)"""
+    optimizer: Optimizer = "adamw"
+    """adamw (betas .9/.98), lion (.9/.99), sophiag (.965/.99), muon (its adamw .9/.98) or sgd"""
+    eps: float = 1e-12
+    """adamw's epsilon"""
+    attention: Literal["auto", "sdpa"] = "auto"
+    """attention kernel: SDPA"""
     max_grad_norm: float | None = 0.5
     """clip the global gradient norm to this; null: no clipping"""
     save_every: int | None = 500
@@ -159,29 +144,21 @@ class Config(Settings):
     """progressive stacking"""
     layer_drop: LayerDropSettings = field(default_factory=LayerDropSettings)
     """progressive layer dropping"""
-    selection: SelectionSettings = field(default_factory=SelectionSettings)
-    """batch selection"""
-    sophia: SophiaSettings = field(default_factory=SophiaSettings)
+    sophia: SophiaSettings = field(default_factory=lambda: SophiaSettings(rho=0.01, rows=768))
     """curvature of sophiag"""
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     """the split"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("budget", lambda value: value > 0, "more than 0, or null")
         self._require("validate_every", lambda value: value > 0, "more than 0, or null")
         self._require("mask_frac", lambda value: 0 < value < 1, "a share above 0, below 1")
         if self.stacking.enabled and self.layer_drop.enabled:
             raise ValueError(
                 "stacking and layer drop both choose the layers that run: enable one of them"
             )
-        if self.selection.name == "rho_loss" and self.selection.il_losses is None:
-            raise ValueError(
-                "RHO-loss needs irreducible losses: selection.il_losses=FOLDER (made by "
-                "pretrain_bert.py extract_il_losses)"
-            )
-        if self.optimizer == "sophiag" and self.precision == "fp16":
-            raise ValueError("sophiag's curvature underflows in fp16: use --precision bf16 or fp32")
+        if self.stacking.enabled and self.average_frac:
+            raise ValueError("--average_frac: a mean of models of different depths is none of them")
 
 
 # What a script without any settings does where there is no hub.
@@ -203,17 +180,13 @@ EMBEDDED: dict[str, Any] = {
     "validation": ValidationSettings(fraction=0.05, truncate_to=2000),
 }
 
-# Where --betas is null; the learned rates of the published runs go with them.
-BETAS = {"adamw": (0.9, 0.98), "lion": (0.9, 0.99), "sophiag": (0.965, 0.99)}
-
 
 def build_clock(config: Config, model: nn.Module, total_steps: int) -> clocks.BudgetClock:
     """The clock of this budget; total_steps: of --epochs, where --budget is null.
 
     ValueError where the published times do not fit the model.
     """
-    free = {"forward"} if not config.selection.charge_forward else set()
-    free |= {"curvature"} if not config.sophia.charge else set()
+    free = free_work(config)
     if config.budget is None:
         return clocks.BudgetClock(total_steps, "steps", free=free)
     costs = None
@@ -251,6 +224,29 @@ def load_irreducible(folder: Path, split: corpora.Split) -> IrreducibleLosses:
     return IrreducibleLosses(split.train[ids], losses, split.fingerprint)
 
 
+def frequencies_alone(
+    corpus: corpora.Corpus, train_ids: np.ndarray, data: corpora.MlmData, most: int = 100_000
+) -> float:
+    """Nats a masked token of `data` for an answer by token frequency alone.
+
+    Masks fall on every token that is not special with the same probability, so what counts is how
+    frequent each of them is in training, of `most` sequences (ids are in a random order); a model
+    that sees no context can know no more, but for the tenth of the masked tokens that are left
+    as they were.
+    """
+    seen, asked = np.zeros((2, corpus.vocab_size), np.int64)
+    for start in range(0, min(len(train_ids), most), 4096):
+        tokens = corpus.rows(train_ids[:most][start : start + 4096].astype(np.int64))
+        seen += np.bincount(tokens.reshape(-1), minlength=corpus.vocab_size)
+    seen[corpus.is_special] = 0
+    for start in range(0, len(data), 1024):
+        rows = np.arange(start, min(start + 1024, len(data)))
+        labels = data.collate(rows, None)["labels"].numpy()
+        asked += np.bincount(labels[labels != core.IGNORE_INDEX], minlength=corpus.vocab_size)
+    kept = ~corpus.is_special
+    return unigram_loss(seen[kept], asked[kept])
+
+
 # ------------------------------------------------------------------------ the experiment
 
 
@@ -264,28 +260,38 @@ def load_parts(config: Config, world: core.World) -> tuple[corpora.Corpus, corpo
         seq_length=config.max_length,
     )
     held_out = config.validation
-    return corpus, corpora.split_corpus(
-        corpus, held_out.fraction, held_out.seed, held_out.truncate_to
+    split = corpora.split_corpus(corpus, held_out.fraction, held_out.seed, held_out.truncate_to)
+    # all parts are in a random order: their beginnings are nested samples
+    share = min(1.0, (config.limit or len(corpus)) / len(corpus))
+    return corpus, dataclasses.replace(
+        split,
+        train=first_share(split.train, share * config.train_frac),
+        validation=first_share(split.validation, share),
+        il_train=first_share(split.il_train, share * config.train_frac),
     )
 
 
-class Pretraining:
-    """The experiment around the script's loop."""
+def first_share(ids: np.ndarray, share: float) -> np.ndarray:
+    """The first ids, at least one of some."""
+    return ids[: max(1, round(share * len(ids)))]
 
-    SCORING_ROWS = 128  # a forward pass; fixed, so that memory running out changes no score
+
+class Pretraining(Training):
+    """The experiment around the script's loop."""
 
     def __init__(self, config: Config, world: core.World):
         self.config, self.world = config, world
         pretrained.quiet_transformers()
         self.precision = choose_precision(config.precision, world.device.type, world.machine)
-        if config.optimizer == "sophiag" and self.precision == "fp16":
-            raise ValueError("sophiag's curvature underflows in fp16: use --precision fp32")
         core.say_device(world, self.precision, "sdpa")
         self.corpus, self.split = load_parts(config, world)
         self.facts = {
             "data_fingerprint": self.corpus.fingerprint,
             "split_fingerprint": self.split.fingerprint,
         }
+        if config.limit is not None or config.train_frac < 1:
+            sizes = len(self.split.train), len(self.split.validation), len(self.split.il_train)
+            self.facts["split_fingerprint"] += "-" + "-".join(map(str, sizes))
         train_ids = self.split.il_train if config.validation.il_model else self.split.train
         if not len(train_ids) or not len(self.split.validation):
             raise ValueError(
@@ -296,11 +302,11 @@ class Pretraining:
         masking = corpora.Masking(config.mask_frac)
         self.train = corpora.MlmData(self.corpus, train_ids, config.seed, masking)
         self.val = corpora.MlmData(self.corpus, self.split.validation)
-        self.entropy = corpora.unigram_entropy(self.corpus, self.split.validation)
+        self.frequencies = frequencies_alone(self.corpus, train_ids, self.val)
         world.say(
             f"data: {len(train_ids):,} rows of {config.max_length} tokens of {config.data}, "
             f"validation {len(self.val):,}; a model that knows how frequent each token is, and "
-            f"no more, has a validation loss of {self.entropy:.4f} nats"
+            f"no more, has a validation loss of {self.frequencies:.4f} nats"
         )
 
     def load_model(self) -> nn.Module:
@@ -323,54 +329,33 @@ class Pretraining:
             {"bert": model.parameters()}, {"bert": config.lr}, config.weight_decay
         )
         extras: dict[str, Any] = {}
-        self.stacking = self.curvature = None
+        self.stacking = None
         if config.stacking.enabled:
             layers = pretrained.find_layers(model)
             self.stacking = Stacking(
                 layers, config.stacking.initial_layers, config.stacking.fractions
             )
             extras["stacking"] = self.stacking
-        if config.optimizer == "sophiag":
-            # rows and masks of their own: the order of the training data stays the baseline's
-            seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
-            own = replace(config, batch=config.sophia.rows, seed=seed)
-            data = corpora.MlmData(self.corpus, self.train.ids, seed, self.train.masking)
-            self.curvature = Curvature(SeekingLoader(data, own, world), config.sophia.every)
-            extras["curvature"] = self.curvature
-        loader = core.TrainLoader(self.train, config, world)
-        self.clock = build_clock(config, model, loader.total_steps)
-        if config.selection.name != "uniform":
-            score = functools.partial(self.score, model)
-            loader = SelectingLoader(self.train, config, world, self.build_selector(), score)
-            extras["selection"] = loader
-        self.start_timing()
+        state = build_state(self, model, groups, extras=extras)
+        if config.validate_every is not None:
+            state.evaluation_due = functools.partial(
+                self.clock.passed_multiple_of, config.validate_every
+            )
         if config.compile:
             compile_model(model)
-        due = None
-        if config.validate_every is not None:
-            due = functools.partial(self.clock.passed_multiple_of, config.validate_every)
-        return build_state(
-            self,
-            model,
-            groups,
-            loader=loader,
-            clock=self.clock,
-            schedule=schedule_of(config),
-            optimizer={
-                "betas": config.betas or BETAS.get(config.optimizer),
-                "eps": 1e-12,
-                "rho": config.sophia.rho,
-            },
-            extras=extras,
-            evaluation_due=due,
-        )
+        return state
+
+    def curvature_data(self, seed: int) -> corpora.MlmData:
+        """Masks of their own, too."""
+        return corpora.MlmData(self.corpus, self.train.ids, seed, self.train.masking)
+
+    def build_clock(self, model: nn.Module, total_steps: int) -> clocks.BudgetClock:
+        return build_clock(self.config, model, total_steps)
 
     def build_selector(self) -> Any:
         config = self.config
-        if config.selection.name == "selective_backprop":
-            chosen = config.selection
-            chunk = min(128, config.batch)  # with a larger one a batch would wait for its turn
-            return SelectiveBackprop(config.batch, config.seed, chosen.beta, chosen.history, chunk)
+        if config.selection.name != "rho_loss":
+            return super().build_selector()
         losses = load_irreducible(Path(config.selection.il_losses), self.split)
         losses.require(self.train.ids)
         # the table knows ids of the corpus, a selector rows of the training part
@@ -409,78 +394,41 @@ class Pretraining:
         rows = {name: batch[name] for name in ("input_ids", "labels")}
         return bert.masked_lm_losses(model, rows, chosen)
 
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int | Tensor]:
         """Cross-entropy summed over the masked tokens of a micro-batch, and their number."""
+        if self.needs_targets():
+            return self.loss_of_targets(model, batch)
         outputs = self.losses(model, batch, self.layers)
         return outputs.loss_sum, outputs.num_targets
 
-    def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """As loss_sum, of all layers, against labels drawn from the model: for Sophia."""
-        outputs = self.losses(model, batch, range(self.depth))
-        return sampled_label_loss_sum(outputs.logits), outputs.num_targets
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        rows, columns = (batch["labels"] != core.IGNORE_INDEX).nonzero(as_tuple=True)
+        logits = self.losses(model, batch, self.layers).logits
+        return Targets(logits, batch["labels"][rows, columns], rows)
 
-    def before_step(self, state: core.State) -> bool:
+    def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Of all layers."""
+        self.layers = range(self.depth)
+        return super().sampled_loss_sum(model, batch)
+
+    def row_losses(self, model: nn.Module, batch: dict[str, Tensor], rows: int) -> Tensor:
+        """Of all layers."""
+        outputs = self.losses(model, batch, range(self.depth))
+        return outputs.sequence_loss_sums / outputs.sequence_num_targets
+
+    def before_update(self, state: core.State) -> bool:
         """Grow the model and estimate the curvature where that is due; False after a signal."""
         self.start_timing()
         if self.stacking and self.stacking.update(self.clock.fraction, state.optimizer):
             self.world.say(f"step {state.step + 1}: {self.depth} layers from here on")
-        if self.curvature is None or not self.curvature.due(state.step, self.depth):
-            return True
-        started = time.perf_counter()
-        if self.curvature.estimate(state, self.depth, self.sampled_loss_sum) is None:
-            return False
-        self.measure("curvature", time.perf_counter() - started)
-        return True
+        return self.estimate_curvature(state)
 
-    @torch.no_grad()
-    def score(self, model: nn.Module, candidates: np.ndarray) -> np.ndarray | None:
-        """The mean loss over its masked tokens of each (row, epoch), (n,); None after a signal."""
-        started = time.perf_counter()
-        world = self.world
-        starts = range(0, len(candidates), self.SCORING_ROWS)
-        parts = [candidates[start : start + self.SCORING_ROWS] for start in starts]
-        mine = []
-        model.eval()
-        for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
-            if world.stop_requested():
-                break
-            rows, epochs = parts[index].T
-            batch = to_device(self.train.collate(rows, epochs), world.device)
-            with autocast(world.device, self.precision):
-                outputs = self.losses(model, batch, range(self.depth))
-            means = outputs.sequence_loss_sums / outputs.sequence_num_targets
-            mine.append((index, means.float().cpu().numpy()))
-        model.train()
-        if world.any(world.stop_requested()):
-            return None
-        scored = dict(world.gather_rows(mine))
-        self.measure("forward", time.perf_counter() - started)
-        return np.concatenate([scored[index] for index in range(len(parts))])
-
-    # -- the clock
-
-    def start_timing(self) -> None:
-        """A step begins here: what passes from now on is charged to it."""
-        self.step_started, self.apart = time.perf_counter(), 0.0
-
-    def charge(self, state: core.State, work: core.Work) -> None:
-        """What the update took, of all ranks, told alike to the clock of each."""
+    def charge_rows(self, state: core.State, work: core.Work) -> None:
         # all depths first: a charge moves the clock, on which they depend
         depths = [len(self.active_layers(work.position, i)) for i in range(len(work.sizes))]
         for layers, rows in zip(depths, work.sizes, strict=True):
-            self.clock.charge("train", layers, rows)
-        if isinstance(state.loader, SelectingLoader):
-            self.clock.charge("forward", self.depth, state.loader.scored)
-        if self.curvature and self.curvature.step == state.step - 1:
-            self.clock.charge("curvature", self.depth, self.curvature.loader.config.batch)
-        self.measure("train", time.perf_counter() - self.step_started - self.apart)
-        self.clock.settle()
-
-    def measure(self, kind: str, seconds: float) -> None:
-        """Wall-clock time, where that is the budget: rank 0's, on all ranks."""
-        if self.clock.unit == "hours":
-            self.apart += seconds
-            self.clock.measure(kind, self.world.from_rank_0(seconds))
+            self.clock.charge("train", layers, self.passes * rows)
+        self.charge_scores(state)
 
     # -- figures
 
@@ -509,7 +457,8 @@ class Pretraining:
         values = self.sequence_losses(state, self.val)
         groups = self.corpus.group_of(self.val.ids)
         loss_sum, targets = values.sum(axis=0)
-        loss = loss_sum / targets
+        loss = float(loss_sum / targets)
+        require_finite(loss, "the validation loss")
         metrics: Metrics = {
             "n": len(values),
             **interval_facts("loss", groups, values[:, 1]),
@@ -521,8 +470,8 @@ class Pretraining:
         for name in ("loss", "val_loss"):
             add_interval(metrics, name, found)
         metrics |= {
-            "perplexity": math.exp(loss),
-            "unigram_entropy": self.entropy,
+            "perplexity": math.exp(min(loss, 700)),
+            "unigram_entropy": self.frequencies,
             "evaluated_on": "validation",
             "budget_fraction": self.clock.fraction,
             "updates": self.clock.steps,
@@ -540,13 +489,7 @@ class Pretraining:
                 self.val.ids, groups, values, self.masked_characters(), strict=True
             )
         ]
-        verdicts = []
-        if self.entropy - loss < 0.1:
-            verdicts.append(
-                f"collapsed: validation loss {loss:.4f} is no better than the "
-                f"{self.entropy:.4f} nats of token frequencies: a longer budget or another --lr"
-            )
-        return Result(metrics, rows, tuple(verdicts))
+        return Result(metrics, rows, TokenLoss(loss, self.frequencies))
 
     def masked_characters(self) -> np.ndarray:
         """(rows,) characters of the masked tokens, without the marks of word pieces."""

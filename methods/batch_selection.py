@@ -278,8 +278,11 @@ class SelectingLoader(core.TrainLoader):
                 self.scored += len(candidates)
                 self.waiting += self.selector.offer(candidates, losses)
             self.batch, self.batch_position = self.waiting.pop(0), self.position
+        # rows of similar length together; those of equal length in the order of their choice
+        order = np.argsort(-np.asarray(self.data.lengths)[self.batch[:, 0]], kind="stable")
+        batch = self.batch[order]
         starts = range(0, len(self.batch), self.micro_batch)
-        parts = [self.batch[start : start + self.micro_batch] for start in starts]
+        parts = [batch[start : start + self.micro_batch] for start in starts]
         mine = core.deal([len(part) for part in parts], self.world.size)[self.world.rank]
         rows = self.batch[:, 0]
         self.position += 1

@@ -16,10 +16,12 @@ anew for any machine.
 import bisect
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from torch import nn
 
 from files import write_text
 
@@ -182,6 +184,39 @@ def flops_costs(
     train = {layers: 3 * cost for layers, cost in forward.items()}
     tables = {"train": train, "forward": forward, "curvature": train}
     return Costs("flops", "any machine", arch, seq_length, tables)
+
+
+def costs_of_rows(
+    model: nn.Module, layer_of: Callable[[str], str], tokens: float, pairs: float
+) -> Costs:
+    """FLOPs of a mean training row in matrix products, for any model of transformers.
+
+    A weight of the layers, the embeddings' maps and the output matrix is used by each token: two
+    operations forward, two for its gradient, two for that of its input where something below is
+    trained; other weights (heads) by each row once. Attention: 4 · hidden a layer for each of
+    `pairs` of tokens (Chowdhery et al. 2022, PaLM, appendix B). tokens, pairs: of a mean row.
+    """
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    forward = backward = 0.0
+    trained_below = False
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Embedding):
+            trained_below |= weight.requires_grad
+        if isinstance(module, nn.Embedding) or weight is None or weight.ndim != 2:
+            continue
+        layer = layer_of(f"{name}.weight")
+        by_token = layer.startswith("layer_") or layer == "embeddings" or module is output
+        cost = 2 * weight.numel() * (tokens if by_token else 1)
+        forward += cost
+        backward += cost * (weight.requires_grad + trained_below)
+        trained_below |= weight.requires_grad
+    shape = next(module.config for module in model.modules() if hasattr(module, "config"))
+    attention = 4 * shape.hidden_size * shape.num_hidden_layers * pairs
+    forward, backward = forward + attention, backward + 2 * attention * trained_below
+    train = forward + backward
+    tables = {"train": {0: train}, "forward": {0: forward}, "curvature": {0: train}}
+    return Costs("flops", "any machine", "any", 0, tables)
 
 
 def price(counts: Mapping[str, Mapping], costs: Costs, free: Collection[str] = ()) -> float:

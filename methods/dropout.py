@@ -136,11 +136,21 @@ def use_word_dropout(model: nn.Module) -> None:
             module.set_attn_implementation(ATTENTION)
 
 
+ATTRIBUTES = ("attention_dropout", "dropout_prob", "attention_dropout_prob")  # of attention
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether two passes of it in training differ."""
+    rates = [m.p for m in model.modules() if isinstance(m, (nn.Dropout, WordDropout))]
+    of_attention = (getattr(m, name, None) for m in model.modules() for name in ATTRIBUTES)
+    return any(rate > 0 for rate in (*rates, *of_attention) if isinstance(rate, float))
+
+
 def set_dropout(model: nn.Module, p: float) -> None:
     """Every dropout of a model from transformers, also those that are attributes of attention."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
-        for name in ("attention_dropout", "dropout_prob", "attention_dropout_prob"):
+        for name in ATTRIBUTES:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, p)

@@ -1,6 +1,7 @@
 """Muon for the matrices inside a network and AdamW for all else, as one optimizer.
 
-    optimizer = Muon(muon_groups(model, model.model.layers, lr=2e-3, adamw_lr=1e-3))
+    groups = parameter_groups({"gpt": model.parameters()}, {"gpt": 1e-3}, weight_decay=0.1)
+    optimizer = Muon(split_for_muon(groups, layers, ratio=2))
 
 Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks
 (kellerjordan.github.io/posts/muon): a matrix moves by its momentum with all singular values made
@@ -10,10 +11,10 @@ AdamW's learning rates and weight decay carry over.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at 0; settles between about 0.7 and 1.2, not at 1
@@ -77,44 +78,28 @@ def muon_flops(shapes: Iterable[tuple[int, int]], iterations: int = 5) -> int:
     return sum(iterations * 2 * min(shape) ** 2 * (2 * max(shape) + min(shape)) for shape in shapes)
 
 
-def muon_groups(
-    model: nn.Module,
-    layers: nn.Module,
-    lr: float,
-    adamw_lr: float,
-    weight_decay: float = 0.0,
-) -> list[dict]:
-    """Groups for Muon: matrices inside `layers` (Muon); other matrices; vectors, never decayed.
+def split_for_muon(groups: list[dict], layers: Mapping[int, str], ratio: float = 1.0) -> list[dict]:
+    """Each group cut in two: matrices inside the layers, for Muon at `ratio` times the group's
+    learning rate, and the rest, for AdamW.
 
-    Embeddings and head go to AdamW, as Jordan advises: their rows are looked up one by one.
+    layers: id of a parameter → its layer, layer_3 inside one. Embeddings and head go to AdamW, as
+    Jordan advises: their rows are looked up one by one.
     """
-    inside = {id(p) for p in layers.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    groups = [
-        {
-            "params": [p for p in matrices if id(p) in inside],
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "method": "muon",
-            "part": "matrices",
-        },
-        {
-            "params": [p for p in matrices if id(p) not in inside],
-            "lr": adamw_lr,
-            "weight_decay": weight_decay,
-            "method": "adamw",
-            "part": "embeddings",
-        },
-        {
-            "params": [p for p in trained if p.ndim < 2],
-            "lr": adamw_lr,
-            "weight_decay": 0.0,
-            "method": "adamw",
-            "part": "vectors",
-        },
-    ]
-    return [group for group in groups if group["params"]]
+    alone = len({group["part"] for group in groups}) == 1
+    split = []
+    for group in groups:
+        inside = {id(p) for p in group["params"] if p.ndim == 2 and layers[id(p)][:6] == "layer_"}
+        part = group["part"]
+        rest = ("embeddings" if group["params"][0].ndim >= 2 else "vectors") if alone else part
+        for method, name, lr, wanted in (
+            ("muon", "matrices" if alone else f"{part}_matrices", ratio * group["lr"], True),
+            ("adamw", rest, group["lr"], False),
+        ):
+            chosen = [p for p in group["params"] if (id(p) in inside) == wanted]
+            if chosen:
+                facts = {"params": chosen, "lr": lr, "method": method, "part": name}
+                split.append({**group, **facts})
+    return split
 
 
 class Muon(torch.optim.Optimizer):

@@ -42,6 +42,35 @@ def parameter_groups(
     return groups
 
 
+def decay_by_depth(groups: list[dict], layers: Mapping[int, str], decay: float) -> list[dict]:
+    """Each group cut by layer, with learning rates that fall by `decay` from layer to layer.
+
+    layers: id of a parameter → its layer, as models.pretrained.layer_of names it. The head keeps
+    its rate, the top layer has decay times that, the embeddings, below n layers, decay^(n + 1)
+    times (Howard & Ruder 2018, ULMFiT, section 3.2; the form of Clark et al. 2020, ELECTRA).
+    """
+    if decay == 1:
+        return groups
+    count = 1 + max((int(n[6:]) for n in layers.values() if n.startswith("layer_")), default=-1)
+
+    def below_head(layer: str) -> int:
+        if layer.startswith("layer_"):
+            return count - int(layer[6:])
+        return count + 1 if layer == "embeddings" else 0
+
+    cut = []
+    for group in groups:
+        by_layer: dict[str, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            layer = layers[id(parameter)]
+            by_layer.setdefault(layer if below_head(layer) else "", []).append(parameter)
+        for layer, chosen in by_layer.items():
+            rate = group["lr"] * decay ** below_head(layer)
+            part = f"{group['part']}_{layer}" if layer else group["part"]
+            cut.append({**group, "params": chosen, "lr": rate, "part": part})
+    return cut
+
+
 def build_optimizer(
     name: str,
     groups: list[dict],
@@ -49,21 +78,22 @@ def build_optimizer(
     betas: Sequence[float] | None = None,
     eps: float = 1e-8,
     rho: float = 0.04,
+    momentum: float = 0.0,
 ) -> torch.optim.Optimizer:
     """adamw (Loshchilov & Hutter 2019; fused), sgd, lion, sophiag or muon, over groups.
 
-    groups: of parameter_groups, for muon of muon_groups. betas: None for those of BETAS; eps: of
-    adamw; rho: of sophiag.
+    groups: of parameter_groups, for muon of muon.split_for_muon. betas: None for those of BETAS;
+    eps: of adamw; rho: of sophiag; momentum: of sgd.
     """
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     betas = tuple(betas or BETAS[name])
     if name == "lion":
         return Lion(groups, lr, betas)
     if name == "sophiag":
         return SophiaG(groups, lr, betas, rho)
     if name == "muon":
-        return Muon(groups, betas=betas)
+        return Muon(groups, betas=betas, eps=eps)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
@@ -145,6 +175,13 @@ def sampled_label_loss_sum(logits: Tensor, generator: torch.Generator | None = N
     Its backward pass gives SophiaG.update_hessian the gradients it needs.
     """
     return F.cross_entropy(logits.float(), sample_labels(logits, generator), reduction="sum")
+
+
+def sampled_score_loss_sum(scores: Tensor) -> Tensor:
+    """As sampled_label_loss_sum for scores (targets, 1): the squared error against draws from the
+    normal distribution of variance 1/2 whose negative log-likelihood that error is."""
+    drawn = scores.detach() + 0.5**0.5 * torch.randn_like(scores)
+    return F.mse_loss(scores.float(), drawn.float(), reduction="sum")
 
 
 class Lion(torch.optim.Optimizer):

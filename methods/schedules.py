@@ -54,12 +54,17 @@ def build_schedule(
         min_ratio=min_ratio,
         decay_frac=decay_frac,
     )
-    if total_steps and all(factor(step / total_steps) == 0 for step in range(total_steps)):
-        raise ValueError(
-            f"the learning rate is 0 in all {total_steps} steps: use --warmup_frac 0 or more "
-            "--epochs"
-        )
+    require_learning(factor, total_steps)
     return factor
+
+
+def require_learning(schedule: Callable[[float], float], total_steps: int | None) -> None:
+    """ValueError where the factor would be 0 in all steps; None: nobody knows how many."""
+    if total_steps and all(schedule(step / total_steps) == 0 for step in range(total_steps)):
+        raise ValueError(
+            f"the learning rate is 0 in all {total_steps} steps: use --warmup_frac 0, more "
+            "--epochs or another --schedule"
+        )
 
 
 def warmup_then_decay(

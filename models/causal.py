@@ -344,6 +344,18 @@ def lm_loss_sum(
     )
 
 
+def logits_at_targets(
+    model: nn.Module, hidden: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits (targets, vocab), labels (targets,), row of each target (targets,)), all at a time.
+
+    hidden (rows, seq, h), labels (rows, seq), as in lm_loss_sum.
+    """
+    rows, columns = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    logits = model.get_output_embeddings()(hidden[rows, columns])
+    return logits, labels[rows, columns], rows
+
+
 @torch.no_grad()
 def token_losses(model: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """The loss of each label in nats, (rows, seq) float32, 0 where there is none."""

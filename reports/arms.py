@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reports.folder import RunFolder, find_runs, is_run, load_runs
+from reports.outcomes import lost_runs
 from reports.predictions import Predictions, load_predictions
 from reports.ruler import other_ruler
 from settings import FREE_SETTINGS, flatten
@@ -26,7 +27,8 @@ class Arm:
 
     @cached_property
     def _rows(self) -> list[tuple[RunFolder, Predictions]]:
-        rows = [(run, load_predictions(run)) for run in self.runs]
+        lost = {run.path for run in lost_runs(self.runs)}  # counted, and no rows to read
+        rows = [(run, load_predictions(run)) for run in self.runs if run.path not in lost]
         return [(run, found) for run, found in rows if found is not None]
 
     @property
@@ -174,7 +176,8 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         return settings_of(run) | {"seed": run.seed}
 
     def data(run: RunFolder) -> dict[str, Any]:
-        return {name: run.record.get(name) for name in DATA} | {"test rows": run.metrics.get("n")}
+        facts = {name: run.record.get(name) for name in DATA}
+        return facts if lost_runs([run]) else facts | {"test rows": run.metrics.get("n")}
 
     def environment(run: RunFolder) -> dict[str, Any]:
         """Of all sessions: a run may have been continued on another machine."""
@@ -199,8 +202,9 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
         facts = [[facts_of(run) for run in arm.runs] for arm in arms]
         rows = []
         for name in dict.fromkeys(name for arm in facts for run in arm for name in run):
-            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in facts]
-            between = len({frozenset(arm) for arm in values}) > 1
+            there = [[run for run in arm if name != "test rows" or name in run] for arm in facts]
+            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in there]
+            between = len({frozenset(arm) for arm in values if arm}) > 1
             within = name != "seed" and any(len(arm) > 1 for arm in values)
             if between or within:
                 rows.append([name, *(", ".join(arm) for arm in values)])

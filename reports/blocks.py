@@ -14,7 +14,7 @@ from reports.folder import clean, interval_of, number
 from reports.plots import Picture
 
 SHARE = re.compile(r"accuracy|recall|consistency|agreement|exact_match|win_rate|_share$")
-SIGNS = {"good": "✓ ", "bad": "✗ ", "note": ""}
+SIGNS = {"good": "✓ ", "bad": "✗ ", "caution": "! ", "note": ""}
 LONGEST_TEXT = 4000  # characters of a field of a row
 
 
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass
 class Finding:
-    """A sentence on the run; `tone` is good, bad or note."""
+    """A sentence on the run; `tone` is good, bad, caution or note."""
 
     text: str
     tone: str

@@ -27,7 +27,9 @@ from evaluation.stats import (
     wilson_interval,
 )
 from reports.arms import Arm, build_arms, differences, refusal, settings_of, show
-from reports.folder import RunFolder, shared_notes
+from reports.folder import shared_notes
+from reports.outcomes import ByRanks, by_ranks, lost_runs
+from reports.outcomes import notes as notes_on_outcomes
 from reports.plan import Plan, plan_of
 from reports.predictions import Predictions, direction
 
@@ -223,14 +225,17 @@ def compare(
     margin: float | None = None,
     by: Sequence[str] | None = None,
     plan: Plan | None = None,
-) -> list[Comparison]:
-    """Every metric of every arm against the first, or against the one before it (`previous`).
+) -> list[Comparison | ByRanks]:
+    """Every metric of every arm against the first, or against the one before it (`previous`); by
+    ranks where a seed diverged.
 
     The verdict is that of the primary metric, or of those that are named: the 5 % are shared by
     its comparisons (`comparisons.levels`). What else the runs have stands beside it, unjudged.
     ValueError when an arm has no test rows, or all in one group.
     """
     for arm in arms:
+        if not arm.predictions and lost_runs(arm.runs):
+            continue
         if not arm.predictions:
             notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
             raise ValueError("; ".join([f"{arm.label} has no test rows", *notes]))
@@ -240,11 +245,14 @@ def compare(
             )
     judged, beside = metrics_of(arms, names)
     pairs = [(number - 1 if previous else 0, number) for number in range(1, len(arms))]
-    results = [
-        _compare_metric(name, arms[first], arms[second], paired, by, plan, name in judged)
-        for name in [*judged, *beside]
-        for first, second in pairs
-    ]
+    results: list[Comparison | ByRanks] = []
+    for name in [*judged, *beside]:
+        for first, second in pairs:
+            both, higher = (arms[first], arms[second]), direction(name) >= 0
+            results.append(
+                by_ranks(name, higher, *both, name in judged)
+                or _compare_metric(name, *both, paired, by, plan, name in judged)
+            )
     family = [comparison for comparison in results if comparison.judged]
     raw = [comparison.difference.p for comparison in family]
     fixed = margin is not None
@@ -265,6 +273,8 @@ def metrics_of(
     """(metrics that carry a verdict, those beside them): the primary one, or `names`. One figure
     under two names is one. ValueError for a name that not all runs have."""
     rows = [predictions for arm in arms for predictions in arm.predictions]
+    if not rows:
+        raise ValueError("all of these runs diverged: there is no figure to compare")
     known = [name for name in rows[0].statistics if all(name in r.statistics for r in rows)]
     if not known:
         raise ValueError("these runs have no metric in common")
@@ -476,7 +486,7 @@ def build_report(
     why = refusal(arms)  # reads the test rows, and notes what is wrong with them
     runs = [run for arm in arms for run in arm.runs]
     plan = plan_of(runs)
-    notes = [*verdict_notes(runs), *shared_notes(runs), *plan.notes]
+    notes = [*notes_on_outcomes(runs), *shared_notes(runs), *plan.notes]
     for arm in arms:
         if by is None and len({repr(sorted(settings_of(run).items())) for run in arm.runs}) > 1:
             notes.append(
@@ -542,22 +552,13 @@ def report(
     return "\n".join(lines)
 
 
-def difference_text(result: Comparison) -> str:
+def difference_text(result: Comparison | ByRanks) -> str:
     low, high = result.interval
+    if isinstance(result, ByRanks):
+        value = result.difference.value
+        return "diverged" if math.isnan(value) else f"{value:+.4f} without what diverged"
     interval = "no interval" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
     return f"{result.difference.value:+.4f} {interval}"
-
-
-def verdict_notes(runs: Sequence[RunFolder]) -> list[str]:
-    """What runs say of themselves, one short line a kind: `12 of 12 runs collapsed`."""
-    kinds: dict[str, list[RunFolder]] = {}
-    for run in runs:
-        for kind in dict.fromkeys(verdict.partition(":")[0].strip() for verdict in run.verdicts):
-            kinds.setdefault(kind[:60], []).append(run)
-    return [
-        f"note: {len(those)} of {len(runs)} runs {kind}: report.py page {those[0].path}"
-        for kind, those in kinds.items()
-    ]
 
 
 def caveats(results: Sequence[Comparison]) -> list[str]:
@@ -581,10 +582,10 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
             "Seeds that are added because of this look make a false call likelier (three in ten "
             "after thirty looks): a new comparison has all its seeds planned."
         )
-    if results:
-        rows = results[0].baseline.predictions[0]
-        weights = rows.influence(results[0].metric).leverage
-        facts = interval_facts(results[0].metric, rows.groups, weights)
+    if of_rows := [result for result in results if isinstance(result, Comparison)]:
+        rows = of_rows[0].baseline.predictions[0]
+        weights = rows.influence(of_rows[0].metric).leverage
+        facts = interval_facts(of_rows[0].metric, rows.groups, weights)
         if groups := doubtful_groups({"n": len(rows), **facts}):
             lines.append(f"Only {groups} (docs/statistics.md).")
     return lines
@@ -678,6 +679,8 @@ def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str)
         if name == "loss" or name.endswith("_loss") and name != "log_loss":
             perplexities = [
                 f"{np.exp(np.mean([rows.value(name) for rows in arm.predictions])):.2f}"
+                if arm.predictions
+                else ""
                 for arm in arms
             ]
             rows.append([name.replace("loss", "perplexity"), *perplexities])
@@ -687,7 +690,9 @@ def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str)
 def _figure(arm: Arm, name: str) -> str:
     value, low, high = figure_of(arm, name)
     text = f"{value:.4f}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
-    seeds = len(arm.predictions)
+    seeds, lost = len(arm.predictions), len(lost_runs(arm.runs))
+    if lost:
+        return f"{text} ({seeds} of {seeds + lost} seeds)" if seeds else f"{lost} diverged"
     return text if seeds == 1 else f"{text} ({seeds} seeds)"
 
 
@@ -695,6 +700,8 @@ def figure_of(arm: Arm, name: str) -> tuple[float, float, float]:
     """A metric with its interval: the mean over seeds, or a run's own over its rows (NaN where
     there is none)."""
     values = [rows.value(name) for rows in arm.predictions]
+    if lost_runs(arm.runs):  # the mean of those that are left: of what, an interval cannot say
+        return (float(np.mean(values)) if values else math.nan, math.nan, math.nan)
     if len(values) > 1:
         return mean_interval(values)
     found = run_interval(arm.predictions[0], name)

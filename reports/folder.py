@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from evaluation import outcomes
 from settings import current_names
 
 SCHEMA_VERSION = 1
@@ -51,6 +52,29 @@ class RunFolder:
         return [str(verdict) for verdict in verdicts] if isinstance(verdicts, list) else []
 
     @property
+    def kinds(self) -> list[str]:
+        """Of the verdicts, each once."""
+        return list(dict.fromkeys(kind for v in self.verdicts if (kind := outcomes.kind_of(v))))
+
+    @property
+    def failures(self) -> list[str]:
+        """The kinds that say that its model is no answer: diverged, collapsed …"""
+        kinds = outcomes.failures(self.verdicts)
+        # older runs ended with an error where an answer was not finite
+        trained = self.status == "failed" and number(self.record.get("steps"))
+        if trained and re.search(r"NaN or [Ii]nf", self.exit_reason):
+            kinds += ["diverged"] * ("diverged" not in kinds)
+        return kinds
+
+    @staticmethod
+    def kind_of(verdict: str) -> str:
+        return outcomes.kind_of(verdict)
+
+    @property
+    def exit_reason(self) -> str:
+        return str(self.record.get("exit_reason") or "")
+
+    @property
     def seed(self) -> Any:
         return self.record.get("seed", self.config.get("seed"))
 
@@ -74,7 +98,8 @@ class RunFolder:
 
     @cached_property
     def ends(self) -> tuple[dict, list[dict]]:
-        """(last training line, evaluation lines): all that a table needs of a long log."""
+        """(last training line with a finite loss, evaluation lines): all that a table needs of a
+        long log."""
         path = self.path / "train/metrics/metrics.jsonl"
         try:
             lines = path.read_bytes().splitlines()
@@ -82,8 +107,11 @@ class RunFolder:
             return {}, []
         last: dict = {}
         for line in reversed(lines):
-            if b'"train_loss"' in line and (last := _json_object(line)):
-                break
+            if b'"train_loss"' in line and (row := _json_object(line)):
+                last = last or row
+                if number(row.get("train_loss")) is not None:
+                    last = row
+                    break
         rows = [_json_object(line) for line in lines if b'"train_loss"' not in line]
         return last, [row for row in rows if row]
 
@@ -109,7 +137,7 @@ def load_run(path: str | Path) -> RunFolder:
     if run.status == "running":
         age = seconds_since(path / "train/metrics/metrics.jsonl", path / "run.json")
         run.notes.append(f"still running, or killed: last written {duration(age)} ago")
-    elif run.status in ("stopped", "failed"):
+    elif run.status in ("stopped", "failed") and "diverged" not in run.kinds:  # said by a verdict
         run.notes.append(f"{run.status}: {run.record.get('exit_reason') or 'no reason given'}")
     if run.status == "finished" and not run.metrics:
         run.notes.append("finished, but without test/metrics/metrics.json")

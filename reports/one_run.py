@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation import outcomes
 from evaluation.metrics import doubtful_groups
+from evaluation.outcomes import FAILED
 from evaluation.stats import proportion_interval
 from reports import plots
 from reports.blocks import (
@@ -52,6 +54,8 @@ CONSTANTS = {
     "accuracy": ("constant_accuracy", True),
     "log_loss": ("prior_entropy", False),
     "loss": ("unigram_entropy", False),  # token frequencies, whatever the context
+    "response_loss": ("response_unigram_entropy", False),
+    "nats_per_token": ("unigram_entropy", False),
 }
 
 CALIBRATION_BINS = 15  # as in expected_calibration_error
@@ -90,11 +94,13 @@ def subtitle(run: RunFolder) -> str:
 def findings(run: RunFolder, label: str = "") -> list[Finding]:
     """Verdicts and what the reader must know before any figure, the worst first."""
     prefix = f"{label}: " if label else ""
-    sentences = [Finding(verdict, "bad") for verdict in run.verdicts]
+    cautions = [verdict for verdict in run.verdicts if outcomes.kind_of(verdict) not in FAILED]
+    failures = [verdict for verdict in run.verdicts if verdict not in cautions]
+    sentences = [Finding(verdict, "bad") for verdict in failures]
+    sentences += [Finding(verdict, "caution") for verdict in cautions]
     sentences += [Finding(note, "note") for note in run.notes]
     if run.status == "finished" and not run.verdicts:
-        text = "finished; no check found it collapsed, diverged or overfitted"
-        sentences.append(Finding(text, "good"))
+        sentences.append(unsuspected(run))
     training, _ = run.lines
     if run.status != "finished" and training:
         step, total = training[-1]["step"], total_steps(run, training[-1])
@@ -104,8 +110,20 @@ def findings(run: RunFolder, label: str = "") -> list[Finding]:
     return [replace(finding, text=cut(clean(prefix + finding.text), 1000)) for finding in sentences]
 
 
+def unsuspected(run: RunFolder) -> Finding:
+    """What it means that a finished run has no verdict: its rules may have been older ones."""
+    rules = number(run.record.get("verdict_rules"))
+    if rules is None or rules < outcomes.RULES:
+        return Finding("finished; the rules of its time had nothing to say of it", "note")
+    checked = ", ".join((*FAILED, *outcomes.CAUTIONS))
+    return Finding(f"finished; no rule had anything to say of it ({checked})", "good")
+
+
 def learned(run: RunFolder) -> list[Finding]:
-    """Whether the test figures are better than an answer that needs no model."""
+    """Whether the test figures are better than an answer that needs no model.
+
+    Of a run that a verdict fails nothing is good: a figure that stands out is a note then.
+    """
     sentences = []
     for name, (constant_name, more_is_better) in CONSTANTS.items():
         constant = number(run.metrics.get(constant_name))
@@ -116,7 +134,7 @@ def learned(run: RunFolder) -> list[Finding]:
         better, worse = (low > constant, high < constant)
         if not more_is_better:
             better, worse = high < constant, low > constant
-        tone = "good" if better else "bad"
+        tone = ("note" if run.failures else "good") if better else "bad"
         word = "better than" if better else "worse than" if worse else "not separable from"
         sentences.append(
             Finding(

@@ -12,9 +12,10 @@ from reports.compare import (
     figure_of,
     metrics_of,
     show_p,
-    verdict_notes,
 )
 from reports.folder import find_runs, is_run, shared_notes
+from reports.outcomes import has_test_rows, lost_runs
+from reports.outcomes import notes as notes_on_outcomes
 from reports.plan import plan_of
 from reports.table import Cell, build_table, render
 
@@ -45,7 +46,7 @@ def report(
     metric = judged[0]
     margin = plan.margin if margin is None else margin
     steps = compare(arms, judged, previous=True, margin=margin, plan=plan)
-    notes += [*verdict_notes(runs), *shared_notes(runs), *plan.notes]
+    notes += [*notes_on_outcomes(runs), *shared_notes(runs), *plan.notes]
     if as_json:
         pairs = zip(arms, arms[1:], steps, strict=False)
         return {
@@ -59,7 +60,7 @@ def report(
     for number, arm in enumerate(arms):
         line = {"step": Cell(arm.label), "what changed": Cell("")}
         cells = _cells(arm, ["seeds", *(columns or [])])
-        line |= {"seeds": cells.pop("seeds"), metric: Cell(*figure_of(arm, metric)), **cells}
+        line |= {"seeds": cells.pop("seeds"), metric: figure_cell(arm, metric), **cells}
         line |= {name: Cell("") for name in ("against the one before", "p", "")}
         if number:
             step = steps[number - 1]
@@ -74,6 +75,14 @@ def report(
     if style == "csv":
         return table
     return "\n".join([*notes, table, "", *caveats(steps)])
+
+
+def figure_cell(arm: Arm, metric: str) -> Cell:
+    """The figure of a step; how many of its seeds it is of, where some diverged."""
+    tested, lost = len(arm.predictions), len(lost_runs(arm.runs))
+    if lost and not tested:
+        return Cell("diverged")
+    return Cell(*figure_of(arm, metric), f"{tested} of {tested + lost}" if lost else "")
 
 
 def _steps_in(folder: str) -> list[str]:
@@ -96,8 +105,8 @@ def _arms_of(paths: Sequence[str]) -> tuple[list[Arm], list[str]]:
     labels = shortest_tails([Path(path).absolute().parts for path in paths])
     for label, path in zip(labels, paths, strict=True):
         there = find_runs(path)
-        tested = [run for run in there if (run.path / "test/metrics/predictions.csv").is_file()]
-        runs = without_repeats(tested)
+        counted = [run for run in there if has_test_rows(run) or lost_runs([run])]
+        runs = sorted(without_repeats(counted), key=lambda run: run.path)
         kept = {run.path for run in runs}
         notes += [
             f"note: {run.path} has no test rows yet, or repeats a run"

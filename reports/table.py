@@ -22,6 +22,7 @@ from evaluation.metrics import doubtful_groups
 from evaluation.stats import mean_interval
 from reports.arms import group_runs, labels_of, settings_of, show
 from reports.folder import RunFolder, interval_of, number
+from reports.outcomes import counted
 from settings import flatten
 
 # What a table shows without being asked, where a run has it.
@@ -67,11 +68,15 @@ SETTINGS_FIRST = (
 
 @dataclass
 class Cell:
-    """A value of one line: text, or a number with its interval (mean over seeds, or a run's)."""
+    """A value of one line: text, or a number with its interval (mean over seeds, or a run's).
+
+    seeds: of how many it is the mean, where some diverged and have none: 2 of 3.
+    """
 
     value: Any
     low: float = math.nan
     high: float = math.nan
+    seeds: str = ""
 
     def text(self, digits: int = 4) -> str:
         if isinstance(self.value, float | int) and abs(self.value) >= 1e7:  # FLOPs, bytes
@@ -80,7 +85,7 @@ class Cell:
             return show(self.value)
         shown = f"{self.value:.{digits}f}"
         if math.isnan(self.low):
-            return shown
+            return f"{shown} ({self.seeds})" if self.seeds else shown
         return f"{shown} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
@@ -103,6 +108,7 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     known = [row for row in evaluations if number(row.get("val_loss")) is not None]
     if known:  # all of the evaluation that chose the weights
         best = min(known, key=lambda row: row["val_loss"])
+        best = known[-1] if "diverged" in run.failures else best  # what it came to
         validation = {k: v for k, v in best.items() if k.startswith("val_")}
     facts["command"] = command_of(run)
     figures = {**facts, "train_loss": last.get("train_loss"), **validation, **flatten(run.metrics)}
@@ -125,7 +131,7 @@ def build_table(
     figures = [[figures_of(run) for run in group] for group in groups]
     if columns is None:
         columns = _columns_to_show(groups, settings, figures)
-    known = {"run", "seeds", "status"}.union(
+    known = {"run", "seeds", "status", "verdicts"}.union(
         *settings, *(each for group in figures for each in group)
     )
     for name in columns:
@@ -154,11 +160,13 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
     few = any(doubtful_groups(each) for group in figures for each in group)
     devices = {show(each.get("device")) for group in figures for each in group}
     unfinished = any(run.status != "finished" for group in groups for run in group)
+    judged = any(run.kinds or run.failures for group in groups for run in group)
     return [
         *("run", *differing, *(["seeds"] if several else []), *present),
         *(["groups"] if few else []),
         *(["device"] if len(devices) > 1 else []),
         *(["status"] if unfinished else []),
+        *(["verdicts"] if judged else []),
     ]
 
 
@@ -168,8 +176,19 @@ def _cell(name: str, group: list[RunFolder], setting: dict, figures: list[dict])
     if name == "status":
         states = [run.status for run in group]
         return Cell(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    if name == "verdicts":
+        return Cell(counted(group) or None)
     raw = [each.get(name) for each in figures]
     values = [float(value) for value in map(number, raw) if value is not None]
+    without = [
+        run
+        for run, value in zip(group, map(number, raw), strict=True)
+        if value is None and "diverged" in run.failures
+    ]
+    if name not in setting and without and name != "minutes":
+        if not values:
+            return Cell("diverged")
+        return Cell(float(np.mean(values)), seeds=f"{len(values)} of {len(group)}")
     if not values or name in setting:
         value = setting.get(name, raw[0])
         written = isinstance(value, int | float) and not isinstance(value, bool)
@@ -238,11 +257,11 @@ def _csv(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> str:
     with_interval = {
         name for name in columns if any(not math.isnan(line[name].low) for line in lines)
     }
-    names = [
-        each
-        for name in columns
-        for each in ([name, f"{name}_low", f"{name}_high"] if name in with_interval else [name])
-    ]
+    partly = {name for name in columns if any(line[name].seeds for line in lines)}
+    names = []
+    for name in columns:
+        names += [name, *([f"{name}_low", f"{name}_high"] if name in with_interval else [])]
+        names += [f"{name}_seeds"] * (name in partly)
     writer.writerow(names)
     for line in lines:
         row: list[Any] = []
@@ -251,5 +270,6 @@ def _csv(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> str:
             row.append("" if cell.value is None else cell.value)
             if name in with_interval:
                 row += ["" if math.isnan(bound) else bound for bound in (cell.low, cell.high)]
+            row += [cell.seeds] * (name in partly)
         writer.writerow(row)
     return text.getvalue().rstrip("\n")

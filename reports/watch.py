@@ -70,7 +70,7 @@ def _watch_live(path: Path, log: MetricsLog, every_seconds: float) -> None:
 
 
 def _style(name: str, value: str) -> str:
-    if name == "verdict" or value.startswith("failed"):
+    if name == "verdict" or value.startswith(("failed", "finished, but")):
         return "bold red"
     if name == "note":
         return "yellow"
@@ -113,7 +113,8 @@ def _look(path: Path, log: MetricsLog) -> RunFolder:
 
 def state(run: RunFolder, log: MetricsLog) -> list[tuple[str, str]]:
     """What is known of a run now, as (name, value) pairs of plain text, one line each."""
-    rows = [("status", run.status)]
+    but = f", but {', '.join(run.failures)}" if run.failures and run.status == "finished" else ""
+    rows = [("status", run.status + but)]
     rows += [("verdict", verdict) for verdict in run.verdicts]
     rows += [("note", note) for note in run.notes]
     if silent := silence(run, log):

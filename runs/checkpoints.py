@@ -66,13 +66,14 @@ class Checkpoints:
         self.world.on_rank_0(write)
 
     def export(self, experiment: Experiment, state: State, name: str) -> None:
-        """best or final: weights that others can open."""
+        """best or final: weights that others can open; the average of them, where there is one."""
         state.collect()
-        self.world.on_rank_0(
-            lambda: self._write(
-                self.weights / name, lambda beside: experiment.export(state, beside), state.step
+        with state.averaged():
+            self.world.on_rank_0(
+                lambda: self._write(
+                    self.weights / name, lambda beside: experiment.export(state, beside), state.step
+                )
             )
-        )
 
     def _write(self, folder: Path, fill: Callable[[Path], None], step: int) -> None:
         """write_folder, its time and size noted."""

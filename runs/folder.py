@@ -20,8 +20,9 @@ import yaml
 
 from core import State, World
 from device import device_name, peak_memory
+from evaluation import outcomes
 from files import PROJECT, read_json, write_text
-from runs.results import summary_lines
+from runs.results import last_lines
 from settings import FREE_SETTINGS, Settings, as_dict, current_names, flatten
 
 SCHEMA_VERSION = 1
@@ -31,6 +32,7 @@ OWN_KEYS = (
     "status",
     "exit_reason",
     "verdicts",
+    "verdict_rules",
     "script",
     "command",
     "seed",
@@ -109,7 +111,8 @@ class RunFolder:
                 )
             if read_json(folder / "run.json").get("status") == "finished":
                 metrics = read_json(folder / "test/metrics/metrics.json")
-                return "\n".join(summary_lines(metrics)) or "  (it has no test metrics)"
+                verdicts = read_json(folder / "run.json").get("verdicts", [])
+                return "\n".join(last_lines(metrics, verdicts))
         if not begun or not (folder / "config.yaml").exists():
             settings = as_dict(config)
             for key in ("out", "fresh", "dry_run", "stop_after"):
@@ -140,8 +143,11 @@ class RunFolder:
         if script not in (None, self.script):
             return [f"script: {script} there, {self.script} now"]
         # a setting that is newer than the run has its default, which changed nothing
-        there = flatten(as_dict(type(self.config)())) | flatten(current_names(there))
+        recorded = flatten(current_names(there))
+        there = flatten(as_dict(type(self.config)())) | recorded
         now = flatten(as_dict(self.config))
+        if "r_drop" not in recorded and now.get("label_smoothing") == 0 and "task" in now:
+            there["label_smoothing"] = 0.0  # language models recorded .1 and did without
         return [
             f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS)
@@ -179,11 +185,20 @@ class RunFolder:
         self.facts |= now | {"sessions": [*self.facts.get("sessions", []), session]}
         self.write_record(state)
 
-    def verdict(self, text: str) -> None:
-        """A finding about the run (collapsed, diverged, overfitted): said once, kept."""
-        if text not in self.verdicts:
-            self.verdicts.append(text)
+    def verdict(self, text: str, say: bool = True) -> None:
+        """Keep a verdict, in the place of an earlier one of its kind. It is said, and written at
+        once, when it is new."""
+        kind = outcomes.kind_of(text)
+        earlier = [v for v in self.verdicts if v == text or kind and outcomes.kind_of(v) == kind]
+        self.verdicts = [v for v in self.verdicts if v not in earlier] + [text]
+        if say and not earlier:
             self.world.say(f"warning: {text}")
+            if self.world.rank == 0:
+                self.write_record()
+
+    def withdraw(self, *kinds: str) -> None:
+        """Forget the verdicts of these kinds: what they were of has changed."""
+        self.verdicts = [v for v in self.verdicts if outcomes.kind_of(v) not in kinds]
 
     def write_record(self, state: State | None = None) -> None:
         """run.json; state: as far as it has come. Rank 0 only."""
@@ -200,6 +215,7 @@ class RunFolder:
             "status": self.status,
             "exit_reason": self.exit_reason,
             "verdicts": self.verdicts,
+            "verdict_rules": outcomes.RULES,
             "script": self.script,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "seed": self.config.seed,

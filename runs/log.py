@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from core import State, World
 from device import peak_memory
 from evaluation.monitor import Monitor, open_trackers
+from evaluation.outcomes import Course
 from files import disk_error, write_text
 from runs.results import finite
 
@@ -21,12 +20,13 @@ from runs.results import finite
 class Log:
     """The log of one session, written by rank 0; the other ranks' does nothing."""
 
-    def __init__(self, folder: Path, world: World, monitor: Monitor | None):
+    def __init__(self, folder: Path, world: World, monitor: Monitor | None, course: Course):
+        """course: is told of every line."""
         self.path, self.world, self.monitor = folder / "train/metrics/metrics.jsonl", world, monitor
         self.bar: Any = None
         self._file: io.TextIOBase | None = None
         self._trackers: list[Any] = []
-        self._recent: list[float] = []
+        self.course = course
         self._said = 0.0
 
     def open(self, state: State, trackers: str | None, settings: dict[str, Any]) -> None:
@@ -50,6 +50,7 @@ class Log:
                 again = evaluation_pending and is_evaluation and values["step"] == step
                 if values["step"] <= step and not again:
                     kept.append(line + "\n")
+                    self.course.add(values)
         write_text(self.path, "".join(kept))
 
     def show_bar(self, state: State) -> None:
@@ -64,6 +65,7 @@ class Log:
         """One line of metrics.jsonl."""
         if self._file is None:
             return
+        self.course.add(line)
         try:
             self._file.write(json.dumps(finite(line)) + "\n")
         except OSError as error:
@@ -125,21 +127,6 @@ class Log:
         self.write({"step": state.step, **metrics})
         text = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
         self.world.say(f"step {state.step}  {text}")
-
-    def check_health(self, state: State, loss: float) -> str | None:
-        """Says what looks wrong with a step; returns a verdict where training diverged."""
-        if state.skipped_steps and state.precision != "fp16":
-            self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
-        if state.skipped_steps >= 20 or (state.skipped_steps >= 5 and state.precision != "fp16"):
-            return (
-                "diverged: the gradient stayed NaN or infinite; try a lower --lr, a longer "
-                "--warmup_frac, or --precision fp32"
-            )
-        self._recent = [*self._recent[-49:], loss]
-        usual = float(np.median(self._recent))
-        if len(self._recent) == 50 and loss > 3 * usual and loss > usual + 1:
-            self.world.say(f"step {state.step}: loss spike, {loss:.3f} (median of 50: {usual:.3f})")
-        return None
 
     def close(self) -> None:
         if self.bar is not None:

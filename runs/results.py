@@ -3,7 +3,7 @@
 import heapq
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         only = f"; {groups}" if groups else ""
         lines.insert(0, f"  test rows: {metrics.get('n')} (95 % intervals in brackets{only})")
     return lines
+
+
+def last_lines(metrics: dict[str, Any], verdicts: Sequence[str]) -> list[str]:
+    """What a run says at its end: the figures, and below them what they do not say."""
+    figures = summary_lines(metrics) or ["  (it has no test metrics)"] * (not metrics)
+    return [*figures, *(f"verdict: {verdict}" for verdict in verdicts)]
 
 
 def finite(value: Any) -> Any:

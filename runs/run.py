@@ -14,13 +14,14 @@ import numpy as np
 
 from core import State, Stopped, World
 from device import peak_memory
+from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
 from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
 from runs.checkpoints import Checkpoints
 from runs.folder import RunFolder
 from runs.log import Log
-from runs.results import summary_lines, write_result
+from runs.results import last_lines, summary_lines, write_result
 from settings import Settings, as_dict, left_out, read_so_far, require_read
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -37,6 +38,7 @@ class Run:
         self.monitor = Monitor(world.device) if config.machine_log and world.rank == 0 else None
         self.training = False
         self.early = False  # stopped by --patience
+        self.course = outcomes.Course()  # of the log's lines; rank 0's
         self._log: Log | None = None
         self._steps_here = 0
         self._step_started = 0.0
@@ -80,7 +82,7 @@ class Run:
             raise SystemExit(0)
         if self.world.rank == 0:
             self.record.read_record()
-        self._log = Log(self.folder, self.world, self.monitor)
+        self._log = Log(self.folder, self.world, self.monitor, self.course)
         self._checkpoints = Checkpoints(
             self.folder, self.world, self.config.keep_every, self._spent
         )
@@ -106,6 +108,8 @@ class Run:
             self.end("stopped", "before training began")
         elif error is not None:
             self.end("failed", f"{kind.__name__}: {error}")
+            if isinstance(error, outcomes.Diverged):
+                self.record.verdict(self.course.diverged(str(error)))
         if self.world.rank == 0 and not self.config.dry_run:
             with contextlib.suppress(Exception):
                 self.record.write_record()
@@ -125,7 +129,10 @@ class Run:
         folder = self.folder / "baseline"
         if self.world.from_rank_0((folder / "metrics/metrics.json").exists()):
             return
-        result = measure()
+        try:
+            result = measure()
+        except outcomes.Diverged as error:
+            raise ValueError(f"before training: {error}") from None
         self.world.on_rank_0(lambda: write_result(folder, result))
         if result.metrics:
             self.world.say("\n".join(["before training:", *summary_lines(result.metrics)]))
@@ -144,6 +151,7 @@ class Run:
                 state.load_state_dict(saved)
             settings = as_dict(self.config)
             self._log.open(state, self.config.trackers, settings)
+            self.record.withdraw("diverged")  # if it is true, it will be found again
             self.record.begin_session(state)
 
         self.world.on_rank_0(load)
@@ -180,9 +188,11 @@ class Run:
         if self._steps_here == 1:
             # some are for rank 0 alone, which trains the tokenizer
             require_read(self.config, self.world.gather_rows(read_so_far(self.config)))
-        if verdict := self._log.check_health(state, stats["train_loss"]):
-            self.record.verdict(verdict)
-            raise RuntimeError(f"training diverged at step {state.step}")
+        if state.skipped_steps and state.precision != "fp16":
+            self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
+        outcomes.require_gradients(state.skipped_steps, state.precision, state.step)
+        if spiked := self.course.spiked():
+            self.record.verdict(spiked)
         evaluate_due = self._evaluation_due(state)
         try:
             if evaluate_due:
@@ -213,10 +223,13 @@ class Run:
     def _evaluate(self, state: State) -> None:
         started = time.perf_counter()
         # all ranks decide from the same numbers
-        metrics = self.world.from_rank_0(self.experiment.evaluate(state))
+        with state.averaged():
+            metrics = self.world.from_rank_0(self.experiment.evaluate(state))
         self._spent(evaluation_seconds=time.perf_counter() - started)
         self._log.evaluation(state, metrics)
         loss = metrics["val_loss"]
+        outcomes.require_finite(loss, f"the validation loss of step {state.step}")
+        self._judge_early(state)
         if loss < state.best:
             state.best, state.best_step, state.bad_evaluations = loss, state.step, 0
             self._checkpoints.export(self.experiment, state, "best")
@@ -226,6 +239,17 @@ class Run:
         state.last_val_loss = loss
         self._check_patience(state)
         self._restart_clock(state)
+
+    def _judge_early(self, state: State) -> None:
+        """Say what an evaluation shows while there is time to stop; the end decides."""
+        early = state.step < state.loader.steps_per_epoch  # what it has not seen it cannot know
+        evidence = None if early else getattr(self.experiment, "evidence", None)
+        now = {
+            "collapsed": outcomes.collapsed(evidence),
+            "overfitted": self.course.overfitted(),
+        }
+        for kind, verdict in now.items():
+            self.record.verdict(verdict) if verdict else self.record.withdraw(kind)
 
     def _restart_clock(self, state: State) -> None:
         """What passed since the step is no training time."""
@@ -265,11 +289,6 @@ class Run:
         if self.status == "stopped":
             return
         reason = self.exit_reason or "all steps done"
-        if state.last_val_loss > 1.05 * state.best:
-            self.record.verdict(
-                f"overfitted: validation loss rose from {state.best:.4f} at step {state.best_step} "
-                f"to {state.last_val_loss:.4f}; fewer --epochs, more rows or more dropout"
-            )
         self._checkpoints.export(experiment, state, "final")
         tested_with, problem = self._checkpoints.restore(experiment, state, self.config.test_with)
         if problem:
@@ -278,8 +297,9 @@ class Run:
             result = experiment.test(state)
         except Stopped:
             return self._stop_in_test(state)
-        for verdict in result.verdicts:
-            self.record.verdict(verdict)
+        self.record.withdraw(*outcomes.FAILED, *outcomes.CAUTIONS)
+        for verdict in outcomes.verdicts_of(self.course, result.evidence):
+            self.record.verdict(verdict, say=False)
         result.metrics.update({"tested_with": tested_with, "best_step": state.best_step})
         self.end("finished", reason)
 
@@ -291,7 +311,7 @@ class Run:
         if self._log.bar is not None:
             self._log.bar.close()
         lines = [f"finished: {self.folder} ({state.seconds:.0f} s of training)"]
-        self.world.say("\n".join([*lines, *summary_lines(result.metrics)]))
+        self.world.say("\n".join([*lines, *last_lines(result.metrics, self.record.verdicts)]))
         if self.config.page and self.world.rank == 0:
             self._make_page()
 

@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from files import write_text
+from files import read_json, write_text
 from runs.folder import restarted_by_torchrun
-from runs.results import summary_lines
+from runs.results import last_lines
 from runs.run import Run
 
 
@@ -36,7 +36,8 @@ def finish_suite(
     tasks: Sequence[str],
     averages: Callable[[dict[str, dict[str, Any]]], dict[str, Any]],
 ) -> None:
-    """Write and say the averages when every task below the suite's folder is finished.
+    """Write and say the averages when every task below the suite's folder is finished, or has
+    diverged, which is an outcome.
 
     averages: metrics by task name → those of the suite, with what is `missing` for an average.
     """
@@ -44,8 +45,8 @@ def finish_suite(
         results, verdicts, seconds = {}, [], 0.0
         for task in tasks:
             folder = suite.folder / task
-            results[task] = json.loads((folder / "test/metrics/metrics.json").read_text())
-            record = json.loads((folder / "run.json").read_text())
+            results[task] = read_json(folder / "test/metrics/metrics.json")  # {}: it diverged
+            record = read_json(folder / "run.json")
             verdicts += [f"{task}: {verdict}" for verdict in record["verdicts"]]
             seconds += record["seconds"]
         metrics = averages(results)
@@ -55,7 +56,7 @@ def finish_suite(
         lines = [f"finished: {suite.folder} ({seconds:.0f} s of training)"]
         if metrics["missing"]:
             lines.append(f"  no average, it lacks {', '.join(metrics['missing'])}")
-        suite.world.say("\n".join([*lines, *summary_lines(metrics)]))
+        suite.world.say("\n".join([*lines, *last_lines(metrics, verdicts)]))
     suite.end("finished", "all tasks done")
 
 

@@ -62,8 +62,8 @@ def test_a_class_without_training_rows_gets_no_probability(tmp_path):
 
     train = [row(i, i % 2, "train") for i in range(20)]
     parts = {"train": train, "val": train, "test": [row(30, 1, "test"), row(31, 2, "test")]}
-    p, _, count = tfidf.fit(parts, 3)
+    p, p_val, _, count = tfidf.fit(parts, 3)
     assert np.allclose(p.sum(axis=1), 1) and (p[:, 2] == 0).all() and p[0, 1] > 0.5
-    assert count > 3
+    assert count > 3 and p_val.shape == (20, 3)
     with pytest.raises(ValueError, match="one label"):
         tfidf.fit({**parts, "train": train[::2]}, 3)

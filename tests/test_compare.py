@@ -508,8 +508,7 @@ def test_notes_are_short_and_said_once(tmp_path, report):
             rows = classifier(50, 1.0, seed + ord(arm))
             write_run(tmp_path / arm / f"seed_{seed}", rows, seed=seed, verdicts=[long])
     text = report("compare", tmp_path / "a", tmp_path / "b")
-    assert text.count("collapsed") == 1
-    assert f"note: 6 of 6 runs collapsed: report.py page {tmp_path}/a/seed_0" in text
+    assert text.count("collapsed") == 1 and text.count("note: 6 of 6 runs, ") == 1
 
 
 def test_ten_runs_of_ten_thousand_rows_in_two_seconds(tmp_path):

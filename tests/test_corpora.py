@@ -33,9 +33,9 @@ from data.corpora import (
     open_source,
     split_corpus,
     train_tokenizer,
-    unigram_entropy,
 )
 from device import Machine
+from experiments import pretraining
 from files import damage
 from settings import Settings
 
@@ -289,6 +289,7 @@ import torch
 import core
 from data import corpora
 from device import Machine
+from experiments import pretraining
 corpora.BLOCK_CHARACTERS = 20_000
 if __name__ == "__main__":
     world = core.World(torch.device("cpu"), Machine())
@@ -358,6 +359,7 @@ import torch
 import core
 from data import corpora
 from device import Machine
+from experiments import pretraining
 corpora.BLOCK_CHARACTERS = 1 << 17
 world = core.World(torch.device("cpu"), Machine())
 peaks = []
@@ -636,11 +638,15 @@ def test_another_process_maps_the_files_itself(corpus):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_unigram_entropy_of_known_shares(corpus):
-    ids = np.arange(len(corpus))
+def test_the_loss_by_frequency_alone_is_of_the_masked_tokens_under_training_frequencies(corpus):
+    train, held_out = np.arange(len(corpus)), np.arange(len(corpus))[1::2]
+    data = MlmData(corpus, held_out)
+    found = pretraining.frequencies_alone(corpus, train, data)
+    labels = data.collate(np.arange(len(held_out)), None)["labels"]
+    asked = collections.Counter(labels[labels != core.IGNORE_INDEX].tolist())
     tokens = all_rows(corpus).reshape(-1)
-    counts = collections.Counter(tokens[~corpus.is_special[tokens]].tolist())
-    shares = [count / counts.total() for count in counts.values()]
-    expected = -sum(share * math.log(share) for share in shares)
-    assert unigram_entropy(corpus, ids) == pytest.approx(expected)
-    assert unigram_entropy(corpus, ids, sequences=400) == pytest.approx(expected, rel=0.05)
+    seen = collections.Counter(tokens[~corpus.is_special[tokens]].tolist())
+    losses = [count * -math.log(seen[token] / seen.total()) for token, count in asked.items()]
+    assert found == pytest.approx(sum(losses) / asked.total(), rel=0.02)
+    few = pretraining.frequencies_alone(corpus, train, data, most=len(train) // 4)
+    assert few == pytest.approx(found, rel=0.05)

@@ -20,6 +20,7 @@ import eval_bert
 import files
 from commands import validate as validation
 from data import glue
+from evaluation import outcomes
 from experiments import experiment
 from experiments import glue as glue_tuning
 from files import write_folder
@@ -224,6 +225,27 @@ def test_a_suite_that_was_stopped_continues_and_repeats_nothing(settings, suites
     assert found["n"] == 2 * NUM_DEV
 
 
+def test_a_task_that_diverges_is_an_outcome_of_its_suite(settings, tmp_path, monkeypatch, capsys):
+    values = glue_tuning.FineTuning.values
+
+    def spoilt(self, state, data):
+        return values(self, state, data) * (np.nan if self.task.name == "rte" else 1)
+
+    monkeypatch.setattr(glue_tuning.FineTuning, "values", spoilt)
+    evaluate(*settings, "--suite=rte,mrpc", "--epochs=1", "--lr=1e-3", f"--out={tmp_path}")
+    record = read_json(tmp_path / "run.json")
+    assert record["status"] == "finished"
+    assert outcomes.failures(record["verdicts"])[0] == "diverged"
+    assert record["verdicts"][0].startswith("rte: diverged: ")
+    assert read_json(tmp_path / "rte/run.json")["status"] == "failed"
+    assert "mrpc_accuracy" in metrics_of(tmp_path) and "rte_accuracy" not in metrics_of(tmp_path)
+    assert "verdict: rte: diverged" in capsys.readouterr().out
+    averages = glue_tuning.suite_metrics(
+        {**dict.fromkeys(glue.SUITES["glue"], {}), "rte": {"n": 2}}
+    )
+    assert "glue" not in averages and "cola matthews_correlation" in averages["missing"]
+
+
 def test_other_settings_do_not_mix_with_a_suites_tasks(settings, suites, tmp_path):
     out = shutil.copytree(suites["glue"], tmp_path / "suite")
     before = predictions_of(out / "cola")
@@ -244,7 +266,7 @@ def test_fresh_begins_every_task_anew(settings, suites, tmp_path):
 
 def test_without_out_the_unfinished_suite_is_found(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = [*settings, "--suite=rte,wnli", "--epochs=1", "--stop_after=1"]
+    command = [*settings, "--suite=rte,mrpc", "--epochs=1", "--stop_after=1"]
     for _ in range(3):
         evaluate(*command)
     (root,) = (path.parent for path in tmp_path.glob("results/*/*/run.json"))

@@ -262,15 +262,19 @@ def test_recipes(models, monkeypatch):
 @pytest.mark.parametrize(
     "words, language, problem",
     [
-        (["--size=tiny"], False, "needs --init random"),
-        (["--distill_weight=.5"], False, "needs a teacher"),
+        (["--size=tiny"], False, "with --init random"),
+        (["--distill_weight=.5"], False, "with --student_of"),
+        (["--stride=8", "--init=random", "--size=tiny"], False, "for language modelling"),
+        (["--init=random", "--size=tiny", "--crop=true"], True, "leave nothing out"),
+        (["--init=random", "--size=tiny", "--head_lr=1"], True, "phase 1"),
+        (["--init=random", "--size=tiny", "--budget=1", "--head_epochs=1"], False, "one phase"),
         (["--init=random", "--head_epochs=1"], True, "tied to its embeddings"),
         (["--init=random", "--stride=2000"], True, "would never be in a window"),
         (["--init=random", "--student_of=x"], True, "leave out --init"),
     ],
 )
 def test_settings_that_do_not_go_together(words, language, problem):
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises((ValueError, SystemExit), match=problem):
         phases.with_recipe(parse(*words), language)
 
 

@@ -16,7 +16,7 @@ import core
 from data import glue
 from data.glue import TASKS, Row
 from data.rows import subset
-from evaluation import glue_metrics, stats
+from evaluation import glue_metrics, outcomes, stats
 from experiments import glue as glue_tuning
 from methods.optimizers import build_optimizer, parameter_groups
 from settings import Settings
@@ -773,8 +773,8 @@ def test_a_constant_model_is_called_collapsed(folder):
             np.tile([1.0, 0.0], (len(rows), 1)) if task.classes else np.full((len(rows), 1), 9.0)
         )
         good = np.stack([1 - labels, labels], 1) * 9 if task.classes else labels[:, None]
-        assert glue_tuning.collapsed(task, rows, constant).startswith("collapsed")
-        assert glue_tuning.collapsed(task, rows, good) is None
+        assert outcomes.collapsed(glue_tuning.answers(task, rows, constant)).startswith("collapsed")
+        assert outcomes.collapsed(glue_tuning.answers(task, rows, good)) is None
 
 
 def test_averages_weigh_every_number_alike():

@@ -158,12 +158,6 @@ def test_perplexity_equals_the_recipe_of_transformers(model, stride):
 # ---- documents ----
 
 
-def test_the_answer_by_frequency_alone():
-    """Shares 3/8, 2/8, 1/8, 1/8, 1/8 of five tokens, by hand."""
-    found = language.unigram_entropy(np.array([0, 1, 0]), np.array([0, 4]), 5)
-    assert found == pytest.approx(-(math.log(3 / 8) + math.log(1 / 8)) / 2)
-
-
 def test_wikitext_is_read_by_articles(tmp_path):
     folder = wikitext_folder(tmp_path / "wikitext")
     loaded, separated, notes = documents.load_documents("wikitext2", str(folder))

@@ -13,6 +13,7 @@ import files
 import report
 import run_6_light
 from benchmarks import lightning_twin
+from evaluation import outcomes
 from experiments import experiment, preference
 from settings import parse_settings
 
@@ -101,6 +102,32 @@ def test_the_steps_are_those_of_run_2(runs):
     for name in ("examples", "tokens", "epoch"):
         assert lines(runs[LIGHT], name)[-1] == lines(runs[OURS], name)[-1]
     assert len(lines(runs[LIGHT], "val_loss")) == len(lines(runs[OURS], "val_loss")) == 2
+
+
+def test_lightning_s_run_has_the_verdicts_of_the_others(words, tmp_path, monkeypatch, capsys):
+    """Lightning itself would train on with NaN to the end."""
+    loss, steps = run_6_light.PairModule.loss, []
+
+    def spoilt(self, batch, smoothing=0.0):
+        value, logits = loss(self, batch, smoothing)
+        steps.append(self.training)
+        return (value * float("nan") if sum(steps) > 3 else value), logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_6_light.PairModule, "loss", spoilt)
+        with pytest.raises(outcomes.Diverged, match="validation loss of step 5"):
+            lightning_twin.train(LIGHT, words, tmp_path / "a")
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    assert record["status"] == "failed" and outcomes.failures(record["verdicts"]) == ["diverged"]
+    assert "training loss was" in record["verdicts"][0]
+    log = (tmp_path / "a/train/metrics/metrics.jsonl").read_text()
+    assert "NaN" not in log and '"train_loss": null' in log
+    capsys.readouterr()
+    still = [word for word in words if "lr=" not in word]
+    lightning_twin.train(LIGHT, [*still, "--lr=1e-12"], tmp_path / "b")
+    record = json.loads((tmp_path / "b/run.json").read_text())
+    assert outcomes.failures(record["verdicts"]) == ["collapsed"]
+    assert "verdict: collapsed: " in capsys.readouterr().err
 
 
 def test_report_compares_both_and_makes_a_page(runs, capsys):

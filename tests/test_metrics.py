@@ -201,39 +201,6 @@ def test_temperature_is_recovered_from_logits_and_from_log_probabilities(tempera
     assert losses[0] == min(losses)
 
 
-def test_collapse_is_named_for_constant_answers_and_not_for_good_ones():
-    _, probabilities, labels = sample_rows(1000, seed=13)
-    assert metrics.collapse_verdict(probabilities, labels) is None
-
-    constant = np.tile([0.36, 0.33, 0.31], (1000, 1))
-    verdict = metrics.collapse_verdict(constant, labels)
-    assert "100.0% of 1,000 predictions are '0'" in verdict
-    assert "warm-up" in verdict and "\n" not in verdict
-
-    confident = metrics.apply_temperature(np.log(probabilities), 0.2)  # varied, but worse than none
-    verdict = metrics.collapse_verdict(confident, labels)
-    assert "log loss" in verdict and "predictions are" not in verdict
-
-
-def test_rare_classes_are_not_a_collapse_and_prior_shares_move_the_bar():
-    labels = np.arange(1000) < 4  # .4 %; the model finds half of them and is never badly wrong
-    found = np.arange(1000) < 2
-    probabilities = np.stack([np.where(found, 0.05, 0.997), np.where(found, 0.95, 0.003)], axis=1)
-    labels = labels.astype(int)
-    assert metrics.collapse_verdict(probabilities, labels) is None
-    assert metrics.collapse_verdict(np.tile([0.9, 0.1], (50, 1)), np.zeros(50, int)) is None
-
-    labels = np.arange(100) % 2
-    weak = np.stack([0.35 - 0.1 * labels, 0.65 + 0.1 * labels], axis=1)
-    weak[0] = [0.6, 0.4]
-    weak[2] = [0.6, 0.4]  # two rows of class 0, so that 98 % are class 1
-    assert "log loss" not in str(metrics.collapse_verdict(weak, labels))
-    assert metrics.collapse_verdict(weak, labels, prior_shares=[0.5, 0.5]) is None
-    biased = np.tile([0.2, 0.8], (100, 1))
-    assert "log loss" in metrics.collapse_verdict(biased, labels)
-    assert "log loss" not in metrics.collapse_verdict(biased, labels, prior_shares=[0.1, 0.9])
-
-
 GOOD = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
 
 
@@ -251,8 +218,6 @@ GOOD = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
 def test_bad_rows_are_refused_with_the_row(probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
         metrics.classification_metrics(probabilities, labels, list(range(len(labels))), NAMES)
-    with pytest.raises(ValueError, match=message):
-        metrics.collapse_verdict(probabilities, labels)
 
 
 def test_other_bad_input_is_refused():
@@ -264,8 +229,6 @@ def test_other_bad_input_is_refused():
         metrics.preference_metrics(GOOD, GOOD, [0, 1], [0, 1], [1], [2])
     with pytest.raises(ValueError, match="expected two"):
         metrics.average_swapped(GOOD, GOOD[:1])
-    with pytest.raises(ValueError, match="prior_shares"):
-        metrics.collapse_verdict(GOOD, [0, 1], prior_shares=[0.5, 0.5])
     with pytest.raises(ValueError, match="Inf"):
         metrics.fit_temperature([[0.0, -np.inf]], [0])
     with pytest.raises(ValueError, match="above 0"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import core
-from methods.muon import COEFFICIENTS, Muon, muon_flops, muon_groups, muon_update, orthogonalize
-from models import gpt
+from methods.muon import COEFFICIENTS, Muon, muon_flops, muon_update, orthogonalize, split_for_muon
+from methods.optimizers import parameter_groups
+from models import gpt, pretrained
 from settings import Settings
 
 SHAPES = [(6, 4), (4, 6), (5, 5)]
@@ -84,7 +85,10 @@ def two_kinds(seed: int = 0) -> torch.nn.Module:
 
 
 def groups_of(model: torch.nn.Module) -> list[dict]:
-    return muon_groups(model, model[0], lr=0.01, adamw_lr=0.003, weight_decay=0.1)
+    layers = {id(p): "layer_0" for p in model[0].parameters()}
+    layers |= {id(p): "head" for p in model[1].parameters()}
+    groups = parameter_groups({"all": model.parameters()}, {"all": 0.003}, weight_decay=0.1)
+    return split_for_muon(groups, layers, ratio=0.01 / 0.003)
 
 
 def set_gradients(model: torch.nn.Module, step: int) -> None:
@@ -147,7 +151,9 @@ def test_state_continues_where_it_was_saved(tmp_path):
 def test_the_groups_of_a_gpt_hold_every_parameter_once(tied):
     sizes = {"vocab_size": 61, "n_layer": 2, "n_head": 2, "n_embd": 32, "qk_norm": True}
     model = gpt.build_gpt(0, tie_word_embeddings=tied, **sizes)
-    groups = muon_groups(model, model.model.layers, lr=0.01, adamw_lr=0.003, weight_decay=0.1)
+    layers = {id(p): pretrained.layer_of(name) for name, p in model.named_parameters()}
+    groups = parameter_groups({"gpt": model.parameters()}, {"gpt": 0.003}, weight_decay=0.1)
+    groups = split_for_muon(groups, layers, ratio=3)
     parts = {group["part"]: group for group in groups}
     assert len(parts["matrices"]["params"]) == 2 * 7
     assert all(p.ndim == 2 for p in parts["matrices"]["params"])

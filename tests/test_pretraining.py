@@ -23,6 +23,7 @@ import runs
 from commands import calibrate, download, extract, validate
 from commands.validate import open_pretraining
 from device import Machine
+from evaluation import outcomes
 from experiments import experiment, pretraining
 from files import write_folder
 from methods import curvature
@@ -339,6 +340,20 @@ def test_the_final_weights_open_with_transformers_and_have_that_loss(words, whol
     assert tested["primary"] == "loss" and tested["num_targets"] > 0
     for metrics in (tested, found):  # of so few groups
         assert "degrees of freedom" in metrics["no_interval"]["val_loss"]
+
+
+def test_a_model_that_knows_frequencies_alone_or_never_moved_is_told_so(words, tmp_path):
+    folder = train(words, tmp_path / "stuck", "lr=1e-9")
+    (verdict,) = json.loads((folder / "run.json").read_text())["verdicts"]
+    assert outcomes.kind_of(verdict) == "token frequencies"
+    found = validate.validate(str(folder), core.single_world("cpu"))
+    assert outcomes.kind_of(found["verdict"]) == "token frequencies"
+    # how many steps fit into hours nobody knows: here it is one, at the rate of the first
+    folder = train(words, tmp_path / "short", "budget_unit=hours", "budget=1e-9")
+    verdicts = json.loads((folder / "run.json").read_text())["verdicts"]
+    assert outcomes.failures(verdicts) == ["zero learning rate", "token frequencies"]
+    with pytest.raises(ValueError, match="the learning rate is 0 in all 1 steps"):
+        train(words, tmp_path / "known", "budget_unit=steps", "budget=1")
 
 
 @pytest.mark.parametrize("word", ["--weights=best", "eval.checkpoint=smallest"])

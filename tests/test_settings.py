@@ -14,7 +14,7 @@ import core
 import run_5_models
 import runs
 from device import Machine
-from settings import FREE_SETTINGS, Settings, parse_settings
+from settings import FREE_SETTINGS, Settings, flatten, parse_settings
 
 Config = run_5_models.Config
 
@@ -169,7 +169,7 @@ def test_given_is_false_for_free_settings_alone():
 
 
 def test_given_is_true_for_any_other_setting(file):
-    defaults = dataclasses.asdict(Config())
+    defaults = flatten(dataclasses.asdict(Config()))
     for name in defaults.keys() - FREE_SETTINGS:
         value = "null" if defaults[name] is None else defaults[name]
         assert parse("--workers", "1", f"{name}={value}")[1] is True, name

@@ -540,6 +540,31 @@ def test_a_diverging_value_loses_and_a_broken_trial_leaves_the_arm_out(folder, c
     assert "broken: its seeds were not run" in said and "hot/tune" not in said.split("failed:")[1]
 
 
+def test_a_seed_that_diverges_is_an_outcome_and_not_tried_again(folder, capsys):
+    words = ("fake.py", "--grid", "lr=1e-3,0.5", "--seeds", "2", "--out", "o")
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "seed_0  diverged after" in said and "FAILED" not in said
+    assert "diverged: 2 of 4 runs: lr=0.5/seed_0, lr=0.5/seed_1" in said
+    assert Path("reports.txt").read_text() == "table o\ncompare o/lr=0.001 o/lr=0.5\n"
+    assert run(*words) == 0 and len(launches()) == 4
+    assert "4 of 4 are finished already" in capsys.readouterr().out
+
+
+def test_an_arm_whose_trials_all_diverge_says_so(folder, capsys):
+    config = write("script: fake.py\nseeds: 1\ntune: {lr: [0.5, 0.9]}\narms: {hot: {}}\n")
+    assert run("--config", config, "--out", "o") == 1
+    assert "hot: its seeds were not run: all its trials diverged" in capsys.readouterr().out
+
+
+def test_a_collapsed_run_is_not_said_to_be_fine(folder, capsys):
+    Path("fake.py").write_text(
+        SCRIPT.replace('record("finished")', 'record("finished", verdicts=["collapsed: all A"])')
+    )
+    assert run("fake.py", "--seeds", "1", "--out", "o") == 0
+    assert "s, but collapsed: accuracy 0.7000" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------ controls
 
 

@@ -1,0 +1,323 @@
+"""What every experiment does alike around a step, so that each method is open to each script.
+
+An experiment says what its model answers at each target (target_logits). From that follow label
+smoothing, R-Drop, the curvature of Sophia-G and the losses that batch selection ranks; budgets,
+layer-wise learning rates, optimizers, schedules and averaged weights need no more than the
+settings. build_state puts together what the settings name.
+"""
+
+import abc
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import core
+from device import autocast, to_device
+from experiments.experiment import Data
+from methods import clock as clocks
+from methods.averaging import WeightAverage, WindowAverage
+from methods.batch_selection import SelectingLoader, SelectiveBackprop
+from methods.curvature import Curvature, SeekingLoader
+from methods.dropout import drops
+from methods.losses import loss_sum, target_losses
+from methods.muon import split_for_muon
+from methods.optimizers import (
+    build_optimizer,
+    decay_by_depth,
+    sampled_label_loss_sum,
+    sampled_score_loss_sum,
+)
+from methods.schedules import build_schedule, require_learning
+from models.pretrained import layer_of
+from settings import Settings, replace
+
+
+class Targets(NamedTuple):
+    """What a model answers where something is asked."""
+
+    logits: Tensor  # (targets, classes), or (targets, 1) of a score
+    labels: Tensor  # (targets,) whole numbers, or the scores
+    rows: Tensor | None = None  # (targets,) the row of the batch of each; None: one target a row
+
+
+class Training(abc.ABC):
+    """The part of an experiment that a step works with; a subclass has data, model and figures."""
+
+    config: Settings
+    world: core.World
+    precision: str
+    train: Data
+
+    SCORING_ROWS = 128  # a forward pass; fixed, so that memory running out changes no score
+    curvature: Curvature | None = None
+    has_classes = True  # or tokens; not a score
+
+    @abc.abstractmethod
+    def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
+        """The answers to a micro-batch."""
+
+    # -- losses
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a training step over each row."""
+        return 2 if self.config.r_drop else 1
+
+    def loss_of_targets(
+        self, model: nn.Module, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, int | Tensor]:
+        """(training loss in nats summed over the targets, their number), with --label_smoothing and
+        --r_drop."""
+        config = self.config
+        answers = [self.target_logits(model, batch) for _ in range(self.passes)]
+        passes, labels = [each.logits for each in answers], answers[0].labels
+        return loss_sum(passes, labels, config.label_smoothing, config.r_drop), len(labels)
+
+    def needs_targets(self) -> bool:
+        """Whether the loss is another than the plain cross-entropy, which may have a faster way."""
+        return self.passes > 1 or self.config.label_smoothing > 0
+
+    def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """As the loss, against labels drawn from the model's own answers: for Sophia."""
+        answers = self.target_logits(model, batch)
+        scores = answers.labels.is_floating_point()
+        sampled = sampled_score_loss_sum if scores else sampled_label_loss_sum
+        return sampled(answers.logits), len(answers.labels)
+
+    def row_losses(self, model: nn.Module, batch: dict[str, Tensor], rows: int) -> Tensor:
+        """(rows,) the mean loss of each row's targets; 0 where it has none."""
+        answers = self.target_logits(model, batch)
+        losses = target_losses(answers.logits, answers.labels)
+        if answers.rows is None:
+            return losses
+        sums = losses.new_zeros(rows).index_add_(0, answers.rows, losses)
+        return sums / torch.bincount(answers.rows, minlength=rows).clamp(min=1)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, candidates: np.ndarray) -> np.ndarray | None:
+        """The loss of each (row, epoch), (n,), the same on every rank; None after a signal."""
+        started = time.perf_counter()
+        world = self.world
+        parts = [
+            candidates[start : start + self.SCORING_ROWS]
+            for start in range(0, len(candidates), self.SCORING_ROWS)
+        ]
+        mine = []
+        model.eval()
+        for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
+            if world.stop_requested():
+                break
+            rows, epochs = parts[index].T
+            batch = to_device(self.train.collate(rows, epochs), world.device)
+            with autocast(world.device, self.precision):
+                losses = self.row_losses(model, batch, len(rows))
+            mine.append((index, losses.float().cpu().numpy()))
+        model.train()
+        if world.any(world.stop_requested()):
+            return None
+        scored = dict(world.gather_rows(mine))
+        self.spend("forward", time.perf_counter() - started)
+        return np.concatenate([scored[index] for index in range(len(parts))])
+
+    # -- what happens around a step
+
+    depth = 0  # layers that there are at this time, where they change
+
+    def before_update(self, state: core.State) -> bool:
+        """Estimate the curvature where that is due; False after a signal."""
+        self.start_timing()
+        return self.estimate_curvature(state)
+
+    def estimate_curvature(self, state: core.State) -> bool:
+        if self.curvature is None or not self.curvature.due(state.step, self.depth):
+            return True
+        started = time.perf_counter()
+        if self.curvature.estimate(state, self.depth, self.sampled_loss_sum) is None:
+            return False
+        self.spend("curvature", time.perf_counter() - started)
+        return True
+
+    def start_timing(self) -> None:
+        """A step begins here: what passes from now on is charged to it."""
+        self.step_started, self.apart = time.perf_counter(), 0.0
+
+    def spend(self, kind: str, seconds: float) -> None:
+        """Wall-clock time, where that is the budget: rank 0's, on all ranks."""
+        if getattr(self.clock, "unit", None) == "hours":
+            self.apart += seconds
+            self.clock.measure(kind, self.world.from_rank_0(seconds))
+
+    def charge(self, state: core.State, work: core.Work) -> None:
+        """What the update took, of all ranks, told alike to the clock of each."""
+        if not isinstance(self.clock, clocks.BudgetClock):
+            return
+        self.charge_rows(state, work)
+        self.spend("train", time.perf_counter() - self.step_started - self.apart)
+        self.clock.settle()
+
+    def charge_rows(self, state: core.State, work: core.Work) -> None:
+        self.clock.charge("train", self.depth, self.passes * sum(work.sizes))
+        self.charge_scores(state)
+
+    def charge_scores(self, state: core.State) -> None:
+        """What chose the rows, and what Sophia's curvature took."""
+        if isinstance(state.loader, SelectingLoader):
+            self.clock.charge("forward", self.depth, state.loader.scored)
+        if self.curvature and self.curvature.step == state.step - 1:
+            self.clock.charge("curvature", self.depth, self.curvature.loader.config.batch)
+
+    # -- putting it together
+
+    def curvature_data(self, seed: int) -> Data:
+        """The rows for estimates of the curvature; what is drawn in them may come from seed."""
+        return self.train
+
+    def build_selector(self) -> Any:
+        config = self.config
+        if config.selection.name == "rho_loss":
+            raise ValueError(
+                "selection.name=rho_loss: irreducible losses are extracted for pretrain_bert.py's "
+                "corpora alone; use selective_backprop"
+            )
+        chunk = min(128, config.batch)  # with a larger one a batch would wait for its turn
+        chosen = config.selection
+        return SelectiveBackprop(config.batch, config.seed, chosen.beta, chosen.history, chunk)
+
+    def build_clock(self, model: nn.Module, total_steps: int) -> Any:
+        """Steps of --epochs, or the clock of --budget."""
+        config = self.config
+        if config.budget is None:
+            return core.StepClock(total_steps)
+        costs = None
+        if config.budget_unit == "flops":
+            tokens = float(np.mean(self.train.tokens))
+            pairs = float(np.mean(np.multiply(self.train.tokens, self.train.lengths)))
+            costs = clocks.costs_of_rows(model, layer_of, tokens, pairs)
+        return clocks.BudgetClock(config.budget, config.budget_unit, costs, free_work(config))
+
+
+def build_state(
+    experiment: Training,
+    model: nn.Module,
+    groups: list[dict],
+    *,
+    loader: core.TrainLoader | None = None,
+    schedule: Callable[[float], float] | None = None,
+    extras: dict[str, Any] | None = None,
+    kind: type[core.State] | Callable[..., core.State] = core.State,
+    **more: Any,
+) -> core.State:
+    """Optimizer, loader, clock and schedule of the settings around a model that is placed.
+
+    groups: of methods.optimizers.parameter_groups, or others of its form. loader, schedule: in
+    place of those of --epochs and --schedule. more: fields of the state.
+    ValueError where the settings name a method that the experiment cannot have.
+    """
+    config, world = experiment.config, experiment.world
+    check_methods(experiment, model)
+    extras = dict(extras or {})
+    layers = {id(p): layer_of(name) for name, p in model.named_parameters()}
+    groups = decay_by_depth(groups, layers, config.layer_decay)
+    if config.optimizer == "muon":
+        groups = split_for_muon(groups, layers, (config.matrix_lr or config.lr) / config.lr)
+    if config.optimizer == "sophiag":
+        # rows of their own: the order of the training data stays the baseline's
+        seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
+        own = replace(config, batch=config.sophia.rows, seed=seed)
+        estimates = SeekingLoader(experiment.curvature_data(seed), own, world)
+        experiment.curvature = extras["curvature"] = Curvature(estimates, config.sophia.every)
+    loader = loader or core.TrainLoader(experiment.train, config, world)
+    experiment.clock = experiment.build_clock(model, loader.total_steps)
+    total_steps = experiment.clock.total_steps  # None: not known before the run
+    if config.selection.name != "uniform":
+        score = functools.partial(experiment.score, model)
+        selector = experiment.build_selector()
+        loader = SelectingLoader(experiment.train, loader.config, world, selector, score)
+        extras["selection"] = loader
+    experiment.start_timing()
+    schedule = schedule or schedule_of(config)
+    require_learning(schedule, total_steps)
+    return kind(
+        config=config,
+        world=world,
+        model=model,
+        optimizer=build_optimizer(
+            config.optimizer,
+            groups,
+            config.lr,
+            betas=config.betas or config.BETAS.get(config.optimizer),
+            eps=config.eps,
+            rho=config.sophia.rho,
+            momentum=config.momentum,
+        ),
+        loader=loader,
+        clock=experiment.clock,
+        schedule=schedule,
+        precision=experiment.precision,
+        layer_of=layer_of,
+        extras=extras,
+        average=build_average(config, model, total_steps),
+        before_update=experiment.before_update,
+        charge=experiment.charge,
+        **more,
+    )
+
+
+def free_work(config: Settings) -> set[str]:
+    """The kinds of work that the budget does not count."""
+    free = {"forward"} if not config.selection.charge_forward else set()
+    return free | ({"curvature"} if not config.sophia.charge else set())
+
+
+def build_average(config: Settings, model: nn.Module, total_steps: int | None) -> Any:
+    """The average of the weights that --average_frac asks for, or None."""
+    if not config.average_frac:
+        return None
+    if config.average == "window":
+        return WindowAverage(model, 1 - config.average_frac)
+    if total_steps is None:
+        raise ValueError(
+            "--average exponential looks back over a number of steps, which a budget of "
+            f"{config.budget_unit} does not tell before the run: use --average window"
+        )
+    return WeightAverage(model, max(1, config.average_frac * total_steps))
+
+
+def schedule_of(config: Settings, total_steps: int | None = None) -> Callable[[float], float]:
+    """The schedule that the settings name; total_steps: to refuse one that is 0 in all of them."""
+    return build_schedule(
+        config.schedule,
+        config.warmup_frac,
+        config.min_lr / config.lr,
+        config.decay_frac,
+        total_steps,
+    )
+
+
+def check_methods(experiment: Training, model: nn.Module) -> None:
+    """ValueError for a method that would do something else here than its name says."""
+    config, world = experiment.config, experiment.world
+    if experiment.passes > 1 and not (drops(model) or getattr(experiment, "head_dropout", 0)):
+        raise ValueError(
+            "--r_drop compares two passes of different dropout, and this model has none: it needs "
+            "--dropout above 0"
+        )
+    if not experiment.has_classes:
+        for name in ("label_smoothing", "r_drop"):
+            if getattr(config, name):
+                raise ValueError(f"--{name} is a method for classes: this task predicts a score")
+    if world.sharded:
+        for name, there in (
+            ("--optimizer muon", config.optimizer == "muon"),
+            ("--optimizer sophiag", config.optimizer == "sophiag"),
+            ("--average_frac", config.average_frac > 0),
+            ("--label_smoothing or --r_drop", experiment.needs_targets()),
+            ("--selection.name", config.selection.name != "uniform"),
+        ):
+            if there:
+                raise ValueError(f"{name} needs whole matrices, of which --shard has parts")

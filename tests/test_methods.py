@@ -1,0 +1,93 @@
+"""Every method is open to every script: a cell a method here, all of them in tests/long."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+from systems import DROPS, METHODS, REFUSED, System, build_systems
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ("preference", "glue", "gpt2", "gpt2 lm", "headlines", "alpaca", "bert")
+# a cell a method, each script several times
+CELLS = [(name, NAMES[i % len(NAMES)]) for i, name in enumerate(METHODS)]
+
+
+@pytest.fixture(scope="session")
+def systems(tmp_path_factory, cache_folder) -> dict[str, System]:
+    return build_systems(tmp_path_factory.mktemp("systems"))
+
+
+@pytest.fixture(scope="session")
+def plain(systems, tmp_path_factory):
+    """plain(system, words) → the run without any method, trained once for each words."""
+    done: dict[tuple, Path] = {}
+
+    def run(name: str, words: tuple[str, ...] = ()) -> Path:
+        if (name, words) not in done:
+            folder = tmp_path_factory.mktemp("plain") / "run"
+            done[name, words] = systems[name].train(folder, *words)
+        return done[name, words]
+
+    return run
+
+
+def weights_of(folder: Path) -> str:
+    """A hash of the final weights."""
+    digest = hashlib.sha256()
+    for path in sorted((folder / "train/weights/final").glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_cell(method: str, name: str, systems: dict[str, System], plain, out: Path) -> None:
+    """The method trains, is finished, and gives other weights; or says why it is refused."""
+    drops = tuple(DROPS.get(name, ())) if method == "R-Drop" else ()
+    if reason := REFUSED.get((name, method)):
+        with pytest.raises((SystemExit, ValueError), match=re.escape(reason)):
+            systems[name].train(out, *METHODS[method])
+        return
+    if method == "RHO-loss":
+        return check_rho(systems[name], out)
+    systems[name].train(out, *METHODS[method], *drops)
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "finished" and record["steps"] >= 1
+    assert (out / "test/metrics/metrics.json").exists()
+    assert weights_of(out) != weights_of(plain(name, drops))
+
+
+def check_rho(system: System, out: Path) -> None:
+    """Of a table of losses as extract_il_losses writes it."""
+    import numpy as np
+
+    import core
+    from experiments import pretraining
+    from methods.batch_selection import IrreducibleLosses
+
+    config = system.parse()[0]
+    _, split = pretraining.load_parts(config, core.single_world("cpu"))
+    losses = np.random.default_rng(0).normal(4, 0.3, len(split.train))
+    IrreducibleLosses(split.train, losses, split.fingerprint).save_part(out / "losses", 0)
+    words = ("--selection.name=rho_loss", f"--selection.il_losses={out / 'losses'}")
+    system.train(out / "run", *words, "--selection.mega_batch=20")
+    assert json.loads((out / "run/run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("method, name", CELLS)
+def test_a_method_trains_and_changes_the_weights(method, name, systems, plain, tmp_path):
+    check_cell(method, name, systems, plain, tmp_path / "run")
+
+
+def test_the_table_of_the_page_is_that_of_the_cells():
+    """docs/methods.md: a row a method, a column a script, open or a number of a reason."""
+    lines = (PROJECT / "docs/methods.md").read_text().splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    assert rows[0][1:] == list(NAMES)
+    table = {row[0]: dict(zip(NAMES, row[1:], strict=True)) for row in rows[2:]}
+    assert set(table) == set(METHODS)
+    for method, cells in table.items():
+        for name, cell in cells.items():
+            assert (cell == "open") == ((name, method) not in REFUSED), (method, name)
