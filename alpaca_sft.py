@@ -35,7 +35,7 @@ class Config(Settings):
     """Settings of alpaca_sft.py."""
 
     ONLY_WITH = {
-        "size": "init=random",
+        "size": "init=random|by_name",
         "lora_alpha": "lora_r",
         "lora_dropout": "lora_r",
         "lora_scaling": "lora_r",
@@ -50,8 +50,9 @@ class Config(Settings):
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any causal model: run or local folder, hub id"""
     weights: Literal["best", "final"] = "best"
     """which weights of a run folder"""
-    init: Literal["pretrained", "random"] = "pretrained"
-    """start from the published weights, or from random ones of the same shape"""
+    init: Literal["pretrained", "random", "by_name"] = "pretrained"
+    """start from the published weights, or from random ones of the same shape; by_name: random,
+    each parameter from the seed and its own name, so that architectures share a start"""
     size: Literal["tiny", "mini", "distilgpt2", "gpt2"] | None = None
     """shape of a random GPT-2, with GPT-2's vocabulary; null: that of --model"""
     data: str = "tatsu-lab/alpaca"

@@ -37,7 +37,7 @@ class Config(Settings):
     """Settings of finetune_gpt2.py."""
 
     ONLY_WITH = {
-        "size": "init=random",
+        "size": "init=random|by_name",
         "distill_weight": "student_of",
         "temperature": "distill_weight",
     }
@@ -49,8 +49,9 @@ class Config(Settings):
     """gpt2, distilgpt2, any causal model or encoder: a run folder, a local folder, a hub id"""
     weights: Literal["best", "final"] = "best"
     """which weights of a run folder"""
-    init: Literal["pretrained", "random"] = "pretrained"
-    """start from the published weights, or from random ones of the same shape"""
+    init: Literal["pretrained", "random", "by_name"] = "pretrained"
+    """start from the published weights, or from random ones of the same shape; by_name: random,
+    each parameter from the seed and its own name, so that architectures share a start"""
     size: Literal["tiny", "mini", "distilgpt2", "gpt2"] | None = None
     """shape of a random GPT-2, with GPT-2's vocabulary; null: that of --model"""
     student_of: str | None = None

@@ -6,6 +6,7 @@
     python report.py table results --sort -accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
     python report.py watch results/demo
+    python report.py intervals results                       # older runs' by today's method
     python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
 
 A folder of runs counts as one arm: the seeds of one setting. Fewer than three seeds an arm say
@@ -14,6 +15,7 @@ something of these models only; from three on, of the change.
 
 import argparse
 import difflib
+import json
 import os
 import sys
 from pathlib import Path
@@ -38,6 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     def names(text: str) -> list[str]:
         return [name for name in text.split(",") if name]
 
+    def margin(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--margin", type=float, metavar="DIFFERENCE", help=(
+            "a difference that does not matter: an interval inside ± it is called the same"
+        ))  # fmt: skip
+
     compare = command("compare", "what differs between runs, and whether the difference is noise")
     compare.add_argument(
         "runs", nargs="+", help="runs, or folders of runs; the first is the baseline"
@@ -50,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         "compare runs on different rows, unpaired"
     ))  # fmt: skip
 
+    margin(compare)
+
     table = command("table", "one line a setting, with the columns that differ")
     table.add_argument("runs", nargs="+", help="runs, or folders of runs")
     table.add_argument("--columns", type=names, help="these columns, e.g. model,lr,accuracy")
@@ -61,12 +70,16 @@ def build_parser() -> argparse.ArgumentParser:
         "the steps in order, each a run or a folder of runs; or one folder that has one folder a "
         "step, in the order of their names"
     ))  # fmt: skip
-    steps.add_argument("--metric", help="of the differences, e.g. accuracy; else the first")
+    steps.add_argument("--metric", help="of the differences, e.g. accuracy; else the primary one")
+    margin(steps)
     steps.add_argument("--columns", type=names, help="these beside it, e.g. training_flops,minutes")
     for parser_with_styles in (compare, table, steps):
         style = parser_with_styles.add_mutually_exclusive_group()
         style.add_argument("--markdown", action="store_const", dest="style", const="github")
-        style.add_argument("--html", action="store_const", dest="style", const="html")
+        style.add_argument("--html", action="store_const", dest="style", const="html", help=(
+            "a page to redirect into a file" if parser_with_styles is compare else "as HTML"
+        ))  # fmt: skip
+        style.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
         if parser_with_styles is not compare:
             style.add_argument("--csv", action="store_const", dest="style", const="csv")
 
@@ -79,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     watch.add_argument("run")
     watch.add_argument("--every", type=float, default=2.0, help="seconds between looks (default 2)")
     watch.add_argument("--once", action="store_true", help="print the state and stop")
+
+    intervals = command("intervals", "those of older runs once more, by today's method")
+    intervals.add_argument("runs", nargs="+", help="runs, or folders of runs")
 
     power = command("power", "how many rows and seeds would show a difference, before any run")
     add_power_options(power)
@@ -101,7 +117,17 @@ def add_power_options(power: argparse.ArgumentParser) -> None:
     power.add_argument("--like", nargs="+", metavar="RUN", help=(
         "take these figures from earlier runs: two seeds of one setting, or more"
     ))  # fmt: skip
-    power.add_argument("--metric", default="accuracy", help="of --like (default accuracy)")
+    power.add_argument("--metric", help="of --like (default: the primary one)")
+    power.add_argument("--comparisons", type=int, default=1, help=(
+        "how many share the 5 %%: arms less one (default 1)"
+    ))  # fmt: skip
+    power.add_argument("--paired", action="store_true", help=(
+        "seeds are paired, as the plan will declare"
+    ))  # fmt: skip
+    power.add_argument("--correlation", type=float, default=0.0, help=(
+        "of the arms over shared seeds, with --paired (default 0)"
+    ))  # fmt: skip
+    power.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
 
 
 def run_command(arguments: argparse.Namespace) -> str:
@@ -109,9 +135,14 @@ def run_command(arguments: argparse.Namespace) -> str:
     if arguments.command == "compare":
         from reports import compare
 
-        return compare.report(
-            arguments.runs, arguments.group_by, arguments.metrics, arguments.anyway, style
-        )
+        asked = (arguments.runs, arguments.group_by, arguments.metrics, arguments.anyway)
+        if arguments.json:
+            return as_json(compare.build_report(*asked, arguments.margin).as_json())
+        if style == "html":
+            from reports import compare_page
+
+            return compare_page.html(compare.build_report(*asked, arguments.margin))
+        return compare.report(*asked, style, arguments.margin)
     if arguments.command == "table":
         from reports import table
 
@@ -121,11 +152,17 @@ def run_command(arguments: argparse.Namespace) -> str:
             lines = table.sort_lines(lines, arguments.sort)
         for note in folder.shared_notes(runs):
             print(folder.clean(note), file=sys.stderr)
+        if arguments.json:
+            return as_json(table.as_json(columns, lines))
         return table.render(columns, lines, style)
     if arguments.command == "steps":
         from reports import steps
 
-        return steps.report(arguments.runs, arguments.metric, arguments.columns, style)
+        found = steps.report(
+            *(arguments.runs, arguments.metric, arguments.columns, style),
+            *(arguments.margin, arguments.json),
+        )
+        return found if isinstance(found, str) else as_json(found)
     if arguments.command == "page":
         from reports import page
 
@@ -138,9 +175,18 @@ def run_command(arguments: argparse.Namespace) -> str:
 
         watch.watch(Path(arguments.run), arguments.every, arguments.once)
         return ""
+    if arguments.command == "intervals":
+        from reports import recompute
+
+        return recompute.report(arguments.runs)
     from reports import power
 
-    return power.report(arguments)
+    found = power.report(arguments)
+    return found if isinstance(found, str) else as_json(found)
+
+
+def as_json(content: dict) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False)
 
 
 def main(words: list[str] | None = None) -> None:

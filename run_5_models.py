@@ -26,8 +26,9 @@ class Config(preference.Config):
 
     ONLY_WITH = {"cache_features": "freeze!=none"}
 
-    init: Literal["pretrained", "random"] = "pretrained"
-    """start from the published weights, or from random ones of the same shape"""
+    init: Literal["pretrained", "random", "by_name"] = "pretrained"
+    """start from the published weights, or from random ones of the same shape; by_name: random,
+    each parameter from the seed and its own name, so that architectures share a start"""
     freeze: str = "none"
     """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
     cache_features: bool = True

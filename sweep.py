@@ -26,6 +26,8 @@ A sweep file is a settings file with these keys besides; all other keys are comm
                                         # the end, with test_with: final); an arm may have as many
                                         # values of its own
     tune_by: val_accuracy               # the best of this figure instead
+    paired: true                        # the comparison pairs runs of one seed (docs/statistics.md)
+    margin: 0.01                        # a difference of the primary metric that does not matter
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
@@ -53,13 +55,18 @@ import yaml
 
 import console
 import files
+from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
 from files import find_file
 from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
 REPORT = PROJECT / "report.py"
-SWEEP_KEYS = ("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by")
+SWEEP_KEYS = (
+    *("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by"),
+    *("paired", "margin"),
+)
+DECLARED = {"paired": False, "margin": None}  # before the first result, or not at all
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {
@@ -302,7 +309,32 @@ class Plan:
             find_script(arm.script)
         stem = Path(args.config or self.arms[0].script).stem + ("_aa" if args.aa else "")
         self.out = Path(args.out) if args.out else Path("results", "sweeps", stem)
+        self.declared = self.read_declared(keys)
         self.check_arms()
+
+    def read_declared(self, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """`paired` and `margin`, which decide how results are judged: a finished run fixes them."""
+        declared = {name: keys.get(name, default) for name, default in DECLARED.items()}
+        paired, margin = declared["paired"], declared["margin"]
+        if not isinstance(paired, bool):
+            raise refuse(f"paired: {text_of(paired)}: expected true or false")
+        positive = isinstance(margin, int | float) and not isinstance(margin, bool) and margin > 0
+        if margin is not None and not (positive and math.isfinite(margin)):
+            raise refuse(f"margin: {text_of(margin)}: expected a difference above 0")
+        if paired and len({tuple(sorted(arm.seeds)) for arm in self.arms}) > 1:
+            raise refuse("paired: true: all arms need the same seeds")
+        path = self.out / "sweep.yaml"
+        before = read_yaml(str(path)) if path.is_file() else {}
+        records = [read_json(file) for file in self.out.glob("*/seed_*/run.json")]
+        finished = sum(record.get("status") == "finished" for record in records)
+        for name, default in DECLARED.items() if before and finished else ():
+            if (was := before.get(name, default)) != declared[name]:
+                raise refuse(
+                    f"{name}: {text_of(declared[name])}: the plan said {text_of(was)} before "
+                    f"{finished} runs finished, and results must not choose how they are judged: "
+                    f"{name}: {text_of(was)}, or another --out"
+                )
+        return {name: value for name, value in declared.items() if value != DECLARED[name]}
 
     @staticmethod
     def control_arms(script: str | None, seeds: list[int]) -> dict[str, dict]:
@@ -362,6 +394,7 @@ class Plan:
             "processes": self.processes,
             "tune_seed": self.tune_seed,
             "tune_by": self.tune_by,
+            **self.declared,
             "arms": {
                 arm.label: {
                     "script": arm.script,
@@ -465,7 +498,10 @@ def headline(metrics: Mapping[str, Any]) -> str:
     """The first figure that has an interval, e.g. accuracy 0.6580 [0.6210, 0.6930]."""
     for name, value in metrics.items():
         if interval := metrics.get(f"{name}_ci95"):
-            return f"{name} {value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+            groups = doubtful_groups(metrics)
+            return f"{name} {value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]" + (
+                f" ({groups.partition(':')[0]})" if groups else ""
+            )
     return "no figure with an interval"
 
 

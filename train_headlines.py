@@ -58,6 +58,9 @@ class Config(Settings):
     """tokens of a window; titles as sequences are never cut"""
     batch: int = 320
     """windows or titles an update over all processes (the global batch)"""
+    init: Literal["in_order", "by_name"] = "in_order"
+    """parameters drawn one after the other, or by_name, each from the seed and its own name: then
+    arms of other architecture share a start, and pairing by seed pays (docs/statistics.md)"""
     n_layer: int = 6
     """layers"""
     n_head: int = 8

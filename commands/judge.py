@@ -28,7 +28,7 @@ from data.rows import stable_hash, subset
 from evaluation import judge
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.metrics import apply_temperature
-from evaluation.stats import cluster_bootstrap
+from evaluation.stats import interval
 from files import cache_folder, csv_text, read_json, read_yaml, write_text
 from models.decoding import Decoding
 
@@ -259,12 +259,12 @@ def write(
     unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
     if "judge" not in metrics:
         return console.say(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
-    low, high = metrics.get("judge_ci95", (float("nan"), float("nan")))
+    interval = "[{:.2f}, {:.2f}]".format(*metrics["judge_ci95"]) if "judge_ci95" in metrics else ""
     spread = metrics.get("judge_repeat_std")
     spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
     by, count = strip_control(metrics["judge_by"]), metrics["judge_n"]
     console.say(
-        f"judge: {metrics['judge']:.2f} [{low:.2f}, {high:.2f}] of 100 on {count} answers"
+        f"judge: {metrics['judge']:.2f} {interval or '(no interval)'} of 100 on {count} answers"
         f"{unscored}{spread}, by {by}: {folder / 'judge.json'}"
     )
 
@@ -330,7 +330,7 @@ def check_preference_run(run: Path) -> None:
     rows = np.arange(len(labels))
     # against the best constant answer, which these rows themselves give: no easy opponent
     gain = np.log(np.maximum(p[rows, labels], 1e-12)) - np.log(shares[labels])
-    low, high = cluster_bootstrap(gain, [line["group"] for line in lines])
+    low, high, *_ = interval(gain, [line["group"] for line in lines])
     if not low > 0:
         raise ValueError(
             f"{run} cannot judge: on its {len(lines)} test rows it is not better than the constant "

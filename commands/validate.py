@@ -11,8 +11,10 @@ from tqdm import tqdm
 import core
 from data import corpora
 from device import autocast, choose_precision, to_device
+from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, collapsed
-from experiments.pretraining import Config, frequencies_alone, load_parts, loss_interval
+from evaluation.stats import Ratio, interval
+from experiments.pretraining import Config, frequencies_alone, load_parts
 from files import damage, write_text
 from models import bert, pretrained
 from settings import parse_settings
@@ -66,9 +68,7 @@ def precision_of(settings: Config, world: core.World) -> str:
     return choose_precision(settings.precision, world.device.type, world.machine)
 
 
-def validate(
-    run: str, world: core.World, weights: str = "final"
-) -> dict[str, str | float | int | list]:
+def validate(run: str, world: core.World, weights: str = "final") -> Metrics:
     """Validation loss of a run's final or best weights, under the masks of its validation."""
     settings, corpus, split, model = open_pretraining(Path(run), world, weights)
     data = corpora.MlmData(corpus, split.validation)
@@ -77,10 +77,10 @@ def validate(
     )
     groups = corpus.group_of(data.ids)
     loss_sum, targets = values.sum(axis=0)
-    metrics: dict[str, str | float | int | list] = {"weights": weights, "n": len(data)}
+    metrics: Metrics = {"weights": weights, "n": len(data)}
     metrics["val_loss"] = float(loss_sum / targets)
-    if interval := loss_interval(values, groups):
-        metrics["val_loss_ci95"] = interval
+    metrics |= interval_facts("val_loss", groups, values[:, 1])
+    add_interval(metrics, "val_loss", interval(values, groups, Ratio(0, 1)))
     train_ids = split.il_train if settings.validation.il_model else split.train
     metrics["unigram_entropy"] = frequencies_alone(corpus, train_ids, data)
     if verdict := collapsed(TokenLoss(metrics["val_loss"], metrics["unigram_entropy"])):

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.stats import cluster_bootstrap
+from evaluation.stats import interval
 from evaluation.waits import told_wait
 
 ATTEMPTS = 6  # of a request that fails; the waits between them double
@@ -634,9 +634,12 @@ def judge_metrics(scores: np.ndarray, groups: Sequence[Hashable]) -> dict[str, A
     means = np.nanmean(scores[rows], axis=1)
     metrics["judge"] = float(means.mean())
     chosen = [groups[row] for row in rows]
-    if len({str(group) for group in chosen}) > 1:
-        low, high = cluster_bootstrap(means, chosen)
-        metrics["judge_ci95"] = [float(low), float(high)]
+    found = interval(means, chosen)
+    metrics["judge_groups"] = len({str(group) for group in chosen})
+    if found.problem:
+        metrics["judge_no_interval"] = found.problem
+    else:
+        metrics["judge_ci95"] = [found.low, found.high]
     if scores.shape[1] > 1:
         each = [float(np.nanmean(column)) for column in scores[rows].T if (~np.isnan(column)).any()]
         metrics["judge_of_repeats"] = each

@@ -1,25 +1,75 @@
 """What a classifier's probabilities are worth, as numbers that go into metrics.json unchanged.
 
-Every `<name>_ci95` is [low, high]. A number that these rows cannot give (the recall of a class
-that no row has, an interval from a single group) is absent, not zero. Losses are in nats.
+Every `<name>_ci95` is [low, high]; where there is none, `no_interval` says why by name. A number
+that these rows cannot give (the recall of a class that no row has) is absent, not zero. Losses
+are in nats. With intervals come the facts that a comparison reads: `primary`, the metric that was
+trained and chosen and carries a verdict; `interval_method`; and how many `groups` n rows are in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from evaluation.outcomes import Diverged
-from evaluation.stats import cluster_bootstrap, proportion_interval
+from evaluation.stats import (
+    FEW_GROUPS,
+    METHOD,
+    Function,
+    Interval,
+    Ratio,
+    group_index,
+    interval,
+    proportion_interval,
+)
 
 PREFERENCE_CLASSES = ("A", "B", "tie")
 TIE = 2
 SWAP = [1, 0, 2]  # where the columns A, B, tie stand after A and B changed places
 CALIBRATION_BINS = 15
 
-Metrics = dict[str, int | float | str | list]
+Metrics = dict[str, int | float | str | list | dict]
+
+
+def interval_facts(
+    primary: str, groups: Sequence[Hashable], weights: np.ndarray | None = None
+) -> Metrics:
+    """What metrics.json says of its intervals, beside them. effective_groups: as many of equal
+    size would say as much, size being the sum of `weights` (n,), the targets of a row, or 1."""
+    sizes = np.bincount(group_index(groups), weights)
+    return {
+        "primary": primary,
+        "interval_method": METHOD,
+        "groups": len(sizes),
+        "effective_groups": round(float(sizes.sum() ** 2 / (sizes**2).sum()), 1),
+    }
+
+
+def doubtful_groups(metrics: Mapping[str, Any]) -> str:
+    """What a reader of intervals has to know of their groups: how many, below FEW_GROUPS, and
+    that some outweigh the others; "" where neither is the case or metrics.json is too old."""
+    groups, effective = metrics.get("groups"), metrics.get("effective_groups")
+    if not isinstance(groups, int) or not isinstance(effective, int | float):
+        return ""
+    unit = "rows" if groups == metrics.get("n") else "groups of rows"
+    if effective < groups / 2:
+        return (
+            f"{groups:,} {unit} of such different size that they count as {effective:.0f}: where "
+            "the figure rises with their size its interval is too narrow"
+        )
+    return f"{groups} {unit}" if groups < FEW_GROUPS else ""
+
+
+def add_interval(result: Metrics, name: str, found: Interval) -> None:
+    """`<name>_ci95`, or in `no_interval` why there is none."""
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        problem = found.problem or "an end is beyond what a float holds"
+        result.setdefault("no_interval", {})[name] = problem
+    else:
+        result[f"{name}_ci95"] = [float(found.low), float(found.high)]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -34,6 +84,7 @@ def classification_metrics(
     groups: Sequence[Hashable],
     class_names: Sequence[str],
     intervals: bool = True,
+    primary: str = "log_loss",
 ) -> Metrics:
     """Metrics of probabilities (n, k) against labels (n,) in 0..k-1, rows grouped by `groups` (n,).
 
@@ -43,10 +94,9 @@ def classification_metrics(
     constant_accuracy, the share of the commonest label, constant_class, prior_entropy of the label
     shares and uniform_log_loss = ln k (nats).
 
-    Shares have Wilson's interval where no group repeats, else a cluster bootstrap, as rows of
-    one group are not independent; log_loss and f1_macro always have the bootstrap. The calibration
-    error has none: it is a sum of absolute values, so resampling only adds to it, and the
-    interval of a perfectly calibrated model never holds 0 (0 of 100 simulated, n = 2,000).
+    Intervals are those of evaluation.stats. The calibration error has none: it is a sum of
+    absolute values, biased upwards, and the interval of a perfectly calibrated model would never
+    hold 0 (0 of 100 simulated, n = 2,000).
     `intervals=False` skips them all, for evaluations during training.
 
     ValueError when a row is not a probability distribution, a label is outside 0..k-1, lengths
@@ -66,17 +116,17 @@ def classification_metrics(
     shares = np.bincount(labels, minlength=num_classes) / num_rows
     loss = float(log_loss(labels, probabilities, labels=range(num_classes)))
     result: Metrics = {"n": num_rows}
+    if intervals:
+        result |= interval_facts(primary, groups)
     _add_share(result, "accuracy", predictions == labels, groups, intervals)
     result |= {"log_loss": loss, "loss": loss}
     result["f1_macro"] = float(f1_score(labels, predictions, average="macro"))
     if intervals:
         columns = classification_columns(labels, predictions, num_classes, probabilities)
-        low, high = cluster_bootstrap(
-            columns, groups, lambda sums: np.stack([log_loss_of(sums), f1_macro_of(sums)], -1)
-        )
-        _add_interval(result, "log_loss", low[0], high[0])
-        _add_interval(result, "loss", low[0], high[0])
-        _add_interval(result, "f1_macro", low[1], high[1])
+        of_loss = interval(columns, groups, LOG_LOSS)
+        for name in ("log_loss", "loss"):
+            add_interval(result, name, of_loss)
+        add_interval(result, "f1_macro", interval(columns, groups, F1_MACRO))
     for label, name in enumerate(class_names):
         rows = np.flatnonzero(labels == label)
         hits, groups_of_rows = predictions[rows] == label, [groups[row] for row in rows]
@@ -102,8 +152,8 @@ def classification_columns(
     """What accuracy, F1 and log loss are sums of: (n, 1 + 3k) for labels, predictions (n,).
 
     Row loss in nats (0 without probabilities), then three one-hots: hit, label, prediction.
-    With the number of rows behind them, the sums go to accuracy_of, f1_macro_of,
-    matthews_of and log_loss_of, so that a bootstrap needs sums only.
+    With the number of rows behind them, the sums go to accuracy_of, f1_macro_of, matthews_of and
+    LOG_LOSS.
     """
     one_hot = np.eye(num_classes)
     losses = np.zeros(len(labels)) if probabilities is None else _row_losses(probabilities, labels)
@@ -114,10 +164,6 @@ def classification_columns(
 def _counts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hits, labels and predictions per class, each (…, k), of sums (…, 1 + 3k + 1)."""
     return tuple(np.split(sums[..., 1:-1], 3, axis=-1))
-
-
-def log_loss_of(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 0] / sums[..., -1]
 
 
 def accuracy_of(sums: np.ndarray) -> np.ndarray:
@@ -138,6 +184,20 @@ def matthews_of(sums: np.ndarray) -> np.ndarray:
     covariance = hits.sum(-1) * n - (labels * predictions).sum(-1)
     spread = (n**2 - (labels**2).sum(-1)) * (n**2 - (predictions**2).sum(-1))
     return np.divide(covariance, np.sqrt(spread), out=np.zeros_like(covariance), where=spread > 0)
+
+
+def f1_second_of(sums: np.ndarray) -> np.ndarray:
+    """F1 of the second class, that of GLUE's tasks with two; 0 where it is never met."""
+    hits, labels, predictions = (part[..., 1] for part in _counts(sums))
+    both = labels + predictions
+    return np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
+
+
+LOG_LOSS = Ratio()
+ACCURACY = Function(accuracy_of, "share")
+F1_MACRO = Function(f1_macro_of, "share")
+F1_SECOND = Function(f1_second_of, "share")
+MATTHEWS = Function(matthews_of, "correlation")
 
 
 def preference_metrics(
@@ -162,7 +222,7 @@ def preference_metrics(
     longer_wins_agreement: share of rows where the model says that the longer one wins, not tie.
     longer_wins_accuracy: accuracy of that rule on the labels, a tie being an error.
 
-    Errors and intervals as in `classification_metrics`; length_bias has a cluster bootstrap.
+    Errors and intervals as in `classification_metrics`.
     """
     result = classification_metrics(probabilities, labels, groups, PREFERENCE_CLASSES, intervals)
     labels = np.asarray(labels)
@@ -186,7 +246,7 @@ def preference_metrics(
     if columns[:, 1].any() and columns[:, 3].any():
         result["length_bias"] = float(_length_bias(columns.sum(axis=0)))
         if intervals:
-            _add_interval(result, "length_bias", *cluster_bootstrap(columns, groups, _length_bias))
+            add_interval(result, "length_bias", interval(columns, groups, Function(_length_bias)))
     _add_share(result, "longer_wins_agreement", columns[:, 0], groups, intervals)
     _add_share(result, "longer_wins_accuracy", columns[:, 2], groups, intervals)
     return result
@@ -270,12 +330,7 @@ def _add_share(
     if len(hits):
         result[name] = float(hits.mean())
         if intervals:
-            _add_interval(result, name, *proportion_interval(hits, groups))
-
-
-def _add_interval(result: Metrics, name: str, low: float, high: float) -> None:
-    if not math.isnan(low):
-        result[f"{name}_ci95"] = [float(low), float(high)]
+            add_interval(result, name, proportion_interval(hits, groups))
 
 
 def _checked_shapes(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,8 +39,9 @@ class FineTuningConfig(Settings):
     """run folder of pretrain_bert.py, or any encoder: a short name, a local folder, a hub id"""
     weights: Literal["final", "best"] = "final"
     """of a run folder: the weights at its end, or the best on validation"""
-    init: Literal["pretrained", "random"] = "pretrained"
-    """start from these weights, or from random ones of the same shape"""
+    init: Literal["pretrained", "random", "by_name"] = "pretrained"
+    """start from these weights, or from random ones of the same shape (by_name: each parameter
+    from the seed and its own name)"""
     data: str | None = None
     """hub, or a folder of the usual TSV and JSONL files; null: the hub (sentiment: reviews)"""
     lr: float | None = None
@@ -153,7 +154,8 @@ class FineTuning(Training):
         names = task.classes if task.num_outputs == len(task.classes) else ("score",)
         config.id2label = dict(enumerate(names))  # and so config.num_labels
         config.label2id = {name: number for number, name in enumerate(names)}
-        torch.manual_seed(core.mix_seed(self.config.seed, 4))
+        seed = core.mix_seed(self.config.seed, 4)
+        torch.manual_seed(seed)
         model, _ = pretrained.load_with_head(
             AutoModelForSequenceClassification,
             self.source,
@@ -162,6 +164,7 @@ class FineTuning(Training):
             self.attention,
             self.tokenizer,
             self.world.say,
+            seed,
         )
         return model
 
@@ -240,8 +243,12 @@ def score(task: Task, rows: Sequence[Row], values: np.ndarray, intervals: bool =
         if len(chosen):
             part = _score_part(task, [rows[i] for i in chosen], values[chosen], intervals)
             for name, value in part.items():
-                base, interval, _ = name.partition("_ci95")
-                result[base + suffix + interval] = value
+                if name == "no_interval":
+                    problems = {f"{figure}{suffix}": why for figure, why in value.items()}
+                    result[name] = result.get(name, {}) | problems
+                elif not (suffix and name in ("primary", "interval_method")):
+                    base, interval, _ = name.partition("_ci95")
+                    result[base + suffix + interval] = value
     return result
 
 
@@ -250,7 +257,10 @@ def _score_part(task: Task, rows: list[Row], values: np.ndarray, intervals: bool
     groups = [row.group for row in rows]
     if not task.classes:
         return regression_metrics(values[:, 0], labels, groups, intervals)
-    metrics = classification_metrics(softmax(values), labels, groups, task.classes, intervals)
+    primary = task.metrics[0]  # what the suite is scored by
+    metrics = classification_metrics(
+        softmax(values), labels, groups, task.classes, intervals, primary
+    )
     predicted = values.argmax(axis=1)
     own = [name for name in task.metrics if name not in metrics and name != "exact_match"]
     metrics |= added_metrics(own, predicted, labels, groups, intervals)

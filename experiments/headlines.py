@@ -18,9 +18,9 @@ from data.rows import normalised_text, stable_hash
 from data.titles import EOS, OFFICIAL_BATCH, OFFICIAL_BLOCK, Title, TitleData
 from data.tokens import Ragged, encode_texts
 from device import choose_attention, choose_precision, compile_model
-from evaluation.metrics import Metrics
+from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
-from evaluation.stats import cluster_bootstrap
+from evaluation.stats import Ratio, interval
 from experiments.experiment import Result, place, rows_each
 from experiments.training import Targets, Training, build_state
 from methods.muon import muon_flops
@@ -91,7 +91,7 @@ def title_sizes(titles: Sequence[Title]) -> np.ndarray:
 def headline_metrics(
     sums: np.ndarray, groups: Sequence[str], exact: bool, intervals: bool = True
 ) -> Metrics:
-    """The figures of `sums` (titles, COLUMNS); whole groups of titles are resampled.
+    """The figures of `sums` (titles, COLUMNS), titles in groups.
 
     nats_per_char · bits_per_byte · nats_per_token · official_nats_per_char, which is absent where
     the text has no whole window · share_scored, of the tokens, by the official one ·
@@ -102,18 +102,22 @@ def headline_metrics(
         "n": len(sums),
         "num_targets": int(total[3]),
         "num_chars": int(total[4]),
+        "num_bytes": int(total[5]),
     }
 
-    def figures(s: np.ndarray) -> np.ndarray:
-        loss, official, _, tokens, characters, size = (s[..., k] for k in range(6))
-        values = [official / characters, loss / characters, loss / size / math.log(2)]
-        return np.stack([*values, loss / tokens], axis=-1)
-
-    names = ["official_nats_per_char", "nats_per_char", "bits_per_byte", "nats_per_token"]
-    metrics |= {name: float(v) for name, v in zip(names, figures(total), strict=True)}
-    if intervals and len(set(groups)) > 1:
-        low, high = cluster_bootstrap(sums, groups, figures)
-        metrics |= {f"{n}_ci95": [float(low[k]), float(high[k])] for k, n in enumerate(names)}
+    if intervals:
+        metrics |= interval_facts("nats_per_char", groups, sums[:, 4])
+    for name, numerator, denominator, unit in (
+        ("official_nats_per_char", 1, 4, 1.0),
+        ("nats_per_char", 0, 4, 1.0),
+        ("bits_per_byte", 0, 5, math.log(2)),
+        ("nats_per_token", 0, 3, 1.0),
+    ):
+        metrics[name] = float(total[numerator] / total[denominator] / unit)
+        if intervals:
+            found = interval(sums, groups, Ratio(numerator, denominator))
+            low, high = found.low / unit, found.high / unit
+            add_interval(metrics, name, found._replace(low=low, high=high))
     metrics |= {"share_scored": float(total[2] / total[3]), "tokenizer_exact": exact}
     if not total[2]:
         metrics = {k: v for k, v in metrics.items() if not k.startswith("official_")}
@@ -219,6 +223,7 @@ class Headlines(Training):
             longest = max(longest, int(self.val_rows.lengths.max()) + 1)
         return gpt.build_gpt(
             core.mix_seed(config.seed, 4),
+            config.init == "by_name",
             vocab_size=len(self.tokenizer),
             n_positions=max(config.max_length, longest),
             eos_token_id=self.eos,

@@ -65,7 +65,7 @@ def weights_digest(name: str) -> list[str] | None:
 
 def with_recipe(config: Any) -> Any:
     """The settings of a run, nothing left open; ValueError for those that do not go together."""
-    if config.lora_r is not None and config.init == "random":
+    if config.lora_r is not None and config.init != "pretrained":
         raise ValueError("--lora_r keeps the base unchanged, so it needs one: --init pretrained")
     base, adapter = find_weights(config.model, config.weights)
     if adapter is not None:
@@ -296,8 +296,9 @@ class InstructionTuning(Training):
         require_finite(values, "a test loss")
         parts = [instructions.segments(row, template) for row in data.rows]
         sizes = self.text_sizes(parts)
-        figures = response_metrics(values, sizes, [row.group for row in data.rows])
-        figures |= {"trained_on": KINDS[self.config.mask_prompt], "template": template}
+        trained_on = KINDS[self.config.mask_prompt]
+        figures = response_metrics(values, sizes, [row.group for row in data.rows], trained_on)
+        figures |= {"trained_on": trained_on, "template": template}
         lines = [
             {
                 "id": row.id,
@@ -307,6 +308,7 @@ class InstructionTuning(Training):
                 "num_chars": int(size[0]),
                 "response_loss_sum": float(v[2]),
                 "response_num_targets": int(v[3]),
+                "response_num_chars": int(size[2]),
                 "text": {
                     "prompt": "".join(text for text, _ in part[:-1]),
                     "response": part[-1][0],
@@ -332,15 +334,24 @@ class InstructionTuning(Training):
         return TokenLoss(figures[f"{prefix}loss"], figures[f"{prefix}unigram_entropy"], words)
 
     def text_sizes(self, parts: list[list[tuple[str, bool]]]) -> np.ndarray:
-        """(test rows, 2): characters and words of each, of what is left of those that are cut."""
+        """(test rows, 3): characters and words of each, and the characters of its responses, of
+        what is left of those that are cut."""
         data = self.test_data
         sizes = np.array(
-            [[sum(len(t) for t, _ in row), sum(len(t.split()) for t, _ in row)] for row in parts]
+            [
+                [
+                    sum(len(text) for text, _ in row),
+                    sum(len(text.split()) for text, _ in row),
+                    sum(len(text) for text, is_response in row if is_response),
+                ]
+                for row in parts
+            ]
         )
         for row in np.flatnonzero(data.ids.lengths[data.index] - 1 > data.max_length):
             ids = data.ids[data.index[row]][: data.max_length + 1]
             text = self.tokenizer.decode(np.where(ids < 0, ~ids, ids))
-            sizes[row] = len(text), len(text.split())
+            response = self.tokenizer.decode(~ids[ids < 0])
+            sizes[row] = len(text), len(text.split()), len(response)
         return sizes
 
     def baseline(self, state: core.State) -> Result:
@@ -404,15 +415,29 @@ class InstructionTuning(Training):
             pretrained.restore_weights(model, folder)
 
 
-def response_metrics(values: np.ndarray, sizes: np.ndarray, groups: list[str]) -> Metrics:
-    """Figures of `row_sums` (rows, 4) and text sizes (rows, 2): of all tokens, and of responses."""
-    figures = language_metrics(np.column_stack([values[:, :2], sizes]), groups)
+def response_metrics(
+    values: np.ndarray, sizes: np.ndarray, groups: list[str], trained_on: str = "all"
+) -> Metrics:
+    """Figures of `row_sums` (rows, 4) and text sizes (rows, 3): of all tokens, and of responses.
+
+    The primary one is that of what is `trained_on`, of KINDS.
+    """
+    figures = language_metrics(np.column_stack([values[:, :2], sizes[:, :2]]), groups)
     answered = values[:, 3] > 0  # of a long prompt nothing may be left for the response
-    chosen = np.column_stack([values[answered, 2:], sizes[answered]])
+    # words of responses are not counted: without their number there is no figure a word
+    none = np.zeros(int(answered.sum()))
+    chosen = np.column_stack([values[answered, 2:], sizes[answered, 2], none])
     if len(chosen):
         own_groups = [group for group, has in zip(groups, answered, strict=True) if has]
         response = language_metrics(chosen, own_groups)
-        for name in ("loss", "loss_ci95", "perplexity", "perplexity_ci95", "num_targets"):
-            if name in response:
-                figures[f"response_{name}"] = response[name]
+        for name in ("loss", "perplexity", "nats_per_char"):
+            for key in (name, f"{name}_ci95"):
+                if key in response:
+                    figures[f"response_{key}"] = response[key]
+        figures["response_num_targets"] = response["num_targets"]
+        for name, problem in response.get("no_interval", {}).items():
+            figures.setdefault("no_interval", {})[f"response_{name}"] = problem
+        if trained_on == "response":
+            figures |= {name: response[name] for name in ("groups", "effective_groups")}
+            figures["primary"] = "response_loss"
     return figures

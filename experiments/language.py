@@ -12,9 +12,9 @@ import core
 from core import IGNORE_INDEX
 from data import documents
 from data.documents import Stream, Streams, WindowData
-from evaluation.metrics import Metrics
+from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
-from evaluation.stats import cluster_bootstrap
+from evaluation.stats import Ratio, interval
 from experiments.experiment import Result, rows_each
 from experiments.phases import Phases
 from experiments.training import Targets
@@ -31,7 +31,7 @@ def document_sums(stream: Stream, losses: np.ndarray) -> np.ndarray:
 
 
 def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = True) -> Metrics:
-    """Figures of `document_sums`, whole documents resampled for each interval.
+    """Figures of `document_sums`.
 
     loss (nats a token of the model's own vocabulary), perplexity = exp(loss), and what compares
     between vocabularies: perplexity_per_word, nats_per_char.
@@ -44,19 +44,42 @@ def language_metrics(sums: np.ndarray, groups: Sequence[str], intervals: bool = 
         "num_words": int(total[3]),
     }
 
-    def figures(s: np.ndarray) -> np.ndarray:
-        a_token, a_char, a_word = (s[..., 0] / s[..., k] for k in (1, 2, 3))
-        return np.stack([a_token, np.exp(a_token), np.exp(a_word), a_char], axis=-1)
+    if intervals:
+        metrics |= interval_facts("loss", groups, sums[:, 1])
+    for name, denominator, curve in (
+        ("loss", 1, float),
+        ("perplexity", 1, exp),
+        ("perplexity_per_word", 3, exp),
+        ("nats_per_char", 2, float),
+    ):
+        if not total[denominator]:
+            continue
+        if (value := curve(total[0] / total[denominator])) == math.inf:
+            continue
+        metrics[name] = value
+        if intervals:
+            found = interval(sums, groups, Ratio(0, denominator))
+            ends = {"low": curve(found.low), "high": curve(found.high)}
+            add_interval(metrics, name, found._replace(**ends))
+    return metrics
 
-    names = ("loss", "perplexity", "perplexity_per_word", "nats_per_char")
-    with np.errstate(over="ignore"):
-        metrics |= {name: float(v) for name, v in zip(names, figures(total), strict=True)}
-        if intervals and len(set(groups)) > 1:
-            low, high = cluster_bootstrap(sums, groups, figures)
-            metrics |= {
-                f"{name}_ci95": [float(low[k]), float(high[k])] for k, name in enumerate(names)
-            }
-    return {name: value for name, value in metrics.items() if np.all(np.isfinite(value))}
+
+def is_exact(tokenizer: Any, stream: Stream) -> bool:
+    """Whether decoding gives each document back, letter by letter. Else its loss is that of another
+    text: lower-cased, say."""
+    separators = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    pieces = zip(stream.offsets, stream.offsets[1:], stream.documents, strict=False)
+    for begin, end, document in pieces:
+        ids = stream.tokens[begin:end].tolist()
+        ids = ids[1:] if ids and ids[0] in separators else ids
+        if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != document.text:
+            return False
+    return True
+
+
+def exp(nats: float) -> float:
+    """e to the nats; inf beyond what a float holds, NaN of NaN."""
+    return math.inf if nats >= 700 else math.exp(nats)
 
 
 class LanguageModelling(Phases):
@@ -132,6 +155,8 @@ class LanguageModelling(Phases):
         metrics = language_metrics(sums, [document.group for document in test_documents])
         metrics |= {
             "unigram_entropy": self.frequencies(self.test_data),
+            "num_bytes": sum(len(document.text.encode()) for document in test_documents),
+            "tokenizer_exact": is_exact(self.tokenizer, self.test_data.stream),
             "window": config.max_length,
             "stride": config.stride,
             "detokenized": config.detokenize,

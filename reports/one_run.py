@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import outcomes
+from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import FAILED
 from evaluation.stats import proportion_interval
 from reports import plots
@@ -161,6 +162,8 @@ def results(run: RunFolder) -> list[Block]:
         return []
     count = number(metrics.get("n"))
     of = f" on {count:,} test rows" if count else ""
+    if groups := doubtful_groups(metrics):
+        of += f" ({groups})"
     head = ["figure", "", "95 % interval"] + ["before training"] * bool(before)
     return [*tiles, Table(head, rows, folded=f"All figures{of}")]
 
@@ -261,11 +264,11 @@ def calibration_figure(confidence: np.ndarray, hits: np.ndarray, groups: list[st
         "test/calibration",
         np.array([confidence[rows].mean() for rows in members]),
         np.array([hits[rows].mean() for rows in members]),
-        [proportion_interval(hits[rows], [groups[row] for row in rows]) for rows in members],
+        [proportion_interval(hits[rows], [groups[row] for row in rows])[:2] for rows in members],
         np.array([len(rows) for rows in members]),
         np.array([[b, b + 1] for b in np.unique(bins)]) / CALIBRATION_BINS,
     )
-    how = "Wilson" if len(set(groups)) == len(groups) else "rows of a group resampled together"
+    how = "Wilson" if len(set(groups)) == len(groups) else "rows of a group counted together"
     caption = (
         f"share of right answers among rows of like confidence, with 95 % intervals ({how}); "
         "below the dashed line the model is too sure. Bars: rows"

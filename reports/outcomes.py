@@ -66,20 +66,25 @@ class ByRanks:
     arm: Any
     baseline: Any
     difference: Any
-    p_holm: float = math.nan
+    judged: bool = True
+    p: float = math.nan  # corrected, as those of the other comparisons
+    level: float = ALPHA
+    family: int = 1
+    margin: float | None = None
+    interval = (math.nan, math.nan)
+
+    @property
+    def num_seeds(self) -> int:
+        return min(map(len, (seeds_of(self.arm), seeds_of(self.baseline))))
 
     @property
     def over_seeds(self) -> bool:
-        return min(map(len, (seeds_of(self.arm), seeds_of(self.baseline)))) >= MIN_SEEDS
+        return self.num_seeds >= MIN_SEEDS
 
     @property
-    def separable(self) -> bool:
-        return self.p_holm < ALPHA
-
-    @property
-    def verdict(self) -> str:
-        if not self.separable or self.difference.ranked == 0:
-            return "not separable"
+    def decision(self) -> str:
+        if not self.p < ALPHA or self.difference.ranked == 0:
+            return "undecided"
         return "better" if self.difference.ranked > 0 else "worse"
 
     @property
@@ -96,8 +101,8 @@ class ByRanks:
             for run in lost_runs(arm.runs):
                 had = loss_had(run)
                 text += f"{run.name} diverged{f' with {had}' if had else ''}. "
-        p = "< 0.001" if self.p_holm < 0.001 else f"{self.p_holm:.3f}"
-        verdict = self.verdict
+        p = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+        verdict = self.decision
         if verdict in ("better", "worse"):
             verdict = f"{self.arm.label} is {verdict}"
         text += f"By ranks, what diverged being the worst: p {p}: {verdict}."
@@ -105,8 +110,27 @@ class ByRanks:
             text += f" The seeds that did not diverge differ by {self.difference.value:+.4f}."
         return text
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields of a comparison that there are by ranks, and what diverged."""
+        known = math.isfinite(self.difference.value)
+        return {
+            **{"metric": self.metric, "arm": self.arm.label, "baseline": self.baseline.label},
+            "difference": self.difference.value if known else None,
+            **{"low": None, "high": None, "level": 1 - self.level, "judged": self.judged},
+            **{"p": self.p if self.judged else None, "margin": self.margin},
+            "verdict": self.decision if self.judged else None,
+            **{"by_less_than_margin": False, "by_ranks": True, "seeds": self.num_seeds},
+            "diverged": {
+                each.label: len(lost_runs(each.runs)) for each in (self.arm, self.baseline)
+            },
+            **{"over_seeds": self.over_seeds, "no_interval": "a seed diverged"},
+            "sentence": self.sentence if self.judged else "",
+        }
 
-def by_ranks(metric: str, higher_is_better: bool, baseline: Any, arm: Any) -> ByRanks | None:
+
+def by_ranks(
+    metric: str, higher_is_better: bool, baseline: Any, arm: Any, judged: bool = True
+) -> ByRanks | None:
     """The comparison of two arms where a seed diverged in one of them, else None."""
     lost = [len(lost_runs(each.runs)) for each in (baseline, arm)]
     if not any(lost):
@@ -121,7 +145,7 @@ def by_ranks(metric: str, higher_is_better: bool, baseline: Any, arm: Any) -> By
         high=math.nan,
         ranked=_wins([*b, *[worst] * lost[1]], [*a, *[worst] * lost[0]]),
     )
-    return ByRanks(metric, higher_is_better, arm, baseline, difference)
+    return ByRanks(metric, higher_is_better, arm, baseline, difference, judged)
 
 
 def _wins(b: Sequence[float], a: Sequence[float]) -> int:

@@ -527,8 +527,45 @@ def intervals(
     )
     if reference:
         said += f"; {reference[0]} {_number(reference[1], shares)}"
-    alt = f"{x_label.capitalize()} of each run with its 95 % interval: {said}."
+    alt = f"{x_label.capitalize()}, each with its interval: {said}."
     return Picture(name, alt, draw, height=1.1 + 0.34 * len(rows))
+
+
+def bands(
+    name: str, arms: Sequence[tuple[str, Sequence[np.ndarray]]], y_label: str
+) -> Picture | None:
+    """For each (label, runs (points, 2) of step and y): the mean over runs at the steps that all of
+    them have, the runs thin, and the band between the lowest and the highest."""
+    arms = [(label, runs) for label, runs in arms if runs]
+    if not arms:
+        return None
+    drawn, said = [], []
+    for number, (label, runs) in enumerate(arms):
+        steps = sorted(set.intersection(*(set(run[:, 0]) for run in runs)))
+        at = np.array([[dict(map(tuple, run))[step] for step in steps] for run in runs])
+        drawn.append((number, label, runs, steps, at))
+        if steps:
+            said.append(f"{label} {_number(at[:, -1].mean())} at step {steps[-1]:.0f}")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, label, runs, steps, at in drawn:
+            color = SERIES[number % len(SERIES)]
+            dashes = DASHES[number % len(DASHES)]
+            if len(runs) > 1:
+                for run in runs:
+                    axes.plot(run[:, 0], run[:, 1], color=color, alpha=0.35, linewidth=0.7)
+                if steps:
+                    ends = at.min(axis=0), at.max(axis=0)
+                    axes.fill_between(steps, *ends, color=color, alpha=0.15, linewidth=0)
+            x, y = (steps, at.mean(axis=0)) if steps else (runs[0][:, 0], runs[0][:, 1])
+            marker = MARKERS[number % len(MARKERS)]
+            axes.plot(x, y, marker, linestyle=dashes, color=color, markersize=4, label=_name(label))
+        axes.yaxis.set_major_locator(few_ticks())
+        _finish(figure, axes, "step", y_label)
+
+    alt = f"{y_label.capitalize()} of each arm over its seeds: {'; '.join(said)}."
+    return Picture(name, alt, draw)
 
 
 def _finish(

@@ -1,133 +1,259 @@
-"""power: what a comparison can see, before any run is paid for."""
+"""power: what a comparison can see, by the test that will be run, before any run is paid for."""
 
 import argparse
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
-from evaluation import comparisons
+from evaluation import comparisons, planning
+from evaluation.stats import group_index
+from reports.compare import SCHEMA
 
 # Two runs of one setting often disagree in whether they are right on a tenth to a third of rows.
 ASSUMED_DISAGREEMENT = (0.1, 0.2, 0.3)
+SEEDS = (3, 4, 5, 10, 20)
 
 
-def report(arguments: argparse.Namespace) -> str:
+@dataclass
+class Case:
+    """One assumption: the standard deviation of the difference of two arms on one row (or group of
+    rows), and the weight of unequal groups, as a share of their number that counts as freedom."""
+
+    words: str
+    row_std: float
+    freedom_share: float = 1.0
+
+    def design(self, rows: float, seeds: int, settings: "Asked") -> planning.Design:
+        return planning.Design(
+            seeds=seeds,
+            seed_std=settings.seed_std,
+            row_variance=self.row_std**2 / rows,
+            row_freedom=max(1.0, (rows - 1) * self.freedom_share),
+            comparisons=settings.comparisons,
+            correlation=settings.correlation,
+        )
+
+
+@dataclass
+class Asked:
+    """What all tables share."""
+
+    seed_std: float
+    comparisons: int
+    correlation: float | None
+    unit: str
+    known_from: int = 0  # degrees of freedom of seed_std, 0 where it is given as the true one
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return SEEDS if self.seed_std else (1,)
+
+    @property
+    def spreads(self) -> tuple[float, float]:
+        """What the spread of the seeds may be, where it is estimated."""
+        if not self.known_from:
+            return self.seed_std, self.seed_std
+        return planning.spread_range(self.seed_std, self.known_from)
+
+
+def report(arguments: argparse.Namespace) -> str | dict[str, Any]:
     """Rows and seeds for `--difference`, and what is detectable with the rows that there are."""
     given = arguments
-    if given.difference is not None and given.difference == 0:
-        raise ValueError("--difference 0: no number of rows shows that there is none")
-    for name in ("rows", "row_std", "seed_std"):
-        value = getattr(given, name)
-        if value is not None and not (value > 0 or (name == "seed_std" and value == 0)):
-            raise ValueError(f"--{name} {value:g}: expected more than 0")
-    if given.difference is not None and not math.isfinite(given.difference):
-        raise ValueError(f"--difference {given.difference:g}: expected a number")
-    lines, cases = [], []
+    _check(given)
+    notes: list[str] = []
+    unit, known_from, correlation = "rows", 0, None
     seed_std = given.seed_std
     if given.like:
-        row_std, seed_std, groups, words = figures_like(given.like, given.metric)
+        case, seed_std, groups, unit, known_from = figures_like(given.like, given.metric)
         given.rows = given.rows or groups
-        cases = [(words, row_std)]
+        cases = [case]
     elif given.row_std is not None:
-        cases = [(f"row std {given.row_std:g}", given.row_std)]
+        cases = [Case(f"row std {given.row_std:g}", given.row_std)]
     else:
-        shares = ASSUMED_DISAGREEMENT
-        if given.disagreement is not None:
-            shares = (given.disagreement,)
-        else:
-            lines.append(
-                "Not given, so assumed: --disagreement .1, .2 or .3 (--like RUNS reads it)."
-            )
-        if given.disagreement is None:  # two models disagree on more rows than they differ by
-            possible = [share for share in shares if share > abs(given.difference or 0)]
-            shares = possible or [(1 + abs(given.difference)) / 2]
-        for share in shares:
-            _check_share(share, given.difference or 0.0, given.accuracy)
-            cases.append((f"{share:.0%} disagree", math.sqrt(share - (given.difference or 0) ** 2)))
-    if given.difference is None and given.rows is None:
-        raise ValueError("give --difference, --rows, or both")
+        cases, notes = _assumed(given)
+    if given.paired:
+        correlation = given.correlation
+        if seed_std == 0:
+            raise ValueError("--paired: give --seed-std, for it is seeds that are paired")
+    asked = Asked(seed_std, given.comparisons, correlation, unit, known_from)
+    tables = []
     if given.difference is not None:
-        lines += ["", *_needed(given.difference, cases, seed_std, given.accuracy)]
+        tables.append(_needed(given, cases, asked))
+        if given.rows is not None:
+            tables.append(_power(given, cases, asked))
     if given.rows is not None:
-        lines += ["", *_detectable(given.rows, cases, seed_std)]
-    lines += ["", "80 % power, two-sided at 5 %, both models on the same rows."]
-    return "\n".join(lines).strip()
+        tables.append(_detectable(given.rows, cases, asked))
+    many = f"shared by {given.comparisons} comparisons" if given.comparisons > 1 else "alone"
+    foot = f"80 % power, two-sided at 5 % ({many}), both arms on the same rows."
+    if seed_std:
+        seeds = "paired by seed" if given.paired else "not paired"
+        foot += f" Seeds {seeds}, their spread {seed_std:.4g}"
+        foot += f" as {known_from + 1} runs show it" if known_from else " as given"
+        low, high = asked.spreads
+        foot += f": it may be {low:.4g} to {high:.4g}, hence the ranges." if known_from else "."
+    if given.json:
+        return {
+            "schema": SCHEMA,
+            "tables": [
+                {"what": title, "columns": head, "rows": rows} for title, head, rows in tables
+            ],
+            "notes": [*notes, foot],
+        }
+    lines = [*notes]
+    for title, head, rows in tables:
+        lines += ["", title, tabulate(rows, head, disable_numparse=True)]
+    if given.difference is not None and given.accuracy is not None:
+        lines += ["", _apart(given)]
+    return "\n".join([*lines, "", foot]).strip()
 
 
-def _check_share(share: float, difference: float, accuracy: float | None) -> None:
-    if not abs(difference) < share <= 1:
-        raise ValueError(
-            f"--disagreement {share:g}: two models whose accuracy differs by {abs(difference):g} "
-            "disagree on more rows than that, and on no more than all"
-        )
-    if accuracy is not None and not 0 < accuracy < 1:
-        raise ValueError(f"--accuracy {accuracy:g}: a share between 0 and 1")
+def _check(given: argparse.Namespace) -> None:
+    if given.difference is not None and given.difference == 0:
+        raise ValueError("--difference 0: no number of rows shows that there is none")
+    if given.difference is not None and not math.isfinite(given.difference):
+        raise ValueError(f"--difference {given.difference:g}: expected a number")
+    for name in ("rows", "row_std", "seed_std"):
+        value = getattr(given, name)
+        if value is not None and not (
+            math.isfinite(value) and (value > 0 or (name == "seed_std" and value == 0))
+        ):
+            raise ValueError(f"--{name} {value:g}: expected more than 0")
+    if given.rows is not None and given.rows < 2:
+        raise ValueError(f"--rows {given.rows}: expected 2 or more")
+    if given.comparisons < 1:
+        raise ValueError(f"--comparisons {given.comparisons}: expected 1 or more")
+    if not -1 <= given.correlation < 1:
+        raise ValueError(f"--correlation {given.correlation:g}: expected −1 to below 1")
+    if given.difference is None and given.rows is None and not given.like:
+        raise ValueError("give --difference, --rows, or both")
+
+
+def _assumed(given: argparse.Namespace) -> tuple[list[Case], list[str]]:
+    """Cases of accuracy: the share of rows that one model alone has right."""
+    difference, notes = given.difference or 0.0, []
+    if given.disagreement is not None:
+        shares: tuple[float, ...] | list[float] = (given.disagreement,)
+    else:
+        notes = ["Not given, so assumed: --disagreement .1, .2 or .3 (--like RUNS reads it)."]
+        # two models disagree on more rows than they differ by
+        shares = [share for share in ASSUMED_DISAGREEMENT if share > abs(difference)]
+        shares = shares or [(1 + abs(difference)) / 2]
+    cases = []
+    for share in shares:
+        if not abs(difference) < share <= 1:
+            raise ValueError(
+                f"--disagreement {share:g}: two models whose accuracy differs by "
+                f"{abs(difference):g} disagree on more rows than that, and on no more than all"
+            )
+        cases.append(Case(f"{share:.0%} disagree", math.sqrt(share - difference**2)))
+    if given.accuracy is not None and not 0 < given.accuracy < 1:
+        raise ValueError(f"--accuracy {given.accuracy:g}: a share between 0 and 1")
+    return cases, notes
+
+
+Rows = list[list[str]]
+
+
+def _table(
+    asked: Asked, cases: list[Case], cell: Callable[[Case, int, Asked], Any], show: Callable
+) -> tuple[list[str], Rows]:
+    """Seeds down, cases across; a range where the spread of the seeds is an estimate."""
+    rows = []
+    for k in asked.seeds:
+        cells = []
+        for case in cases:
+            both = [cell(case, k, replace(asked, seed_std=std)) for std in asked.spreads]
+            texts = list(dict.fromkeys(map(show, both)))
+            cells.append(" to ".join(texts))
+        rows.append([str(k) if asked.seed_std else "two models", *cells])
+    return ["seeds an arm", *(case.words for case in cases)], rows
 
 
 def _needed(
-    difference: float, cases: list[tuple[str, float]], seed_std: float, accuracy: float | None
-) -> list[str]:
-    """A table of rows by seeds, one column a case."""
-    seeds = (1,) if not seed_std else (3, 5, 10, 20)
-    rows = []
-    for k in seeds:
-        counts = [comparisons.rows_needed(difference, std, k, seed_std) for _, std in cases]
-        shown = [f"{n:,}" if n else "no number suffices" for n in counts]
-        rows.append([k if seed_std else "two models", *shown])
-    lines = [
-        f"Test rows that show a difference of {abs(difference):g}:",
-        tabulate(rows, ["seeds an arm", *(words for words, _ in cases)], disable_numparse=True),
-    ]
-    if accuracy is not None:
-        other = min(max(accuracy + difference, 0.0), 1.0)
-        spread = accuracy * (1 - accuracy) + other * (1 - other)
-        alone = comparisons.rows_needed(difference, math.sqrt(spread))
-        many = f"{alone:,}" if alone else "more than 100 million"
-        lines.append(f"On two different sets of rows (unpaired): {many} each.")
-    return lines
+    given: argparse.Namespace, cases: list[Case], asked: Asked
+) -> tuple[str, list[str], Rows]:
+    def rows_for(case: Case, k: int, settings: Asked) -> int | None:
+        design = case.design(1e9, k, settings)
+        return planning.rows_needed(design, given.difference, case.row_std, case.freedom_share)
+
+    def show(count: int | None) -> str:
+        return f"{count:,}" if count else "no number suffices"
+
+    head, rows = _table(asked, cases, rows_for, show)
+    unit = asked.unit[0].upper() + asked.unit[1:]
+    return f"{unit} that show a difference of {abs(given.difference):g}:", head, rows
 
 
-def _detectable(rows: int, cases: list[tuple[str, float]], seed_std: float) -> list[str]:
-    seeds = (1,) if not seed_std else (3, 5, 10, 20)
-    lines = [
-        [k if seed_std else "two models"]
-        + [f"{comparisons.detectable_difference(rows, std, k, seed_std):.4f}" for _, std in cases]
-        for k in seeds
-    ]
-    return [
-        f"Smallest difference that {rows:,} test rows show:",
-        tabulate(lines, ["seeds an arm", *(words for words, _ in cases)], disable_numparse=True),
-    ]
+def _power(
+    given: argparse.Namespace, cases: list[Case], asked: Asked
+) -> tuple[str, list[str], Rows]:
+    def chance(case: Case, k: int, settings: Asked) -> float:
+        return planning.power(case.design(given.rows, k, settings), given.difference)
+
+    head, rows = _table(asked, cases, chance, lambda p: f"{p:.2f}")
+    title = f"Power to call a difference of {abs(given.difference):g} on {given.rows:,} "
+    return f"{title}{asked.unit}:", head, rows
 
 
-def figures_like(paths: list[str], metric: str) -> tuple[float, float, int, str]:
-    """(row std, seed std, groups, words) from earlier runs on the same rows.
+def _detectable(rows: int, cases: list[Case], asked: Asked) -> tuple[str, list[str], Rows]:
+    def smallest(case: Case, k: int, settings: Asked) -> float:
+        return planning.detectable(case.design(rows, k, settings))
 
-    The row std is that of the difference of two of the runs; between seeds of one setting it
-    holds no effect, only what rows and chance answers add.
+    head, lines = _table(asked, cases, smallest, lambda d: f"{d:.4f}")
+    return f"Smallest difference that {rows:,} {asked.unit} show:", head, lines
+
+
+def _apart(given: argparse.Namespace) -> str:
+    other = min(max(given.accuracy + given.difference, 0.0), 1.0)
+    spread = given.accuracy * (1 - given.accuracy) + other * (1 - other)
+    design = planning.Design(comparisons=given.comparisons)
+    alone = planning.rows_needed(design, given.difference, math.sqrt(spread))
+    many = f"{alone:,}" if alone else "more than 100 million"
+    return f"On two different sets of rows (unpaired): {many} each."
+
+
+def figures_like(paths: list[str], metric: str | None) -> tuple[Case, float, int, str, int]:
+    """(case, seed std, groups, what they are called, degrees of freedom of the seed std) from
+    earlier runs of one setting.
+
+    The row std is that of the difference of two of the runs, over all pairs; between seeds of one
+    setting it holds no effect, only what rows and chance answers add. ValueError for runs of
+    several settings: what these do would be taken for the seeds' spread.
     """
-    from evaluation.stats import resampled_sums
-    from reports.compare import Arm, refusal
+    from reports.arms import Arm, group_runs, refusal
     from reports.folder import load_runs
 
-    arm = Arm("", load_runs(paths))
+    loaded = load_runs(paths)
+    if (several := len(group_runs(loaded))) > 1:
+        raise ValueError(
+            f"--like: these are runs of {several} settings; give the seeds of one, for what "
+            "settings do is no spread of seeds"
+        )
+    arm = Arm("", loaded)
     if why := refusal([arm]):
         raise ValueError(f"--like: {why}")
     runs = arm.predictions
     if len(runs) < 2:
         notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
         raise ValueError("; ".join(["--like needs two runs with test rows at least", *notes]))
+    metric = metric or runs[0].primary
     if metric not in runs[0].statistics:
         raise ValueError(f"--metric {metric}: these runs have {', '.join(runs[0].statistics)}")
-    num_groups = len(np.unique(runs[0].groups))
-    stacked = np.column_stack([runs[0].columns, runs[1].columns])
-    sums = resampled_sums(stacked, runs[0].groups, comparisons.REPEATS)
-    width = runs[0].columns.shape[1]
-    first = runs[0].statistics[metric](np.column_stack([sums[:, :width], sums[:, -1]]))
-    second = runs[0].statistics[metric](np.column_stack([sums[:, width:-1], sums[:, -1]]))
-    row_std = float((second - first).std() * math.sqrt(num_groups))
+    index, groups = group_index(runs[0].groups), runs[0].num_groups
+    found = [
+        comparisons.contrast([[a.influence(metric)], [b.influence(metric)]], [-1.0, 1.0], index)
+        for number, a in enumerate(runs)
+        for b in runs[number + 1 :]
+    ]
+    variance = sum(each.row_variance for each in found) / len(found)
     values = [rows.value(metric) for rows in runs]
-    seed_std = float(np.std(values, ddof=1)) if len(runs) >= comparisons.MIN_SEEDS else 0.0
-    words = f"{metric} as in {len(runs)} runs"
-    return row_std, seed_std, num_groups, words
+    enough = len(runs) >= comparisons.MIN_SEEDS
+    seed_std = planning.standard_deviation(values) if enough else 0.0
+    freedom = sum(each.row_freedom for each in found) / len(found)
+    share = min(1.0, freedom / max(groups - 1, 1))
+    unit = "rows" if groups == len(runs[0]) else "groups of rows"
+    case = Case(f"{metric} as in {len(runs)} runs", math.sqrt(variance * groups), share)
+    return case, seed_std, groups, unit, len(runs) - 1 if seed_std else 0

@@ -92,7 +92,7 @@ def results_of_runs(runs: list[RunFolder], labels: list[str]) -> list[Block]:
 
 def difference_tables(runs: list[RunFolder], labels: list[str]) -> list[Block]:
     """Settings, data and environment in which the runs differ."""
-    from reports.compare import Arm, differences
+    from reports.arms import Arm, differences
 
     tables = differences([Arm(label, [run]) for run, label in zip(runs, labels, strict=True)])
     return [

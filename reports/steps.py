@@ -1,44 +1,61 @@
 """steps: a ladder of changes, each arm against the one before it, and all that changed with it."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from reports.arms import Arm, differences, refusal, shortest_tails, without_repeats
 from reports.compare import (
-    Arm,
+    SCHEMA,
     caveats,
     compare,
-    differences,
+    difference_text,
     figure_of,
-    metrics_in_common,
-    refusal,
-    shortest_tails,
+    metrics_of,
     show_p,
-    without_repeats,
 )
 from reports.folder import find_runs, is_run, shared_notes
 from reports.outcomes import has_test_rows, lost_runs
 from reports.outcomes import notes as notes_on_outcomes
+from reports.plan import plan_of
 from reports.table import Cell, build_table, render
 
 
 def report(
-    paths: Sequence[str], metric: str | None, columns: Sequence[str] | None, style: str
-) -> str:
+    paths: Sequence[str],
+    metric: str | None,
+    columns: Sequence[str] | None,
+    style: str,
+    margin: float | None = None,
+    as_json: bool = False,
+) -> str | dict:
     """One line an arm, as text; `style` is tabulate's name of a table format.
 
     paths: runs or folders of runs, in the order of the steps; or one folder whose folders are the
-    steps, in the order of their names. metric: that of the differences, else the first that all
-    have. columns: those of `table` to show beside it. ValueError when the rows are not the same.
+    steps, in the order of their names. metric: that of the differences, else the primary one.
+    columns: those of `table` to show beside it. ValueError when the rows are not the same.
+    as_json: an object in place of the text (docs/statistics.md).
     """
     arms, notes = _arms_of(_steps_in(paths[0]) if len(paths) == 1 else paths)
     if len(arms) < 2:
         raise ValueError("\n".join([*notes, "give two steps or more, or a folder of them"]))
     if why := refusal(arms):
         raise ValueError(f"not compared: {why}")
-    metric = metric or metrics_in_common(arms)[0]
-    comparisons = compare(arms, [metric], previous=True)
+    runs = [run for arm in arms for run in arm.runs]
+    plan = plan_of(runs)
+    judged, _ = metrics_of(arms, [metric] if metric else None)
+    metric = judged[0]
+    margin = plan.margin if margin is None else margin
+    steps = compare(arms, judged, previous=True, margin=margin, plan=plan)
+    notes += [*notes_on_outcomes(runs), *shared_notes(runs), *plan.notes]
+    if as_json:
+        pairs = zip(arms, arms[1:], steps, strict=False)
+        return {
+            "schema": SCHEMA,
+            "steps": [
+                {**step.as_json(), "changed": changes(before, arm)} for before, arm, step in pairs
+            ],
+            "notes": [*notes, *caveats(steps)],
+        }
     lines = []
     for number, arm in enumerate(arms):
         line = {"step": Cell(arm.label), "what changed": Cell("")}
@@ -46,22 +63,18 @@ def report(
         line |= {"seeds": cells.pop("seeds"), metric: figure_cell(arm, metric), **cells}
         line |= {name: Cell("") for name in ("against the one before", "p", "")}
         if number:
-            step = comparisons[number - 1]
-            d, p = step.difference, show_p(step.p_holm)
-            verdict = "differ" if step.separable else "not separable"
+            step = steps[number - 1]
             line |= {
                 "what changed": Cell(changes(arms[number - 1], arm)),
-                "p": Cell(p),
-                "against the one before": Cell(difference_text(d)),
-                "": Cell(step.verdict if step.over_seeds else verdict),
+                "p": Cell(show_p(step.p)),
+                "against the one before": Cell(difference_text(step)),
+                "": Cell(step.decision if step.over_seeds else f"{step.decision} on these rows"),
             }
         lines.append(line)
     table = render(list(lines[0]), lines, style)
     if style == "csv":
         return table
-    runs = [run for arm in arms for run in arm.runs]
-    notes += notes_on_outcomes(runs)
-    return "\n".join([*notes, *shared_notes(runs), table, "", *caveats(comparisons)])
+    return "\n".join([*notes, table, "", *caveats(steps)])
 
 
 def figure_cell(arm: Arm, metric: str) -> Cell:
@@ -70,14 +83,6 @@ def figure_cell(arm: Arm, metric: str) -> Cell:
     if lost and not tested:
         return Cell("diverged")
     return Cell(*figure_of(arm, metric), f"{tested} of {tested + lost}" if lost else "")
-
-
-def difference_text(d: Any) -> str:
-    if math.isnan(d.value):
-        return "diverged"
-    if math.isnan(d.low):
-        return f"{d.value:+.4f} without what diverged"
-    return f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
 
 
 def _steps_in(folder: str) -> list[str]:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from reports.compare import group_runs, labels_of, mean_interval, settings_of, show
+from evaluation.metrics import doubtful_groups
+from evaluation.stats import mean_interval
+from reports.arms import group_runs, labels_of, settings_of, show
 from reports.folder import RunFolder, interval_of, number
 from reports.outcomes import counted
 from settings import flatten
@@ -155,11 +157,13 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
     ]
     if "log_loss" in present:  # in classification both are the same
         present = [name for name in present if name != "loss"]
+    few = any(doubtful_groups(each) for group in figures for each in group)
     devices = {show(each.get("device")) for group in figures for each in group}
     unfinished = any(run.status != "finished" for group in groups for run in group)
     judged = any(run.kinds or run.failures for group in groups for run in group)
     return [
         *("run", *differing, *(["seeds"] if several else []), *present),
+        *(["groups"] if few else []),
         *(["device"] if len(devices) > 1 else []),
         *(["status"] if unfinished else []),
         *(["verdicts"] if judged else []),
@@ -231,6 +235,20 @@ def render(columns: Sequence[str], lines: Sequence[dict[str, Cell]], style: str)
     if style == "github":  # commands are long: what a browser does not show is left out
         table = re.sub(r"-{4,}", "---", re.sub(r" {2,}", " ", table))
     return str(table)
+
+
+def as_json(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> dict[str, Any]:
+    """{"schema", "columns", "lines": [{column: value, or [value, low, high] where it has an
+    interval}]}"""
+
+    def plain(cell: Cell) -> Any:
+        value = cell.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None
+        return value if math.isnan(cell.low) else [value, float(cell.low), float(cell.high)]
+
+    table = [{name: plain(line[name]) for name in columns} for line in lines]
+    return {"schema": 1, "columns": list(columns), "lines": table}
 
 
 def _csv(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.metrics import doubtful_groups
 from experiments.experiment import Result
 from files import csv_text, write_text
 
@@ -57,7 +58,9 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         if isinstance(value, float) and interval:
             lines.append(f"  {name:<28} {value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]")
     if lines:
-        lines.insert(0, f"  test rows: {metrics.get('n')} (95 % intervals in brackets)")
+        groups = doubtful_groups(metrics)
+        only = f"; {groups}" if groups else ""
+        lines.insert(0, f"  test rows: {metrics.get('n')} (95 % intervals in brackets{only})")
     return lines
 
 

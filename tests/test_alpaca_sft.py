@@ -103,7 +103,8 @@ def test_a_run_learns_and_reports_all_and_response_tokens(finished):
     assert last["val_loss"] == last["val_all_loss"] != last["val_response_loss"]
     names, *cells = (out / "test/metrics/predictions.csv").read_text().splitlines()
     assert names == (
-        "id,group,loss_sum,num_targets,num_chars,response_loss_sum,response_num_targets"
+        "id,group,loss_sum,num_targets,num_chars,response_loss_sum,response_num_targets,"
+        "response_num_chars"
     )
     table = [[float(cell) for cell in row.split(",")[2:]] for row in cells]
     sums = [sum(column) for column in zip(*table, strict=True)]

@@ -16,7 +16,7 @@ import core
 from data import glue
 from data.glue import TASKS, Row
 from data.rows import subset
-from evaluation import glue_metrics, outcomes
+from evaluation import glue_metrics, outcomes, stats
 from experiments import glue as glue_tuning
 from methods.optimizers import build_optimizer, parameter_groups
 from settings import Settings
@@ -657,16 +657,12 @@ def answers() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     return labels, predictions, values, [f"g{i // 3}" for i in range(300)]
 
 
-def slow_interval(statistic, groups, repeats=2000, seed=0) -> list[float]:
-    """The percentile bootstrap over groups with rows drawn one by one, as the textbook has it."""
-    names = sorted(set(groups))
-    rows_of = [[i for i, group in enumerate(groups) if group == name] for name in names]
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(repeats):
-        drawn = generator.integers(len(names), size=len(names))
-        values.append(statistic(np.concatenate([rows_of[g] for g in drawn])))
-    return np.quantile(values, [0.025, 0.975]).tolist()
+def jackknife_error(statistic, groups) -> float:
+    """Standard error by leaving one group out at a time."""
+    groups = np.array(groups)
+    values = [statistic(np.flatnonzero(groups != name)) for name in np.unique(groups)]
+    n = len(values)
+    return float(np.sqrt((n - 1) / n * ((values - np.mean(values)) ** 2).sum()))
 
 
 REFERENCES = {
@@ -687,13 +683,10 @@ def test_metrics_equal_sklearns_and_scipys(name, answers):
     found = glue_metrics.added_metrics([name], predictions, labels, groups)
     reference = REFERENCES[name]
     assert found[name] == pytest.approx(reference(labels, predictions), abs=1e-12)
-    slow = slow_interval(lambda rows: reference(labels[rows], predictions[rows]), groups, 1000)
-    fast = glue_metrics.cluster_bootstrap(
-        glue_metrics.STATISTICS[name][0](predictions.astype(float), labels.astype(float)),
-        groups, glue_metrics.STATISTICS[name][1], repeats=1000,
-    )  # fmt: skip
-    # Spearman's rows keep their ranks in a resample, so that interval is near, not equal
-    assert fast == pytest.approx(slow, abs=0.02 if name == "spearman" else 1e-9)
+    low, high = found[f"{name}_ci95"]
+    error = jackknife_error(lambda rows: reference(labels[rows], predictions[rows]), groups)
+    assert low < found[name] < high
+    assert (high - low) / 2 == pytest.approx(2 * error, rel=0.12)
 
 
 def test_constant_answers():
@@ -726,9 +719,11 @@ def test_exact_match_counts_questions_and_resamples_passages():
     groups = [question[:2] for question in questions]
     found = glue_metrics.exact_match(hits, questions, groups)
     assert found["exact_match"] == 3 / 5  # p1-a, p2-a, p2-b
-    low, high = found["exact_match_ci95"]
-    assert low == 0 and high == 1  # three passages say little
-    assert "exact_match_ci95" not in glue_metrics.exact_match(hits[:4], questions[:4], groups[:4])
+    assert "exact_match_ci95" not in found  # three passages say little
+    assert "degrees of freedom from 3 groups" in found["no_interval"]["exact_match"]
+    more = glue_metrics.exact_match(hits.repeat(8), np.arange(64) // 2, np.arange(64) // 4)
+    low, high = more["exact_match_ci95"]
+    assert 0 < low < more["exact_match"] < high < 1
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -739,11 +734,14 @@ def test_every_task_has_its_scores_and_predictions(name, folder):
     values = generator.normal(size=(len(rows), len(task.classes) or 1)).astype(np.float32)
     found = glue_tuning.score(task, rows, values)
     json.dumps(found)
+    assert found["primary"] == task.metrics[0] and found["interval_method"] == stats.METHOD
     for metric in (*task.metrics, *task.headline, "loss"):
-        low, high = found[f"{metric}_ci95"]
-        assert low <= found[metric] <= high, metric
+        if metric not in found.get("no_interval", {}):
+            low, high = found[f"{metric}_ci95"]
+            assert low <= found[metric] <= high, metric
     plain = glue_tuning.score(task, rows, values, intervals=False)
-    assert plain == {key: value for key, value in found.items() if "_ci95" not in key}
+    assert plain == {key: found[key] for key in plain}
+    assert not [key for key in plain if "_ci95" in key or "group" in key or "interval" in key]
 
     main = [i for i, row in enumerate(rows) if row.split == "test"]
     assert found["n"] == len(main)

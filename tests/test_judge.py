@@ -462,7 +462,8 @@ def test_repeats_report_their_spread(tmp_path):
     assert found.tolist() == [[30, 31, 32]] * 4
     figures = judge.judge_metrics(found, ["a", "a", "b", "c"])
     assert figures["judge"] == 31 and figures["judge_of_repeats"] == [30, 31, 32]
-    assert figures["judge_repeat_std"] == 1 and figures["judge_ci95"] == [31, 31]
+    assert figures["judge_repeat_std"] == 1 and figures["judge_groups"] == 3
+    assert "degrees of freedom from 3 groups" in figures["judge_no_interval"]
 
 
 # ----------------------------------------------------------------------------- command

@@ -1,4 +1,4 @@
-"""evaluation/metrics.py and evaluation/stats.py against sklearn, plain loops and simulations."""
+"""evaluation/metrics.py against sklearn and plain loops; its intervals: test_statistics.py."""
 
 import json
 import math
@@ -33,28 +33,16 @@ def test_wilson_interval_equals_its_closed_form():
     assert stats.wilson_interval(100, 100)[0] < 0.97
 
 
-def slow_bootstrap(rows_of_group: list, statistic, repeats: int, seed: int):
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(repeats):
-        drawn = generator.integers(len(rows_of_group), size=len(rows_of_group))
-        values.append(statistic(np.concatenate([rows_of_group[group] for group in drawn])))
-    return np.quantile(values, [0.025, 0.975])
+def jackknife_error(num_groups: int, statistic) -> float:
+    """Standard error by leaving one group out at a time, groups being neighbouring rows."""
+    rows = np.arange(num_groups * 2).reshape(num_groups, 2)
+    without = [statistic(np.delete(rows, group, 0).ravel()) for group in range(num_groups)]
+    return float(np.sqrt((num_groups - 1) / num_groups * ((without - np.mean(without)) ** 2).sum()))
 
 
-def test_cluster_bootstrap_of_a_mean_equals_a_plain_loop_over_groups():
-    generator = np.random.default_rng(1)
-    groups = generator.integers(10, 40, size=150)
-    values = generator.normal(size=150) + groups
-    rows_of_group = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    slow = slow_bootstrap(rows_of_group, lambda rows: values[rows].mean(), 300, seed=5)
-    assert stats.cluster_bootstrap(values, groups, repeats=300, seed=5) == pytest.approx(slow)
-
-
-def test_intervals_of_log_loss_and_f1_equal_a_plain_loop_over_sklearn():
+def test_intervals_of_log_loss_and_f1_are_as_wide_as_a_jackknife_over_sklearn():
     _, probabilities, labels = sample_rows(200, seed=2)
-    groups = np.arange(200) // 2 + 100  # three digits, so that text sorts as numbers do
-    rows_of_group = list(np.arange(200).reshape(100, 2))
+    groups = np.arange(200) // 2
     result = metrics.classification_metrics(probabilities, labels, groups, NAMES)
 
     def f1(rows):
@@ -66,8 +54,8 @@ def test_intervals_of_log_loss_and_f1_equal_a_plain_loop_over_sklearn():
         return sklearn_metrics.log_loss(labels[rows], probabilities[rows], labels=range(3))
 
     for name, statistic in (("f1_macro", f1), ("log_loss", log_loss)):
-        slow = slow_bootstrap(rows_of_group, statistic, 400, seed=0)
-        assert result[f"{name}_ci95"] == pytest.approx(slow, abs=0.02)  # 400 repeats, not 2000
+        low, high = result[f"{name}_ci95"]
+        assert high - low == pytest.approx(2 * 1.98 * jackknife_error(100, statistic), rel=0.04)
 
 
 def test_metrics_of_sums_equal_sklearn_also_when_a_class_is_missing():
@@ -89,38 +77,17 @@ def test_metrics_of_sums_equal_sklearn_also_when_a_class_is_missing():
             assert statistic(sums) == pytest.approx(expected)
 
 
-def test_cluster_bootstrap_covers_the_truth_where_rows_of_a_group_agree_and_wilson_does_not():
-    generator = np.random.default_rng(3)
-    covered = covered_by_wilson = 0
-    for repetition in range(200):
-        shares = generator.choice([0.2, 0.8], size=60)  # a group's own share; the truth is 0.5
-        groups = np.repeat(np.arange(60), 8)
-        hits = generator.random(480) < shares[groups]
-        low, high = stats.cluster_bootstrap(hits, groups, repeats=400, seed=repetition)
-        covered += low <= 0.5 <= high
-        low, high = stats.wilson_interval(hits.sum(), 480)
-        covered_by_wilson += low <= 0.5 <= high
-    assert 0.90 <= covered / 200 <= 0.99
-    assert covered_by_wilson / 200 < 0.85
-
-
-def test_cluster_bootstrap_does_not_depend_on_row_order_or_on_the_type_of_the_ids():
-    generator = np.random.default_rng(4)
-    values, groups = generator.normal(size=90), generator.integers(0, 30, size=90)
-    interval = stats.cluster_bootstrap(values, groups, repeats=200)
-    assert stats.cluster_bootstrap(values, groups, repeats=200) == interval
-    order = generator.permutation(90)
-    texts = [str(group) for group in groups[order]]
-    again = stats.cluster_bootstrap(values[order], texts, repeats=200)
-    assert again == pytest.approx(interval, rel=1e-12)
-    assert stats.cluster_bootstrap(values, groups, repeats=200, seed=1) != interval
-
-
-def test_an_interval_is_nan_for_one_group_and_has_a_width_when_all_rows_agree():
-    assert np.isnan(stats.cluster_bootstrap([1.0, 2.0], ["a", "a"], repeats=10)).all()
-    groups = np.arange(40) // 2
-    assert stats.proportion_interval(np.ones(40), groups) == stats.wilson_interval(20, 20)
-    assert stats.proportion_interval(np.zeros(40), groups) == stats.wilson_interval(0, 20)
+def test_metrics_say_how_their_intervals_were_made_and_why_one_is_missing():
+    _, probabilities, labels = sample_rows(60, seed=2)
+    one_group = metrics.classification_metrics(probabilities, labels, ["g"] * 60, NAMES)
+    assert not any(name.endswith("_ci95") for name in one_group)
+    assert one_group["no_interval"]["accuracy"] == "all rows are in one group"
+    result = metrics.classification_metrics(probabilities, labels, np.arange(60) // 2, NAMES)
+    assert result["primary"] == "log_loss" and result["interval_method"] == stats.METHOD
+    assert result["groups"] == 30 and result["effective_groups"] == 30
+    assert "no_interval" not in result and json.loads(json.dumps(result)) == result
+    without = metrics.classification_metrics(probabilities, labels, range(60), NAMES, False)
+    assert not {"primary", "interval_method", "groups"} & without.keys()
 
 
 def test_classification_metrics_equal_sklearn():
@@ -206,7 +173,7 @@ def test_length_bias_is_zero_for_a_model_that_answers_as_people_do():
     swapped = answers[:, [1, 0, 2]]
     result = metrics.preference_metrics(answers, swapped, labels, range(300), *lengths)
     assert result["length_bias"] == 0.0
-    assert result["length_bias_ci95"] == [0.0, 0.0]
+    assert result["no_interval"]["length_bias"] == "the 295 groups do not differ"
     assert result["longer_wins_agreement"] == result["longer_wins_accuracy"]
 
 
@@ -270,11 +237,11 @@ def test_other_bad_input_is_refused():
         with pytest.raises(ValueError, match="of"):
             stats.wilson_interval(successes, n)
     with pytest.raises(ValueError, match="one group per row"):
-        stats.cluster_bootstrap([], [])
+        stats.interval([], [])
     with pytest.raises(ValueError, match="one group per row"):
-        stats.cluster_bootstrap([1.0, 2.0], [0])
+        stats.interval([1.0, 2.0], [0])
     with pytest.raises(ValueError, match="row 1 has NaN"):
-        stats.cluster_bootstrap([1.0, np.inf], [0, 1])
+        stats.interval([1.0, np.inf], [0, 1])
 
 
 def test_importing_the_metrics_does_not_import_scipy_sklearn_or_torch():

@@ -75,7 +75,7 @@ def test_a_comparison_with_a_diverged_seed_is_one_by_ranks(tmp_path):
     assert "diverged 2 of 3 of bad, 0 of 3 of good" in text
     assert "seed_0 diverged with a training loss of 2.5000 at step 2" in text
     assert "validation loss of 2.2500 at step 2" in text
-    assert "By ranks" in text and "not separable" in text and "(1 of 3 seeds)" in text
+    assert "By ranks" in text and "undecided" in text and "(1 of 3 seeds)" in text
     assert "nan" not in text.lower().replace("nan or inf", "")
     assert "note: 2 of 6 runs, " in text and "failed:" not in text and "test rows" not in text
 
@@ -84,10 +84,10 @@ def test_six_seeds_that_diverge_are_worse(tmp_path):
     good = arm(tmp_path / "good", 3.0, seeds=6)
     bad = arm(tmp_path / "bad", 3.0, lost=range(6), seeds=6)
     (result,) = compare.compare(compare.build_arms([str(good), str(bad)]), ["accuracy"])
-    assert result.p_holm == pytest.approx(2 / 924) and result.verdict == "worse"
+    assert result.p == pytest.approx(2 / 924) and result.decision == "worse"
     assert "bad is worse" in result.sentence and "differ by" not in result.sentence
     back = compare.compare(compare.build_arms([str(bad), str(good)]), ["log_loss"])[0]
-    assert back.verdict == "better"
+    assert back.decision == "better"
     text = compare.report([str(bad), str(good)], names=["log_loss"])
     assert "6 diverged" in text
 
@@ -96,7 +96,7 @@ def test_two_runs_one_of_which_diverged(tmp_path):
     write_run(tmp_path / "a", classifier(100, 2.0, 0), metrics=METRICS)
     diverged(tmp_path / "b", settings={"lr": 1e-3})
     text = compare.report([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "diverged 1 of 1 of b, 0 of 1 of a" in text and "not separable" in text
+    assert "diverged 1 of 1 of b, 0 of 1 of a" in text and "undecided" in text
     with pytest.raises(ValueError, match="all of these runs diverged"):
         compare.report([str(diverged(tmp_path / "c")), str(tmp_path / "b")])
 

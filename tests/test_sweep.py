@@ -334,6 +334,25 @@ def test_a_sweep_runs_reports_and_is_not_run_twice(folder, capsys):
     assert launches()[4:] == [f"{arm}/seed_2" for arm in arms]
 
 
+def test_how_results_are_judged_is_declared_before_the_first(folder):
+    arms = {"a": {"freeze": "none"}, "b": {"freeze": "all"}}
+    declared = {"script": "fake.py", "seeds": 2, "arms": arms, "paired": True, "margin": 0.01}
+    assert run("--config", write(declared), "--out", "s") == 0
+    written = yaml.safe_load(Path("s/sweep.yaml").read_text())
+    assert written["paired"] is True and written["margin"] == 0.01
+    assert run("--config", write(declared), "--out", "s") == 0  # again, all finished
+    for other in ({"paired": False}, {"margin": 0.02}, {"margin": None}):
+        said = refusal("--config", write(declared | other), "--out", "s")
+        assert "before 4 runs finished" in said
+    for wrong, message in (
+        ({"paired": "yes"}, "expected true or false"),
+        ({"margin": -1}, "expected a difference above 0"),
+        ({"margin": True}, "expected a difference above 0"),
+        ({"arms": {"a": {"seeds": [0, 1]}, "b": {"seeds": [2, 3]}}}, "need the same seeds"),
+    ):
+        assert message in refusal("--config", write(declared | wrong), "--out", "other")
+
+
 def test_the_written_plan_repeats_the_sweep(folder):
     assert run("fake.py", "--grid", "freeze=none,all", "--set", "lr=1e-4", "--out", "o") == 0
     assert len(launches()) == 6

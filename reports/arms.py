@@ -1,0 +1,268 @@
+"""Arms: runs that count as one, and what differs between them besides their figures."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.folder import RunFolder, find_runs, is_run, load_runs
+from reports.outcomes import lost_runs
+from reports.predictions import Predictions, load_predictions
+from reports.ruler import other_ruler
+from settings import FREE_SETTINGS, flatten
+
+
+@dataclass
+class Arm:
+    """Runs that count as one: the seeds of one setting."""
+
+    label: str
+    runs: list[RunFolder]
+
+    @cached_property
+    def _rows(self) -> list[tuple[RunFolder, Predictions]]:
+        lost = {run.path for run in lost_runs(self.runs)}  # counted, and no rows to read
+        rows = [(run, load_predictions(run)) for run in self.runs if run.path not in lost]
+        return [(run, found) for run, found in rows if found is not None]
+
+    @property
+    def measured(self) -> list[tuple[RunFolder, Predictions]]:
+        return self._rows
+
+    @property
+    def tested(self) -> list[RunFolder]:
+        """The runs that have test rows, and those rows in `predictions`."""
+        return [run for run, _ in self._rows]
+
+    @property
+    def predictions(self) -> list[Predictions]:
+        return [rows for _, rows in self._rows]
+
+
+_spellings: dict[str, Any] = {}  # fingerprint of rows → how the first run that was read names them
+_names: dict[tuple[str, str], str] = {}  # (setting, digest of what it names) → one name for it
+
+
+def _one_name(setting: str, digest: str, spelling: str) -> str:
+    """How the first run that was read spells it: ./tiny and a copy elsewhere are one setting, and
+    another model under the same name is another."""
+    if (setting, digest) not in _names:
+        is_taken = any(spelling == name for (which, _), name in _names.items() if which == setting)
+        _names[setting, digest] = f"{spelling} ({digest[:6]})" if is_taken else spelling
+    return _names[setting, digest]
+
+
+def settings_of(run: RunFolder) -> dict[str, Any]:
+    """What defines the run's computation, but for its seed."""
+    settings = {k: v for k, v in flatten(run.config).items() if k not in FREE_SETTINGS}
+    settings.pop("seed", None)
+    contents = run.record.get("contents")
+    contents = dict(contents) if isinstance(contents, dict) else {}
+    contents.pop("data", None)  # rows have a fingerprint
+    for name, digest in contents.items():
+        if settings.get(name):
+            settings[name] = _one_name(name, str(digest), str(settings[name]))
+    if (rows := run.record.get("data_fingerprint")) and settings.get("data"):
+        settings["data"] = _spellings.setdefault(str(rows), settings["data"])
+    command = run.record.get("command")
+    first = command[0] if isinstance(command, list) and command else None
+    return {"script": run.record.get("script") or first, **settings}
+
+
+def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> list[list[RunFolder]]:
+    """Runs that are seeds of one setting together.
+
+    They are when they lie in one folder as seed_0, seed_1, … (a sweep's layout), or else when
+    all settings but the seed are the same; with `by`, when the settings named there are.
+    """
+    groups: dict[Any, list[RunFolder]] = {}
+    for run in runs:
+        settings = settings_of(run)
+        if by is not None:
+            missing = [name for name in by if name not in settings]
+            if missing:
+                raise ValueError(f"--group-by {missing[0]}: {run.path} has no such setting")
+            key = repr([settings[name] for name in by])
+        elif re.fullmatch(r"seed_\d+", run.path.name):
+            key = run.path.absolute().parent
+        else:
+            key = repr(sorted(settings.items()))
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Arm]:
+    """Each argument is an arm: a run, or a folder of runs (its seeds).
+
+    The runs of a single folder, and runs given one by one, are put into arms by group_runs;
+    where that leaves one arm only, each run is an arm of its own.
+    """
+    if by is None and len(paths) > 1 and not all(is_run(Path(path)) for path in paths):
+        arms = [Arm("", find_runs(path)) for path in paths]
+        labels = shortest_tails([Path(path).absolute().parts for path in paths])
+    else:
+        runs = load_runs(paths)
+        groups = group_runs(runs, by)
+        if len(groups) == 1 and by is None:
+            groups = [[run] for run in runs]
+        arms = [Arm("", group) for group in groups]
+        labels = labels_of(groups) if by is None else [_named(group[0], by) for group in groups]
+    if len(arms) < 2:
+        raise ValueError("nothing to compare: give two runs, or two folders of runs, at least")
+    for label, arm in zip(labels, arms, strict=True):
+        arm.label = label
+    paths = [run.path.resolve() for arm in arms for run in arm.runs]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"{twice[0]} would be in two arms")
+    for arm in arms:
+        arm.runs = without_repeats(arm.runs)
+    return arms
+
+
+def _named(run: RunFolder, names: Sequence[str]) -> str:
+    settings = settings_of(run)
+    return ", ".join(f"{name}={show(settings[name])}" for name in names)
+
+
+def without_repeats(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Runs of the same settings and seed are one draw: the first finished one stands for them."""
+    kept: dict[Any, RunFolder] = {}
+    for run in sorted(runs, key=lambda run: run.status != "finished"):
+        key = repr((run.seed, sorted(settings_of(run).items())))
+        first = kept.setdefault(key if run.seed is not None else id(run), run)
+        if first is not run:
+            first.notes.append(f"{run.path} has the same settings and seed: left out")
+    return list(kept.values())
+
+
+def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
+    """The folder that holds all runs of a group, as little of it as tells the groups apart.
+
+    Groups in one folder are told apart by the settings that differ between them.
+    """
+    folders = [
+        Path(os.path.commonpath([run.path.absolute() for run in group])).parts for group in groups
+    ]
+    if len(set(folders)) < len(folders):
+        settings = [settings_of(group[0]) for group in groups]
+        names = dict.fromkeys(name for each in settings for name in each)
+        differing = [name for name in names if len({show(s.get(name)) for s in settings}) > 1]
+        if len(differing) > 2:  # too many to name: the first run of each must do
+            return [
+                group[0].path.name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+                for group in groups
+            ]
+        return [", ".join(f"{n}={show(each.get(n))}" for n in differing) for each in settings]
+    # of one run the arm's folder, too, where sweep.py put it into one
+    arms = [parts[:-1] if re.fullmatch(r"seed_\d+", parts[-1]) else parts for parts in folders]
+    return shortest_tails(arms if len(set(arms)) == len(arms) else folders)
+
+
+def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Of each path as many of its last parts as tell them all apart."""
+    length = 1
+    while len({parts[-length:] for parts in paths}) < len(set(paths)):
+        length += 1
+    return [str(Path(*parts[-length:])) for parts in paths]
+
+
+# ------------------------------------------------------------------------- differences
+
+ENVIRONMENT = (
+    "device",
+    "device_name",
+    "world_size",
+    "threads",
+    "backend",
+    "precision",
+    "commit",
+    "dirty",
+)
+DATA = ("data_fingerprint", "split_fingerprint", "repairs")
+
+
+def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
+    """{"settings" | "data and split" | "environment": [[name, value in each arm …], …]}.
+
+    Only what differs between the arms, or (but for the seed) within one.
+    """
+
+    def settings(run: RunFolder) -> dict[str, Any]:
+        return settings_of(run) | {"seed": run.seed}
+
+    def data(run: RunFolder) -> dict[str, Any]:
+        facts = {name: run.record.get(name) for name in DATA}
+        return facts if lost_runs([run]) else facts | {"test rows": run.metrics.get("n")}
+
+    def environment(run: RunFolder) -> dict[str, Any]:
+        """Of all sessions: a run may have been continued on another machine."""
+        sessions = []
+        for session in run.sessions:
+            facts = {name: session.get(name) for name in ENVIRONMENT}
+            facts["commit"] = str(facts["commit"] or "")[:10]
+            sessions.append(facts | flatten({"versions": session.get("versions")}))
+        names = dict.fromkeys(name for facts in sessions for name in facts)
+        facts = {
+            name: " then ".join(dict.fromkeys(show(facts.get(name)) for facts in sessions))
+            for name in names
+        }
+        patch = run.path / "diff.patch"
+        if patch.is_file():
+            facts["diff.patch"] = hashlib.sha256(patch.read_bytes()).hexdigest()[:10]
+        return facts
+
+    tables = {}
+    sections = {"settings": settings, "data and split": data, "environment": environment}
+    for section, facts_of in sections.items():
+        facts = [[facts_of(run) for run in arm.runs] for arm in arms]
+        rows = []
+        for name in dict.fromkeys(name for arm in facts for run in arm for name in run):
+            there = [[run for run in arm if name != "test rows" or name in run] for arm in facts]
+            values = [list(dict.fromkeys(show(run.get(name)) for run in arm)) for arm in there]
+            between = len({frozenset(arm) for arm in values if arm}) > 1
+            within = name != "seed" and any(len(arm) > 1 for arm in values)
+            if between or within:
+                rows.append([name, *(", ".join(arm) for arm in values)])
+        if rows:
+            tables[section] = rows
+    return tables
+
+
+def show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value is None or value == "" else str(value)
+
+
+def refusal(arms: Sequence[Arm]) -> str | None:
+    """Why the runs cannot be compared row by row, or None."""
+    runs = [run for arm in arms for run in arm.runs]
+    for name in ("split_fingerprint", "data_fingerprint"):
+        known = {str(run.record[name]): run for run in runs if run.record.get(name)}
+        if len(known) > 1:
+            first, second = list(known.values())[:2]
+            what = "splits" if name.startswith("split") else "data"
+            return (
+                f"{first.name} and {second.name} have different {what} ({name} "
+                f"{first.record[name]} and {second.record[name]})"
+            )
+    rows = [predictions for arm in arms for predictions in arm.predictions]
+    for other in rows[1:]:
+        if set(rows[0].statistics).isdisjoint(other.statistics):
+            return "the runs do different tasks"
+        if len(rows[0]) != len(other) or (rows[0].ids != other.ids).any():
+            shared = len(np.intersect1d(rows[0].ids, other.ids))
+            return (
+                f"the test rows are not the same: {len(rows[0])} and {len(other)}, {shared} shared"
+            )
+        if rows[0].labels is not None and (rows[0].labels != other.labels).any():
+            return "the same test rows have other labels (shuffled in one of the runs?)"
+        if (rows[0].groups != other.groups).any():
+            return "the same test rows are grouped otherwise"
+    return other_ruler([pair for arm in arms for pair in arm.measured])
