@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import console
+from commands.verdicts import note_failures
 from data.records import lines
 from files import PROJECT, write_text
 from models import attention, causal, pretrained
@@ -58,6 +59,7 @@ def show_attention(config: Config) -> None:
         raise ValueError(
             f"{config.run_folder} is no run folder: name a file for the maps with --out"
         )
+    note_failures(config.run_folder)
     source = pretrained.weights_folder(config.run_folder, config.weights)
     shape = causal.load_config(source)
     tokenizer = causal.load_tokenizer(source, config=shape)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 import core
+from commands.verdicts import note_failures
 from experiments.instructions import find_weights, weights_digest
 from files import read_json
 from models import causal, generation, lora, pretrained
@@ -75,6 +76,8 @@ def open_causal(
     if not config.model:
         raise ValueError("which model? --model RUN, a folder or a hub id")
     world = world or core.single_world(config.device)
+    if world.rank == 0:
+        note_failures(config.model)
     base, adapter = base_of(config)
     was, now = trained_on(adapter), weights_digest(base)
     if was and now and was != now and world.rank == 0:

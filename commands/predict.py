@@ -11,6 +11,7 @@ import numpy as np
 
 import console
 import core
+from commands.verdicts import note_failures
 from data import arena
 from data import pairs as pair_data
 from data.pairs import PairData
@@ -61,6 +62,7 @@ class Predictor:
             folder = folder / "train/weights" / config.weights
         if problem := damage(folder):
             raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
+        note_failures(config.run_folder)
         self.facts = json.loads((folder / "preference.json").read_text())
         self.world = core.single_world(config.device)
         model_config = pretrained.load_config(str(folder))

@@ -16,6 +16,7 @@ import torch
 import console
 import core
 from commands.opening import note
+from commands.verdicts import note_failures
 from data import titles
 from data.records import repair_surrogates, strip_control
 from data.tokens import encode
@@ -51,6 +52,7 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
+    note_failures(run)
     settings = read_yaml(Path(run) / "config.yaml")
     world = core.single_world(device)
     config = pretrained.load_config(str(folder))

@@ -10,6 +10,7 @@ import pytest
 from conftest import WORDS
 from tiny_instructions import build_models, write_rows
 
+from commands import opening
 from evaluation import outcomes
 from experiments.instructions import InstructionTuning
 from experiments.preference import Preference
@@ -86,6 +87,16 @@ def test_headlines_and_fine_tuning_that_learned_nothing_alike(models, tmp_path):
     words = [f"--task={tmp_path / 'texts.jsonl'}", f"--model={models['gpt2']}", "--max_length=32"]
     train("finetune_gpt2", tmp_path / "b", *words, "--lr=1e-9", "--epochs=1", "--batch=32")
     assert kinds(tmp_path / "b") == ["token frequencies"]
+
+
+def test_a_command_says_that_the_run_it_opens_failed(models, rows, tmp_path, capsys):
+    tune(tmp_path, models, rows, "--lr=1e-9", "--epochs=0.2")
+    capsys.readouterr()
+    for name in (tmp_path, tmp_path / "train/weights/best"):
+        opening.open_causal(opening.OpenConfig(str(name), device="cpu"))
+        assert "note: " in (said := capsys.readouterr().err) and ": token frequencies: " in said
+    opening.open_causal(opening.OpenConfig(str(models["gpt2"]), device="cpu"))
+    assert "token frequencies" not in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------ diverged
