@@ -11,6 +11,7 @@ from tiny_models import ARCHITECTURES, tiny_tokenizer
 import core
 from data import arena, documents, glue, instructions, pairs, texts, tokens
 from models import attention, generation, pretrained
+from models.decoding import Decoding
 
 WORLD = core.single_world("cpu")
 # with the letters of all special tokens, so that none of them is unknown
@@ -187,5 +188,5 @@ def test_what_a_model_is_asked_and_shown_is_text_too(tiny_bert, monkeypatch):
 
     monkeypatch.setattr(model, "generate", answers, raising=False)
     tokenizer.eos_token = "[SEP]"
-    generation.generate(model, tokenizer, ["good [SEP] film"], 4)
+    generation.generate(model, tokenizer, ["good [SEP] film"], Decoding(max_new_tokens=4))
     assert asked[0].count(tokenizer.sep_token_id) == 0
