@@ -187,7 +187,7 @@ class Settings(Section):
     eps: float = 1e-8
     """adamw's epsilon"""
     momentum: float = 0.0
-    """of sgd"""
+    """sgd's momentum; 0: plain sgd"""
     matrix_lr: float | None = None
     """muon's peak learning rate; null: --lr"""
     sophia: SophiaSettings = dataclasses.field(default_factory=SophiaSettings)

@@ -42,8 +42,8 @@ METHODS: dict[str, list[str]] = {
     "selective backprop": ["--selection.name=selective_backprop"],
     "RHO-loss": ["--selection.name=rho_loss", "--selection.il_losses=FOLDER"],
     "budget in steps": ["--budget=2", "--budget_unit=steps"],
-    "budget in hours": ["--budget=0.0001", "--budget_unit=hours"],
-    "budget in FLOPs": ["--budget=1e6", "--budget_unit=flops"],
+    "budget in hours": ["--budget=0.0003", "--budget_unit=hours"],
+    "budget in FLOPs": ["--budget=2e7", "--budget_unit=flops"],
 }
 DROPS = {
     "alpaca": ["--dropout=0.1"],
