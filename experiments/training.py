@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import core
-from device import autocast, to_device
+from device import to_device
 from experiments.experiment import Data
 from methods import clock as clocks
 from methods.averaging import WeightAverage, WindowAverage
@@ -112,7 +112,7 @@ class Training(abc.ABC):
                     break
                 rows, epochs = parts[index].T
                 batch = to_device(self.train.collate(rows, epochs), world.device)
-                with autocast(world.device, self.precision):
+                with state.autocast():
                     losses = self.row_losses(model, batch, len(rows))
                 mine.append((index, losses.float().cpu().numpy()))
             return mine
