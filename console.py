@@ -67,9 +67,9 @@ def _descriptor(stream: Any) -> _Descriptor | None:
     return raw if isinstance(raw, _Descriptor) else None
 
 
-def say(text: str = "", end: str = "\n") -> None:
+def say(text: object = "", end: str = "\n") -> None:
     """A line on standard output, above a progress bar if there is one; lost where that fails."""
-    for spelling in (text, text.encode("ascii", "replace").decode()):
+    for spelling in (str(text), str(text).encode("ascii", "replace").decode()):
         try:
             if "tqdm" in sys.modules:
                 sys.modules["tqdm"].tqdm.write(spelling, file=sys.stdout, end=end)
@@ -83,7 +83,7 @@ def say(text: str = "", end: str = "\n") -> None:
         return
 
 
-def answer(text: str, end: str = "\n") -> None:
+def answer(text: object, end: str = "\n") -> None:
     """The result of a command on standard output.
 
     SystemExit(0) where its reader has left; OSError where it cannot be written for another reason.

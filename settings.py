@@ -153,7 +153,7 @@ class Settings(Section):
     out: str | None = None
     """run folder; null: the newest unfinished run with these settings, else a new one"""
     fresh: bool = False
-    """begin anew, deleting what --out holds of an earlier run"""
+    """begin anew, deleting what an earlier run wrote to --out, and nothing else"""
     epochs: float = 3.0
     """passes over the training rows, or as many updates where --selection takes some of them"""
     budget: float | None = None
@@ -231,7 +231,7 @@ class Settings(Section):
     eval_every: int | None = None
     """steps between evaluations; null: after every epoch. The end is always evaluated"""
     save_every: int | None = None
-    """steps between checkpoints; null: with every evaluation"""
+    """steps between checkpoints, beside the one before every evaluation; null: these alone"""
     keep_every: int | None = None
     """keep each checkpoint whose step is a multiple of this; null: the newest two only"""
     patience: int | None = None

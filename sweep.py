@@ -207,8 +207,8 @@ def find(path: str, what: str) -> Path:
     """As seen from here, else beside sweep.py."""
     try:
         return find_file(path)
-    except FileNotFoundError:
-        raise refuse(f"no such {what}: {path}") from None
+    except OSError:  # also a name that is too long to be one
+        raise refuse(f"no such {what}: {path[:200]}") from None
 
 
 def find_script(script: str | None) -> Path:

@@ -209,7 +209,10 @@ def load_task(
     if problems:
         notes.append(f"{task.name}: left out {len(problems)} bad rows, the first: {problems[0]}")
     notes += _compare_with_published(task, rows)
-    return cut_selection(rows, val_frac), notes
+    try:
+        return cut_selection(rows, val_frac), notes
+    except ValueError as error:
+        raise ValueError(f"{task.name} of {source}: {error}") from None
 
 
 def _compare_with_published(task: Task, rows: Sequence[Row]) -> list[str]:

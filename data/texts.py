@@ -107,7 +107,10 @@ def load_rows(
     records = {part: list(each) for part, each in parts.items()}
     for part in records.values():
         _check_labelled(part, {""})
-    classes = class_names or _classes(records["train"], notes)
+    try:
+        classes = class_names or _classes(records["train"], notes)
+    except ValueError as error:
+        raise ValueError(f"{data or task}: {error}") from None
     rows, left_out = _build_rows(records, classes, val_frac, test_frac)
     check_split(rows)
     return rows, classes, [*notes, *said(repairs), *said(left_out)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from files import read_json, read_yaml, remove, write_text
 
-_ANALYSIS = r"(worst_rows|samples|attention|answers_\w+)\.jsonl|judge\.(csv|json)"
+_ANALYSIS = r"(worst_rows|samples|attention|answers_\w+)\.jsonl(\.part)?|judge\.(csv|json)"
 # Folder → names there that are written by a run, by its page and by commands. Pictures are told by
 # what is in them.
 OWN = {
@@ -66,7 +66,7 @@ def refuse_others(folder: Path) -> None:
 def has_begun(folder: Path) -> bool:
     """Whether a run trained here; one that ended before (a mistyped path) protects nothing."""
     tasks = (run.parent for run in folder.glob("*/run.json"))  # of a suite
-    places = [place for place in OWN if place.startswith(("baseline/", "train/"))]
+    places = [place for place in OWN if place.startswith(("baseline", "train"))]
     return any(True for each in (folder, *tasks) for _ in own_paths(each, places))
 
 
