@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
+import console
 from benchmarks import Line, Measured, run_side
 
 COMPARISONS = sorted(p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py"))
@@ -81,7 +82,7 @@ PACKAGES = "torch transformers tokenizers datasets accelerate trl peft lightning
 def main(words: list[str]) -> None:
     arguments = parse(words)
     if arguments.side:
-        return print(json.dumps(measure(arguments)))
+        return console.answer(json.dumps(measure(arguments)))
     if arguments.comparison == "all":
         run_all(arguments)
     elif arguments.comparison != "table":
@@ -150,12 +151,12 @@ def run_all(arguments: argparse.Namespace) -> None:
         words = shlex.split(text.replace("{data}", arguments.data))
         data = words[words.index("--data") + 1] if "--data" in words else None
         if data and not Path(data).exists():
-            print(f"left out, as {data} is not there: {words[0]}", flush=True)
+            console.say(f"left out, as {data} is not there: {words[0]}")
             continue
         words += [f"--threads={arguments.threads}"]
         words += ["--quick"] if arguments.quick else []
         words += [f"--output={arguments.output}"] if arguments.output else []
-        print(f"--- {text}", flush=True)
+        console.say(f"--- {text}")
         if subprocess.run([sys.executable, __file__, *words]).returncode:
             failed.append(words[0])
     if failed:
@@ -168,10 +169,10 @@ def run_comparison(arguments: argparse.Namespace, words: list[str]) -> None:
         measured = comparison.run(arguments)
     else:
         measured = compare(comparison, arguments)
-    for line in measured.lines:
-        print(line)
     if arguments.output and (measured.lines or measured.tables):
         keep(arguments.output, words, measured)
+    for line in measured.lines:
+        console.answer(line)
 
 
 def compare(comparison: Any, arguments: argparse.Namespace) -> Measured:
@@ -188,7 +189,7 @@ def compare(comparison: Any, arguments: argparse.Namespace) -> Measured:
         text += f"{peer[rate]:,.1f}"
         if check in ours:
             text += f", {check} {ours[check]:.3f} and {peer[check]:.3f}"
-        print(text, flush=True)
+        console.say(text)
     return Measured([summary(arguments, pairs)], pairs)
 
 
@@ -291,4 +292,5 @@ def environment() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    console.open_streams()
     main(sys.argv[1:])

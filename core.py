@@ -19,17 +19,16 @@ device.py (what the machine offers) and files.py (files that are whole or not th
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import importlib.util
 import math
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,8 +40,10 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+import console
 from device import (
     Machine,
+    again_with_freed_memory,
     autocast,
     bound_kernel_caches,
     choose_backend,
@@ -53,13 +54,16 @@ from device import (
     is_out_of_memory,
     keep_freed_memory,
     look_at_machine,
+    of_workers,
     seed_everything,
     sum_dtype,
     to_device,
+    update_parameters,
 )
 from settings import Settings
 
 IGNORE_INDEX = -100
+T = TypeVar("T")
 
 # ------------------------------------------------------------------------- distributed
 
@@ -136,10 +140,7 @@ class World:
     def say(self, text: str) -> None:
         """One line on the console, from rank 0, that a progress bar survives."""
         if self.rank == 0:
-            from tqdm import tqdm
-
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            console.say(text)
 
 
 def single_world(asked_device: str) -> World:
@@ -232,9 +233,10 @@ def all_reduce_gradients(
     """Sum gradients over ranks, in buckets of about `bucket_bytes`; FSDP has done it for its own.
 
     A rank without a gradient (it had no micro-batch) adds zero. Call only with parameters
-    that have a gradient on at least one rank: all ranks must name the same ones.
+    that have a gradient on at least one rank: all ranks must name the same ones. What needs memory
+    is made before the first sum: a rank where it runs out can call again, the others wait for it.
     """
-    if world.size == 1 or world.sharded:
+    if world.size == 1 or world.sharded or not parameters:
         return
     buckets: list[list[nn.Parameter]] = [[]]
     used = 0
@@ -247,11 +249,20 @@ def all_reduce_gradients(
             used = 0
         buckets[-1].append(parameter)
         used += size
-    for bucket in buckets:
-        if len(bucket) == 1 and bucket[0].grad.is_contiguous():
-            dist.all_reduce(bucket[0].grad)  # a large matrix is its own bucket: no copy
+    # a large matrix is its own bucket, and needs no copy
+    whole = [len(bucket) == 1 and bucket[0].grad.is_contiguous() for bucket in buckets]
+    counts = [sum(parameter.numel() for parameter in bucket) for bucket in buckets]
+    most = max((n for n, is_whole in zip(counts, whole, strict=True) if not is_whole), default=0)
+    dtype = functools.reduce(
+        torch.promote_types, {parameter.grad.dtype for parameter in parameters}
+    )
+    room = torch.empty(most, dtype=dtype, device=parameters[0].grad.device)
+    for bucket, is_whole, count in zip(buckets, whole, counts, strict=True):
+        if is_whole:
+            dist.all_reduce(bucket[0].grad)
             continue
-        flat = torch.cat([parameter.grad.reshape(-1) for parameter in bucket])
+        flat = room[:count]
+        torch.cat([parameter.grad.reshape(-1) for parameter in bucket], out=flat)
         dist.all_reduce(flat)
         parts = flat.split([parameter.numel() for parameter in bucket])
         torch._foreach_copy_(
@@ -438,9 +449,8 @@ class TrainLoader:
                     sampler=sampler,
                     batch_size=None,
                     collate_fn=_identity,
-                    num_workers=self.config.workers,
                     pin_memory=self.world.device.type == "cuda",
-                    worker_init_fn=ignore_signals,
+                    **of_workers(self.config.workers),
                     generator=torch.Generator().manual_seed(0),
                 )
             )
@@ -467,37 +477,60 @@ def _identity(work: Work) -> Work:
     return work
 
 
-def ignore_signals(worker: int) -> None:
-    """The training process decides when to stop; its loader workers end with it.
-
-    SIGTERM is left alone: Python ends its children by it when it exits, and waits for them.
-    torchrun sends its SIGTERM to the process group, which a worker therefore leaves.
-    """
-    os.setpgrp()
-    for name in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-
-
-def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
-    """This rank's (rows, tensors): every row once over all ranks, batches the same at any size.
+def evaluation_parts(lengths: np.ndarray, rows_each: int, world: World) -> list[np.ndarray]:
+    """This rank's rows, batch by batch: every row once over all ranks, the same at any size.
 
     In a sharded world the ranks get as many batches each, the last ones of some without rows.
     """
-    if len(data.lengths) == 0:
-        return
-    lengths = np.asarray(data.lengths)
+    if len(lengths) == 0:
+        return []
+    lengths = np.asarray(lengths)
     parts = cut_micro_batches(np.arange(len(lengths)), lengths, rows_each)
     costs = [len(part) * int(lengths[part].max()) for part in parts]
     hands = deal(costs, world.size)
     mine = [parts[index] for index in hands[world.rank]]
     if world.sharded:
         mine += [parts[0][:0]] * (max(map(len, hands)) - len(mine))
-    for rows in mine:
+    return mine
+
+
+def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
+    """The (rows, tensors) of evaluation_parts."""
+    for rows in evaluation_parts(data.lengths, rows_each, world):
         yield rows, data.collate(rows, None)
 
 
 class Stopped(Exception):
     """A signal asked the run to stop while it evaluated."""
+
+
+def with_rows_that_fit(state: Any, compute: Callable[[int], T], rows_each: int) -> T:
+    """compute(rows of a forward pass) without gradients, this rank's part, which calls no other
+    rank; again with half the rows on all ranks where memory ran out on one.
+
+    The halving stays for all evaluations that follow. Raises Stopped on all ranks after a signal.
+    """
+    world = state.world
+    while True:
+        halvings = getattr(state, "evaluation_halvings", 0)
+        rows = max(1, rows_each >> halvings)
+        with out_of_memory_caught(world) as caught:
+            result = compute(rows)
+        if caught:
+            free_memory(world.device)
+        flags = torch.tensor([float(bool(caught)), float(world.stop_requested())])
+        out_of_memory, stop = world.sum(flags.to(world.device)).tolist()
+        if stop:
+            raise Stopped
+        if not out_of_memory:
+            return result
+        if rows == 1:
+            raise RuntimeError(
+                "out of memory in an evaluation, with one row a forward pass: use a smaller "
+                "--max_length or model"
+            )
+        state.evaluation_halvings = halvings + 1
+        world.say(f"evaluation: out of memory; {rows // 2} rows a forward pass from here on")
 
 
 @torch.no_grad()
@@ -510,18 +543,22 @@ def evaluate_rows(
     """
     world, model = state.world, state.model
     training = model.training
+
+    def compute(rows_each: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        mine = []
+        for rows, batch in evaluation_batches(data, rows_each, world):
+            if world.stop_requested():
+                break
+            with state.autocast():
+                values = outputs(model, to_device(batch, world.device))
+            mine.append((rows, values.float().cpu().numpy()[: len(rows)]))
+        return mine
+
     model.eval()
-    mine: list[tuple[np.ndarray, np.ndarray]] = []
-    for rows, batch in evaluation_batches(data, rows_each, world):
-        if world.stop_requested():
-            break
-        with state.autocast():
-            values = outputs(model, to_device(batch, world.device))
-        mine.append((rows, values.float().cpu().numpy()[: len(rows)]))
-    model.train(training)
-    if world.any(world.stop_requested()):
-        raise Stopped
-    everything = world.gather_rows(mine)
+    try:
+        everything = world.gather_rows(with_rows_that_fit(state, compute, rows_each))
+    finally:
+        model.train(training)
     rows = np.concatenate([part[0] for part in everything])
     values = np.concatenate([part[1] for part in everything])
     assert np.array_equal(np.sort(rows), np.arange(len(data.lengths))), "a row was missed"
@@ -660,6 +697,7 @@ class State:
     best_step: int = 0
     bad_evaluations: int = 0
     evaluation_pending: bool = False
+    evaluation_halvings: int = 0  # of the rows of a forward pass, as memory ran out
     seconds: float = 0.0
     skipped_steps: int = 0
 
@@ -672,6 +710,7 @@ class State:
         "last_val_loss",
         "bad_evaluations",
         "evaluation_pending",
+        "evaluation_halvings",
         "seconds",
         "skipped_steps",
     )
@@ -818,7 +857,7 @@ def sum_gradients(
         raise ValueError(f"step {state.step + 1}: no row of the batch has a target")
     # a layer that no rank ran keeps no gradient, so that the optimizer leaves it alone
     active = [p for p, ranks in zip(state.parameters, present, strict=True) if ranks]
-    all_reduce_gradients(active, world)
+    again_with_freed_memory(lambda: all_reduce_gradients(active, world), world.device)
     return work, losses, targets, active
 
 
@@ -850,7 +889,7 @@ def train_step(
         if config.max_grad_norm is not None:
             clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
         torch._foreach_mul_(gradients, scale * clip)
-        optimizer.step()
+        update_parameters(optimizer, active, state.world.device)
     state.after_update(work, finite)
     return {
         "epoch": state.loader.position / state.loader.steps_per_epoch,

@@ -14,13 +14,18 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,74 @@ def free_memory(device: torch.device) -> None:
         getattr(torch, device.type).empty_cache()
 
 
+def again_with_freed_memory(
+    action: Callable[[], object], device: torch.device, undo: Callable[[], None] | None = None
+) -> None:
+    """The action; where memory runs out, once more after what torch keeps for later was freed.
+
+    undo: called in between, of what the action had begun.
+    """
+    try:
+        action()
+        return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(device)  # behind the handler: the error holds the tensors of what failed
+    if undo is not None:
+        undo()
+    action()
+
+
+def rows_in_parts(
+    compute: Callable[[np.ndarray], T], rows: np.ndarray, device: torch.device
+) -> Iterator[tuple[np.ndarray, T]]:
+    """(rows, compute(rows)), in halves where memory runs out; compute calls no other rank."""
+    waiting = [rows]
+    while waiting:
+        rows = waiting.pop()
+        try:
+            values = compute(rows)
+        except Exception as error:
+            if len(rows) < 2 or not is_out_of_memory(error):
+                raise
+        else:
+            yield rows, values
+            continue
+        free_memory(device)
+        half = len(rows) // 2
+        waiting += [rows[half:], rows[:half]]
+
+
+def update_parameters(
+    optimizer: torch.optim.Optimizer, active: Sequence[nn.Parameter], device: torch.device
+) -> None:
+    """optimizer.step(). Moments that are not there yet are made group by group: one for which
+    memory runs out, before anything of it was changed, is tried again with freed memory.
+
+    active: the parameters that have a gradient. Fewer rows would not help here, as nothing of the
+    micro-batches is in memory any more.
+    """
+    if len(active) <= len(optimizer.state):
+        optimizer.step()
+        return
+    groups, there = optimizer.param_groups, set(optimizer.state)
+    try:
+        for group in groups:
+            optimizer.param_groups, parameters = [group], group["params"]
+            versions = [p._version for p in parameters]
+
+            def forget(parameters: Any = parameters, versions: list[int] = versions) -> None:
+                if there & set(parameters) or versions != [p._version for p in parameters]:
+                    raise RuntimeError("out of memory in the midst of the optimizer's update")
+                for parameter in parameters:
+                    optimizer.state.pop(parameter, None)
+
+            again_with_freed_memory(optimizer.step, device, forget)
+    finally:
+        optimizer.param_groups = groups
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return batch
@@ -238,3 +311,47 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def of_workers(count: int) -> dict[str, Any]:
+    """Arguments of a DataLoader for so many worker processes; 0: none, the rows are read here.
+
+    On Linux they begin as copies of this process, which then share its memory maps: Python 3.14
+    would start them anew, and send each of them all tokens. ValueError where the system allows
+    too few open files.
+    """
+    import resource
+
+    if count == 0:
+        return {"num_workers": 0}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = 10240 if hard == resource.RLIM_INFINITY else min(hard, 10240)
+    if soft != resource.RLIM_INFINITY and soft < allowed:  # macOS begins with 256
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    folder = next((each for each in ("/proc/self/fd", "/dev/fd") if os.path.isdir(each)), None)
+    used = len(os.listdir(folder)) if folder else 0
+    needed = used + 5 * count + 64  # pipes and a handle for each, and the tensors that they send
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        raise ValueError(
+            f"{count} loader workers need about {needed} open files, and this system allows "
+            f"{soft}: ulimit -n {max(4096, needed)}, or fewer --workers"
+        )
+    context = "fork" if sys.platform == "linux" else None
+    return {
+        "num_workers": count,
+        "worker_init_fn": ignore_signals,
+        "multiprocessing_context": context,
+    }
+
+
+def ignore_signals(worker: int) -> None:
+    """The training process decides when to stop; its loader workers end with it.
+
+    SIGTERM is left alone: Python ends its children by it when it exits, and waits for them.
+    torchrun sends its SIGTERM to the process group, which a worker therefore leaves.
+    """
+    os.setpgrp()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

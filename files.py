@@ -5,16 +5,18 @@ write_folder(folder, fill, step=120)         # a folder with a manifest of sizes
 if problem := damage(folder): ...            # None: each file is as the manifest says
 """
 
+import bisect
 import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,24 @@ PROJECT = Path(__file__).resolve().parent
 def cache_folder() -> Path:
     """Where all that can be made again is kept: ABLATE_CACHE, else cache/ in the project."""
     return Path(os.environ.get("ABLATE_CACHE") or PROJECT / "cache")
+
+
+def cache_advice(error: BaseException) -> str:
+    """What to do about an error that is one of writing to the cache; "" for any other."""
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR) or not name:
+        return ""
+    if not Path(os.fsdecode(name)).is_relative_to(cache_folder()):
+        return ""
+    return ". The cache is kept there: ABLATE_CACHE=FOLDER names one that can be written"
+
+
+def find_file(path: str) -> Path:
+    """As seen from here, else from the project's folder (configs/…); FileNotFoundError."""
+    for place in (Path(path), PROJECT / path):
+        if place.exists() and not place.is_dir():  # a pipe, too
+            return place
+    raise FileNotFoundError(f"{path}: no such file, neither here nor in {PROJECT}")
 
 
 class DiskFull(RuntimeError):
@@ -63,10 +83,57 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # 16 MiB of what is larger
+
+
+def content_digest(path: Path) -> str | None:
+    """16 hex digits of what a file or folder holds, not of its name; None: nothing to read there.
+
+    Equal content has equal digests. Of more than 16 MiB the sizes count and 256 parts spread over
+    all, so that gigabytes take milliseconds: enough to tell one model from another, while the rows
+    that a run reads have a fingerprint of their own. Of a run folder the saved weights count, by
+    their manifests, of any other folder all files but hidden ones and Markdown.
+    """
+    if not path.is_file() and not path.is_dir():  # a pipe can be read once
+        return None
+    try:
+        files = _files_that_count(path) if path.is_dir() else [path]
+        sizes = [file.stat().st_size for file in files]
+        names = [str(file.relative_to(path)) for file in files]
+        facts = list(zip(names, sizes, strict=True))
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for number, start, length in _parts_of(sizes):
+            with open(files[number], "rb") as file:
+                file.seek(start)
+                digest.update(file.read(length))
+    except OSError:
+        return None
+    return digest.hexdigest()[:16]
+
+
+def _files_that_count(folder: Path) -> list[Path]:
+    if (folder / "train/weights").is_dir():
+        return sorted((folder / "train/weights").glob("[bf]*/manifest.json"))  # best, final
+    inside = ((path, path.relative_to(folder).parts) for path in folder.rglob("*"))
+    shown = (path for path, parts in inside if not any(part.startswith(".") for part in parts))
+    return sorted(path for path in shown if path.suffix != ".md" and path.is_file())
+
+
+def _parts_of(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(which file, from which byte, how many): all, or SAMPLES parts of the files in a row."""
+    total, ends = sum(sizes), list(itertools.accumulate(sizes))
+    if total <= SAMPLES * SAMPLE_BYTES:
+        yield from ((number, 0, size) for number, size in enumerate(sizes))
+        return
+    for part in range(SAMPLES):
+        place = (total - SAMPLE_BYTES) * part // (SAMPLES - 1)
+        number = bisect.bisect_right(ends, place)
+        yield number, place - (ends[number] - sizes[number]), SAMPLE_BYTES
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:
     """Let `fill` write files into a folder beside, hash them in manifest.json, rename."""
-    beside = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, old = cleared(folder, "tmp"), cleared(folder, "old")
     try:
         beside.mkdir(parents=True)
         fill(beside)
@@ -80,8 +147,6 @@ def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> No
             }
         write_text(beside / "manifest.json", json.dumps({**facts, "files": files}, indent=1))
         if folder.exists():  # renamed away first: a rename cannot replace a full folder
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         beside.rename(folder)
         descriptor = os.open(folder.parent, os.O_RDONLY)
@@ -90,7 +155,39 @@ def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> No
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise disk_error(error, folder) from error
-    shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def cleared(folder: Path, suffix: str) -> Path:
+    """A name beside a folder at which nothing is: what a kill left there goes, or where it cannot
+    be removed (NFS keeps what is open) the name gets a number."""
+    for number in itertools.count():
+        beside = folder.with_name(f"{folder.name}.{number or ''}{suffix}")
+        shutil.rmtree(beside, ignore_errors=True)
+        if not beside.exists():
+            return beside
+    raise AssertionError
+
+
+def remove(path: Path) -> OSError | None:
+    """Delete a file or a folder; what is in the way of it, if something is."""
+    try:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error
+    return None
+
+
+def add_to_folder(folder: Path, name: str, text: str) -> None:
+    """One more file of a folder that write_folder wrote. Until the manifest names it, it counts
+    for nothing."""
+    write_text(folder / name, text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    fact = {"bytes": len(text.encode()), "sha256": sha256(folder / name)}
+    manifest["files"][name] = fact
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def damage(folder: Path) -> str | None:
@@ -108,11 +205,33 @@ def damage(folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict:
-    """{} where there is no file, or no JSON in it."""
+    """{} where there is no file, or no JSON object in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files in a folder and below it, also behind symbolic links, each place once, under its own
+    name rather than a link's; links that lead to nothing as well."""
+    folders, links, seen = [folder], [], set()
+    above = {(facts.st_dev, facts.st_ino) for facts in map(os.stat, folder.resolve().parents)}
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)
+        facts = os.stat(here)
+        place = facts.st_dev, facts.st_ino
+        if place in seen or place in above:
+            continue
+        seen.add(place)
+        for path in sorted(here.iterdir()):
+            if not path.is_dir():
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence]) -> str:

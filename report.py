@@ -20,6 +20,7 @@ import os
 import sys
 from pathlib import Path
 
+import console
 from reports import folder
 
 
@@ -189,6 +190,7 @@ def as_json(content: dict) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
+    console.open_streams()
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
@@ -204,9 +206,7 @@ def main(words: list[str] | None = None) -> None:
     try:
         text = run_command(arguments)
         if text:
-            print(folder.clean(text))
-    except BrokenPipeError:  # report.py table … | head
-        sys.stderr.close()
+            console.answer(folder.clean(text))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("ABLATE_DEBUG"):
             raise

@@ -30,9 +30,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+import console
 import core
 import runs
 from data.pairs import PairData
+from device import of_workers
 from evaluation import outcomes
 from evaluation.metrics import softmax
 from experiments import preference
@@ -281,7 +283,7 @@ def build_loader(data: PairData, config: Config, shuffle: bool = False) -> DataL
         range(len(data.lengths)),
         batch_size=config.batch // config.devices,
         shuffle=shuffle,
-        num_workers=config.workers,
+        **of_workers(config.workers),
         collate_fn=functools.partial(collate, data),
     )
 
@@ -365,7 +367,8 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
         record.verdict(verdict, say=False)
     write_result(run.folder / "test", result)
     run.end("finished", "all steps done")
-    print("\n".join([f"finished: {run.folder}", *last_lines(result.metrics, record.verdicts)]))
+    lines = last_lines(result.metrics, record.verdicts)
+    console.say("\n".join([f"finished: {run.folder}", *lines]))
 
 
 if __name__ == "__main__":

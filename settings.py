@@ -15,12 +15,13 @@ import dataclasses
 import difflib
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
+
+from files import find_file
 
 
 @dataclass
@@ -360,7 +361,7 @@ def parse_settings(
             value = "true" if bare else pending.pop(0)
         _check_names([key], valid_names, "setting ")
         if key == "config":
-            content = flatten(current_names(_read_yaml(value)))
+            content = flatten(current_names(_read_yaml(value)), whole=types)
             _check_names(content, types, f"{value}: setting ")
             files.append((value, content))
             continue
@@ -533,12 +534,17 @@ def field_types(kind: type, prefix: str = "") -> dict[str, type]:
     return types
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} to {"train.lr": 1}."""
+def flatten(
+    settings: Mapping[str, Any], prefix: str = "", whole: Container[str] = ()
+) -> dict[str, Any]:
+    """{"train": {"lr": 1}} to {"train.lr": 1}; whole: settings whose value is a dict."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict) and name not in whole:
+            flat |= flatten(value, f"{name}.", whole)
+        else:
+            flat[name] = value
     return flat
 
 
@@ -551,7 +557,7 @@ def _build(kind: type, value: Any) -> Any:
 
 def _read_yaml(path: str) -> dict:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(find_file(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise SystemExit(f"cannot read settings from {path}: {error}") from error
     if not isinstance(content, dict):

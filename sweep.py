@@ -53,8 +53,10 @@ from typing import Any
 
 import yaml
 
+import console
 from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
+from files import find_file
 from settings import FREE_SETTINGS, flatten
 
 PROJECT = Path(__file__).resolve().parent
@@ -66,7 +68,13 @@ SWEEP_KEYS = (
 DECLARED = {"paired": False, "margin": None}  # before the first result, or not at all
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
-OWN_SETTINGS = {"seed": "--seeds", "out": "--out", "dry_run": "--dry_run", "fresh": "another --out"}
+OWN_SETTINGS = {
+    "seed": "--seeds",
+    "out": "--out",
+    "dry_run": "--dry_run",
+    "fresh": "another --out",
+    "script": "its first word, or script: of an arm",
+}
 # A run that fails this soon and before its first step was given settings that cannot work.
 SETTINGS_ERROR_SECONDS = 60.0
 
@@ -196,10 +204,10 @@ def parse_seeds(given: Any) -> list[int]:
 
 def find(path: str, what: str) -> Path:
     """As seen from here, else beside sweep.py."""
-    for place in (Path(path), PROJECT / path):
-        if place.is_file():
-            return place
-    raise refuse(f"no such {what}: {path}")
+    try:
+        return find_file(path)
+    except FileNotFoundError:
+        raise refuse(f"no such {what}: {path}") from None
 
 
 def find_script(script: str | None) -> Path:
@@ -221,6 +229,12 @@ def read_yaml(path: str) -> dict[str, Any]:
 def text_of(value: Any) -> str:
     """A value as a script's command line takes it: null, true, 1e-05, all, [1, 2]."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def words_of(run: Run) -> list[str]:
+    """What the script is told, without --: torchrun takes options that begin as its own do."""
+    words = {name: text_of(value) for name, value in run.settings.items()} | {"out": run.folder}
+    return [f"{name}={value}" for name, value in words.items()]
 
 
 def label_of(settings: Mapping[str, Any], *before: str) -> str:
@@ -330,7 +344,7 @@ class Plan:
         arms: dict[str, dict] = {"first": {"seeds": seeds}, "second": {"seeds": others}}
         if has_labels(find_script(script)):
             return {**arms, "shuffled": {"labels": "shuffled"}}
-        print(f"no shuffled labels, as {script} has no setting for them: the A/A pair only")
+        console.say(f"no shuffled labels, as {script} has no setting for them: the A/A pair only")
         return arms
 
     def check_arms(self) -> None:
@@ -375,9 +389,7 @@ class Plan:
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
             launcher += [f"--nproc_per_node={self.processes}"]
-        # without --: torchrun takes options that begin as its own do
-        words = [f"{name}={text_of(value)}" for name, value in run.settings.items()]
-        return [*launcher, str(find_script(run.script)), *words, f"out={run.folder}"]
+        return [*launcher, str(find_script(run.script)), *words_of(run)]
 
     def as_sweep_file(self) -> dict[str, Any]:
         return {
@@ -401,6 +413,45 @@ class Plan:
         trials = sum(len(self.trials(arm)) for arm in self.arms)
         tuning = f" after {trials} for tuning" if trials else ""
         return f"{self.out}: runs: {runs}{tuning}, arms: {len(self.arms)}"
+
+
+# Reads a list of command lines as the script would; its imports are heavy, so once for all.
+CHECK = """
+import importlib.util, json, sys
+from pathlib import Path
+from settings import parse_settings
+path = Path(sys.argv[1])
+spec = importlib.util.spec_from_file_location(path.stem, path)
+sys.modules[path.stem] = script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+for words in json.load(sys.stdin):
+    parse_settings(script.Config, words, path.name, getattr(script, "ALIASES", None))
+"""
+
+
+def check_settings(plan: Plan) -> None:
+    """Refuse settings that a script would, before anything is run. A script that is not one of
+    ours is not asked."""
+    lines: dict[str, list[list[str]]] = {}
+    for arm in plan.arms:
+        point = {name: values[0] for name, values in arm.tune.items()}
+        for run in [*plan.trials(arm).values(), *plan.runs(arm, point)[:1]]:
+            lines.setdefault(arm.script, []).append(words_of(run))
+    for name, words in lines.items():
+        script = find_script(name).resolve()
+        if "runs.launch(" not in script.read_text(encoding="utf-8"):
+            continue
+        command = [sys.executable, "-c", CHECK, str(script)]
+        paths = os.pathsep.join([str(PROJECT), str(script.parent)])
+        done = subprocess.run(
+            command,
+            input=json.dumps(words),
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise refuse(last_words(done.stderr))
 
 
 def has_labels(script: Path) -> bool:
@@ -541,18 +592,12 @@ class Runner:
     def stopping(self) -> bool:
         return bool(self.signals) or self.gave_up
 
-    def say(self, text: str) -> None:
-        if self.bar is None:
-            print(text, flush=True)
-        else:
-            self.bar.write(text)
-
     def run(self, runs: list[Run], later: int = 0) -> None:
         """Run what is not finished; `later` is how many runs will come after these."""
         waiting = [run for run in runs if not is_finished(run)]
         self.works = self.works or len(waiting) < len(runs)
         if len(waiting) < len(runs):
-            self.say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
+            console.say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
         if waiting and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -597,7 +642,7 @@ class Runner:
                 env=environment,
                 start_new_session=True,
             )
-        self.say(f"{number}  {run.name}  started")
+        console.say(f"{number}  {run.name}  started")
         return Child(run, number, process, time.monotonic(), log_start)
 
     def end(self, child: Child, left: int) -> None:
@@ -630,7 +675,7 @@ class Runner:
             text = f"FAILED after {seconds:.0f} s: {reason}"
             early = seconds < SETTINGS_ERROR_SECONDS and not (run.folder / "train").exists()
             self.gave_up = self.gave_up or (run is self.first and early and not self.works)
-        self.say(f"{child.number}  {run.name}  {text}")
+        console.say(f"{child.number}  {run.name}  {text}")
         if self.bar is not None:
             self.bar.update(1)
 
@@ -686,7 +731,7 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
         record[arm.label] = {"chosen": chosen[arm.label], plan.tune_by: figures}
         tried = ", ".join(f"{label} {value:.4f}" for label, value in figures.items())
         word = "lowest" if sign > 0 else "highest"
-        print(f"tuned {arm.label}: {best}, the {word} {plan.tune_by} of {tried}", flush=True)
+        console.say(f"tuned {arm.label}: {best}, the {word} {plan.tune_by} of {tried}")
     if record:
         (plan.out / "tuned.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
     return chosen
@@ -699,7 +744,7 @@ def report(*words: str) -> None:
     """report.py in a process of its own; the runs stand without it, so its failure is a warning."""
     sys.stdout.flush()
     if subprocess.run([sys.executable, str(REPORT), *words]).returncode:
-        print(f"warning: no report; again with: python report.py {shlex.join(words)}", flush=True)
+        console.say(f"warning: no report; again with: python report.py {shlex.join(words)}")
 
 
 def judge_shuffled(runs: Sequence[Run]) -> bool:
@@ -716,12 +761,12 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
             print(f"{run.name}: diverged, and so has no accuracy to judge by")
             continue
         if not {"accuracy_ci95", "constant_accuracy"} <= metrics.keys():
-            print(f"{run.name}: no accuracy to judge by")
+            console.say(f"{run.name}: no accuracy to judge by")
             continue
         low, high = metrics["accuracy_ci95"]
         above = low > metrics["constant_accuracy"]
         at_chance += not above
-        print(
+        console.say(
             f"{run.name}: accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}], a constant "
             f"answer {metrics['constant_accuracy']:.4f}: "
             + ("ABOVE CHANCE: something leaks" if above else "at chance")
@@ -729,7 +774,7 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
     judged = len(runs) - diverged
     passed = at_chance == judged > 0
     verdict = "as it must be" if passed else "NOT as it must be"
-    print(f"verdict: {at_chance} of {judged} runs with shuffled labels at chance, {verdict}")
+    console.say(f"verdict: {at_chance} of {judged} runs with shuffled labels at chance, {verdict}")
     return passed
 
 
@@ -739,31 +784,34 @@ def print_commands(plan: Plan) -> None:
         runs += plan.runs(arm, {name: "TUNED" for name in arm.tune})
     for run in runs:
         done = "   # finished" if is_finished(run) else ""
-        print(shlex.join(["python", *plan.command(run)[1:]]) + done)
-    print(plan)
+        console.answer(shlex.join(["python", *plan.command(run)[1:]]) + done)
+    console.answer(str(plan))
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, 1 when a run failed or leaks, 128 + signal when stopped."""
     args = parse_arguments(argv)
     plan = Plan(args)
+    check_settings(plan)
     if args.dry_run:
         print_commands(plan)
         return 0
-    print(plan, flush=True)
+    console.say(str(plan))
     plan.out.mkdir(parents=True, exist_ok=True)
-    (plan.out / "sweep.yaml").write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
+    written = plan.out / "sweep.yaml"
+    if not (args.config and written.exists() and written.samefile(find(args.config, "config"))):
+        written.write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
     with Runner(plan) as runner:
         chosen = tune(plan, runner)
         runs = {a.label: plan.runs(a, chosen[a.label]) for a in plan.arms if a.label in chosen}
         if not runner.stopping:
             runner.run([run for arm_runs in runs.values() for run in arm_runs])
     if runner.signals:
-        print("stopped; the same command continues")
+        console.say("stopped; the same command continues")
         return 128 + runner.signals[0]
     if runner.gave_up:
-        print("the first run failed before its first step, so the others were not begun:")
-        print(f"  {runner.first.name}: {runner.failed[runner.first.name]}")
+        console.say("the first run failed before its first step, so the others were not begun:")
+        console.say(f"  {runner.first.name}: {runner.failed[runner.first.name]}")
         return 1
     done = [label for label in runs if any(run.name not in runner.failed for run in runs[label])]
     if done:
@@ -776,15 +824,15 @@ def main(argv: Sequence[str]) -> int:
             paths = [r.folder for arm in arms for r in arm if r.name not in runner.failed]
         report("compare", *map(str, paths))
     if args.aa:
-        print("first and second differ in their seeds alone: what they differ by is noise")
+        console.say("first and second differ in their seeds alone: what they differ by is noise")
     every = [run for arm in runs.values() for run in arm]
     if diverged := [r.name for r in every if has_diverged(read_json(r.folder / "run.json"))]:
-        print(f"diverged: {len(diverged)} of {len(every)} runs: {', '.join(diverged)}")
+        console.say(f"diverged: {len(diverged)} of {len(every)} runs: {', '.join(diverged)}")
     leaks = args.aa and "shuffled" in done and not judge_shuffled(runs["shuffled"])
     if runner.failed:
-        print(f"failed: {len(runner.failed)}; the same command tries again")
+        console.say(f"failed: {len(runner.failed)}; the same command tries again")
         for name, reason in runner.failed.items():
-            print(f"  {name}: {reason}")
+            console.say(f"  {name}: {reason}")
     return 1 if runner.failed or leaks else 0
 
 

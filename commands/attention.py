@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import console
 from data.records import lines
 from files import PROJECT, write_text
 from models import attention, causal, pretrained
@@ -80,7 +81,7 @@ def show_attention(config: Config) -> None:
     ]
     path = Path(config.out or Path(config.run_folder) / "test/analysis/attention.jsonl")
     write_text(path, attention.maps_text(texts))
-    print(f"attention: {sum(len(maps) for *_, maps in texts)} maps in {path}")
+    console.say(f"attention: {sum(len(maps) for *_, maps in texts)} maps in {path}")
     if is_run and config.out is None:
         report = [sys.executable, str(PROJECT / "report.py"), "page", config.run_folder]
         subprocess.run(report, check=False)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+import console
 import core
 from device import autocast, choose_precision
 from experiments.experiment import place
@@ -78,14 +79,14 @@ def calibrate(config: CalibrateConfig) -> None:
         model.eval()
         each = median_seconds(lambda d=depth: forward(d), config.repeats, world)
         tables["forward"][depth] = each / config.micro_batch
-        print(
+        console.say(
             f"{depth:3d} layers: {1000 * tables['train'][depth]:.3f} ms a sequence to train on, "
             f"{1000 * tables['forward'][depth]:.3f} ms to score"
         )
     machine = f"{world.device.type}, {precision}, torch {torch.__version__}"
     costs = clocks.Costs("seconds", machine, config.model, config.max_length, tables)
     costs.save(Path(config.output))
-    print(f"{config.output}: for budget_unit=rst_hours budget_table={config.output}")
+    console.say(f"{config.output}: for budget_unit=rst_hours budget_table={config.output}")
 
 
 def median_seconds(action: Callable[[], object], repeats: int, world: core.World) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import console
 from data import downloads
 
 
@@ -22,8 +23,8 @@ class DownloadConfig:
 def download(config: DownloadConfig) -> None:
     """The published archives, continued where a connection broke off."""
     if config.what in ("c4-subset", "c4_subset"):
-        print(downloads.download_c4_subset(config.output))
+        console.say(downloads.download_c4_subset(config.output))
     elif config.what == "il_losses":
-        print(downloads.download_il_losses(config.data, config.output))
+        console.say(downloads.download_il_losses(config.data, config.output))
     else:
         raise ValueError(f"download {config.what}: expected c4-subset or il_losses")

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+import console
 import core
 from commands.validate import open_pretraining, precision_of, sequence_losses
 from data import corpora
@@ -36,7 +37,7 @@ def whole_parts(folder: Path) -> list[Path]:
     parts = sorted(folder.glob("part_" + 6 * "[0-9]"))
     for part in parts:
         if problem := damage(part):
-            print(f"{part} is damaged ({problem}): its sequences are computed again")
+            console.say(f"{part} is damaged ({problem}): its sequences are computed again")
             shutil.rmtree(part)
     return [part for part in parts if part.exists()]
 
@@ -76,7 +77,7 @@ def extract_il_losses(config: ExtractConfig) -> None:
             part.save_part(folder, number)
     table = IrreducibleLosses.load(folder, split.fingerprint)
     table.require(split.train)
-    print(f"{len(table):,} irreducible losses: {folder}")
+    console.say(f"{len(table):,} irreducible losses: {folder}")
 
 
 ALIASES: Aliases = {"name": lambda value: {"run_folder": f"results/bert/{value}"}}

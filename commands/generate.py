@@ -1,25 +1,39 @@
 """`generate` of alpaca_sft.py: answers to instructions of a file, or asked one by one."""
 
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from commands.opening import OpenConfig, open_causal
+import console
+import core
+from commands.opening import OpenConfig, note, open_causal, processes, weights_files
 from data import instructions
 from data.instructions import Row
-from data.records import strip_control
+from data.records import repair_surrogates, strip_control
 from files import write_text
 from models import generation
+from models.decoding import Decoding
+from models.generation import Answer
 
-Answers = Callable[[list[str]], list[str]]  # prompts → what the model writes behind each
+ROWS_EACH = 64  # answered before they are written, by each process
 
 
 @dataclass
-class GenerateConfig(OpenConfig):
+class GenerateConfig(OpenConfig, Decoding):
     """Settings of `generate`: answers to instructions from a file, the command line or a prompt."""
+
+    ONLY_WITH = {
+        "split": "data",
+        "limit": "data",
+        "output": "data",
+        "val_frac": "split!=all",
+        "test_frac": "split!=all",
+        "input": "instruction",
+    }
 
     data: str | None = None
     """rows with an instruction (and input), as in training; null: ask"""
@@ -39,70 +53,109 @@ class GenerateConfig(OpenConfig):
     """its input"""
     template: Literal["alpaca", "alpaca_with_input_preamble"] | None = None
     """layout of a prompt; null: the one of the training, else alpaca"""
-    max_new_tokens: int = 256
-    """tokens of an answer at most"""
-    temperature: float = 0.0
-    """0: always the most likely token"""
-    top_k: int | None = None
-    """draw from so many tokens; null: from all"""
-    seed: int = 0
-    """of the draws"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None and self.instruction is not None:
+            raise ValueError("generate: give --data or --instruction, not both")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit {self.limit}: expected 1 or more, or null")
 
 
 def generate(config: GenerateConfig) -> None:
     """Answer the rows of a file, one instruction, or one after the other until the input ends."""
-    model, tokenizer, facts = open_causal(config)
-    template = config.template or facts.get("template", "alpaca")
+    with processes(config.device) as world:
+        if config.data is not None:
+            # all: without a split, of which rows that ask the same would be left out
+            shares = (0.0, 0.0) if config.split == "all" else (config.val_frac, config.test_frac)
+            rows, notes = instructions.load_rows(config.data, *shares, answered=False)
+            rows = [row for row in rows if config.split in ("all", row.split)][: config.limit]
+            if not rows:
+                raise ValueError(f"{config.data}: no {config.split} rows")
+            for line in notes:
+                world.say(line)
+        answerer = Answerer(config, config, config.template, world)
+        if config.data is not None:
+            answerer.write(rows, Path(config.output))
+            world.say(f"answers: {config.output}")
+        elif world.rank == 0:
+            answer_questions(config, answerer)
 
-    def answers(prompts: list[str]) -> list[str]:
-        drawing = (config.temperature, config.top_k, config.seed)
-        return generation.generate(model, tokenizer, prompts, config.max_new_tokens, *drawing)
 
-    if config.data is not None:
-        return _answer_rows(config, template, answers)
+def answer_questions(config: GenerateConfig, answerer: "Answerer") -> None:
     if config.instruction is not None:
-        prompt = instructions.format_prompt(config.instruction, config.input, template)
-        return print(strip_control(answers([prompt])[0]))
+        return console.answer(answerer.ask(config.instruction, config.input))
     asks = sys.stdin.isatty()
     while True:
         if asks:
-            print("instruction (an empty line ends): ", end="", flush=True)
+            console.say("instruction (an empty line ends): ", end="")
         line = sys.stdin.readline().strip()
         if not line:
             return
         text = ""
         if asks:
-            print("input (may be empty): ", end="", flush=True)
+            console.say("input (may be empty): ", end="")
             text = sys.stdin.readline().strip()
-        prompt = instructions.format_prompt(line, text, template)
-        print(strip_control(answers([prompt])[0]), flush=True)
+        console.answer(answerer.ask(line, text))
 
 
-def _answer_rows(config: GenerateConfig, template: str, answers: Answers) -> None:
-    rows, _ = instructions.load_rows(config.data, config.val_frac, config.test_frac)
-    rows = [row for row in rows if config.split in ("all", row.split)][: config.limit]
-    if not rows:
-        raise ValueError(f"{config.data}: no {config.split} rows")
-    lines = answer_rows(rows, template, answers)
-    write_text(Path(config.output), "".join(json.dumps(line) + "\n" for line in lines))
-    print(f"answers: {config.output}")
+class Answerer:
+    """A model that answers, on one process or several: the answers are the same."""
+
+    def __init__(
+        self, config: OpenConfig, decoding: Decoding, template: str | None, world: core.World
+    ):
+        self.config, self.decoding, self.world = config, decoding, world
+        self.model, self.tokenizer, facts = open_causal(config, world)
+        self.template = template or facts.get("template", "alpaca")
+        self.files = weights_files(config)
+
+    def answers(self, prompts: Sequence[str]) -> list[Answer]:
+        return generation.generate(self.model, self.tokenizer, prompts, self.decoding)
+
+    def ask(self, instruction: str, text: str) -> str:
+        """The answer to one instruction, fit for a terminal."""
+        instruction, text = (repair_surrogates(each, set()) for each in (instruction, text))
+        prompt = instructions.format_prompt(instruction, text, self.template)
+        (answer,) = self.answers([prompt])
+        if answer.cut:
+            note(generation.said_of_cut(["this one"]))
+        return strip_control(answer.text)
+
+    def write(self, rows: Sequence[Row], file: Path) -> None:
+        """A file of answers, a JSON object a line; what an interrupted call wrote is used."""
+        world = self.world
+        prompts = [instructions.prompt_of(row, self.template) for row in rows]
+        facts = [*self.files, self.decoding.record(), prompts]
+        started = Started(file, hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+        lines: list[dict[str, Any]] = []
+        world.on_rank_0(lambda: lines.extend(started.read()))
+        lines = world.from_rank_0(lines)
+        if lines:
+            world.say(f"{len(lines):,} of {len(rows):,} rows are answered already")
+        each = ROWS_EACH * world.size
+        for start in range(len(lines), len(rows), each):
+            own = range(start + world.rank, min(start + each, len(rows)), world.size)
+            answers = zip(own, self.answers([prompts[row] for row in own]), strict=True)
+            block = sorted(world.gather_rows(list(answers)))
+            block = [self.line(rows[row], prompts[row], answer) for row, answer in block]
+            lines += block
+            world.on_rank_0(lambda block=block: started.add(block))
+            world.say(f"answered {len(lines):,} of {len(rows):,} rows")
+        if cut := [strip_control(line["id"])[:40] for line in lines if "cut_tokens" in line]:
+            world.say(generation.said_of_cut(cut))
+        world.on_rank_0(lambda: started.finish(lines))
+
+    def line(self, row: Row, prompt: str, answer: Answer) -> dict[str, Any]:
+        line = answer_line(row, prompt, answer.text) | {"ended": answer.ended}
+        line |= {"model": self.config.model, "weights": self.config.weights}
+        line |= {"decoding": self.decoding.record()}
+        return line | ({"cut_tokens": answer.cut} if answer.cut else {})
 
 
-def answer_rows(rows: Sequence[Row], template: str, answers: Answers) -> list[dict[str, str]]:
-    """A line of an answers file for each row; 64 rows at a time, which it says."""
-    lines = []
-    for start in range(0, len(rows), 64):
-        part = rows[start : start + 64]
-        prompts = [instructions.prompt_of(row, template) for row in part]
-        for row, prompt, response in zip(part, prompts, answers(prompts), strict=True):
-            lines.append(answer_line(row, prompt, response))
-        print(f"answered {len(lines):,} of {len(rows):,} rows", flush=True)
-    return lines
-
-
-def answer_line(row: Row, prompt: str, response: str) -> dict[str, str]:
-    """A line of an answers file. prompt: all that the model read; instruction, input and output
-    are of the last turn."""
+def answer_line(row: Row, prompt: str, response: str) -> dict[str, Any]:
+    """What a line of an answers file says at least. prompt: all that the model should read;
+    instruction, input and output are of the last turn."""
     instruction, text, output = row.turns[-1]
     return {
         "id": row.id,
@@ -113,3 +166,32 @@ def answer_line(row: Row, prompt: str, response: str) -> dict[str, str]:
         "output": output,
         "model_response": response,
     }
+
+
+class Started:
+    """A file of JSON lines that is being written: beside it, until it is whole."""
+
+    def __init__(self, file: Path, facts: str):
+        self.file, self.part = file, file.with_name(f"{file.name}.part")
+        self.head = {"facts": facts}  # what the lines depend on
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that an interrupted call with the same facts wrote; else it begins anew."""
+        lines = []
+        if self.part.is_file():
+            for line in self.part.read_text(encoding="utf-8", errors="replace").split("\n"):
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:  # cut off by a kill
+                    break
+        kept = lines[1:] if lines[:1] == [self.head] else []
+        write_text(self.part, "".join(json.dumps(line) + "\n" for line in [self.head, *kept]))
+        return kept
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        with open(self.part, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def finish(self, lines: Sequence[dict[str, Any]]) -> None:
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines))
+        self.part.unlink()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import console
 from commands.titles import Opened, open_titles, shown, token_text, write_titles
 from data import titles
 from data.titles import TitleData
@@ -21,6 +22,7 @@ from data.tokens import Ragged, encode_texts
 from device import to_device
 from files import write_text
 from models import gpt
+from models.decoding import Decoding
 
 MOST_TOKENS = 20  # in the table and picture of frequencies
 
@@ -62,8 +64,8 @@ def inspect(config: InspectConfig) -> None:
     )
     place = look_at_place(opened, rows, config.batch, config.row, config.position)
     frequencies = token_frequencies(opened, rows)
-    generator = torch.Generator(opened.device).manual_seed(config.seed)
-    samples = write_titles(opened, "", config.samples, config.temperature, None, generator)
+    decoding = Decoding(max_new_tokens=60, temperature=config.temperature, seed=config.seed)
+    samples = write_titles(opened, "", config.samples, decoding)
     outputs = {"place": place, "frequencies": frequencies, "samples": samples}
     text = as_text(outputs)
     folder = Path(config.output or Path(config.run_folder) / "inspect")
@@ -71,8 +73,8 @@ def inspect(config: InspectConfig) -> None:
     write_text(folder / "inspect.json", json.dumps(outputs, indent=1, ensure_ascii=False))
     for picture in (next_token_picture(place), frequency_picture(frequencies)):
         (folder / f"{picture.name.split('/')[1]}.png").write_bytes(picture.png())
-    print(text, end="")
-    print(f"\n{folder}: inspect.txt, inspect.json, next_tokens.png, frequencies.png")
+    console.say(text, end="")
+    console.say(f"\n{folder}: inspect.txt, inspect.json, next_tokens.png, frequencies.png")
 
 
 def validation_titles(config: InspectConfig, settings: Any) -> list[titles.Title]:

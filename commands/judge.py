@@ -17,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from commands.generate import answer_rows
-from commands.opening import OpenConfig, open_causal
+import console
+import core
+from commands.generate import Answerer
+from commands.opening import OpenConfig, processes, weights_files
 from commands.predict import PredictConfig, Predictor
 from data import instructions, reviews
 from data.arena import PairRow
@@ -28,15 +30,35 @@ from evaluation import judge
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.metrics import apply_temperature
 from evaluation.stats import interval
-from files import cache_folder, csv_text, write_text
-from models import generation
+from files import cache_folder, csv_text, read_json, write_text
+from models.decoding import Decoding
 
 FIELDS = ("instruction", "output", "model_response")  # of a line of an answers file
 
 
 @dataclass
-class JudgeConfig:
-    """Settings of `judge`: scores from 0 to 100 for the answers of a model."""
+class JudgeConfig(Decoding):
+    """Settings of `judge`: scores from 0 to 100 for the answers of a model.
+
+    max_new_tokens, temperature, top_k, top_p, repetition_penalty and seed are of the model that
+    answers.
+    """
+
+    ONLY_WITH = {
+        "max_new_tokens": "run_folder",
+        "temperature": "run_folder",
+        "repetition_penalty": "run_folder",
+        "weights": "run_folder",
+        "base": "run_folder",
+        "data": "run_folder",
+        "judge_model": "by=gemini|openai",
+        "url": "by=gemini|openai",
+        "fields": "by=gemini|openai",
+        "judge_repeats": "by=gemini|openai",
+        "judge_workers": "by=gemini|openai",
+        "timeout_seconds": "by=gemini|openai",
+        "max_wait_seconds": "by=gemini|openai",
+    }
 
     run_folder: str | None = None
     """run folder: its test rows are answered and judged, and the score goes to its metrics"""
@@ -48,16 +70,23 @@ class JudgeConfig:
     """name of the judge's model; null: gemini-2.5-flash or gpt-4o-mini"""
     url: str | None = None
     """address of the server up to /v1beta or /v1; null: the provider's own"""
+    fields: dict[str, Any] | None = None
+    """of the request, as JSON, where the server wants others than ours; null leaves one out:
+    '{"max_completion_tokens": 4096, "temperature": null}'"""
     judge_repeats: int = 1
     """times that each answer is judged; the spread is reported"""
     judge_workers: int = 4
     """questions at a time"""
     timeout_seconds: float = 60.0
     """without a reply, before a question is asked again"""
+    max_wait_seconds: float = 600.0
+    """that a question waits in total where the server asks to wait (a quota a minute)"""
     limit: int | None = None
     """rows at most (a subset that does not depend on the run); null: all"""
-    max_new_tokens: int = 256
-    """tokens of an answer at most"""
+    data: str | None = None
+    """where the rows of the run are now; null: where they were"""
+    base: str | None = None
+    """base model, where the run is an adapter and its base has moved"""
     weights: Literal["best", "final"] = "best"
     """which weights of the run answer"""
     output: str | None = None
@@ -66,21 +95,35 @@ class JudgeConfig:
     """where to compute"""
 
     def __post_init__(self) -> None:
-        if (self.run_folder is None) == (self.answers is None):
-            raise ValueError("judge: give --run_folder FOLDER, or --answers FILE")
-        for name in ("judge_repeats", "judge_workers", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected 1 or more")
+        super().__post_init__()
+        for name in ("judge_repeats", "judge_workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected 1 or more")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"--timeout_seconds {self.timeout_seconds:g}: expected more than 0")
+        if not self.max_wait_seconds >= 0:
+            raise ValueError(f"--max_wait_seconds {self.max_wait_seconds:g}: expected 0 or more")
 
 
 def run_judge(config: JudgeConfig) -> None:
-    backend = build_backend(config)  # before any answer is written: a missing key shows at once
-    file = Path(config.answers) if config.answers else answers_of_run(config)
+    if (config.run_folder is None) == (config.answers is None):
+        raise ValueError("judge: give --run_folder FOLDER, or --answers FILE")
+    backends: list[Any] = []
+    with processes(config.device) as world:
+        # before any answer is written: a missing key shows at once
+        world.on_rank_0(lambda: backends.append(build_backend(config)))
+        file = Path(config.answers) if config.answers else answers_of_run(config, world)
+    if backends:
+        judge_answers(config, file, backends[0])
+
+
+def judge_answers(config: JudgeConfig, file: Path, backend: Any) -> None:
     rows = read_answers(file, None if config.run_folder else config.limit)
     if isinstance(backend, PreferenceJudge):
         scores = backend.score(rows)
     else:
-        print(f"note: instructions, references and answers are sent to {backend.site}")
+        console.say(f"note: instructions, references and answers are sent to {backend.site}")
         name = hashlib.sha256(f"{backend!r}".encode()).hexdigest()[:16]
         cache = judge.Cache(cache_folder() / "judge" / f"{name}.txt")
         scores = judge.score_answers(
@@ -90,14 +133,19 @@ def run_judge(config: JudgeConfig) -> None:
             config.judge_repeats,
             config.judge_workers,
             timeout_seconds=config.timeout_seconds,
+            max_wait_seconds=config.max_wait_seconds,
         )
     metrics = judge.judge_metrics(scores, [row["group"] for row in rows])
     metrics |= {"judge_by": repr(backend), "judge_rows": file.name}
+    metrics["judge_cut_prompts"] = sum(row["is_cut"] for row in rows)
+    decodings = [row["decoding"] for row in rows]
+    if decodings[0] and all(decoding == decodings[0] for decoding in decodings):
+        metrics["judge_decoding"] = decodings[0]
     write(config, file, rows, scores, metrics)
 
 
 def build_backend(config: JudgeConfig) -> Any:
-    where = {} if config.url is None else {"site": config.url}
+    where = {"fields": config.fields} | ({} if config.url is None else {"site": config.url})
     if config.by == "gemini":
         return judge.Gemini(config.judge_model or "gemini-2.5-flash", **where)
     if config.by == "openai":
@@ -112,8 +160,8 @@ def build_backend(config: JudgeConfig) -> Any:
 # ------------------------------------------------------------------------------ answers
 
 
-def answers_of_run(config: JudgeConfig) -> Path:
-    """The run's answers to its test rows, written once."""
+def answers_of_run(config: JudgeConfig, world: core.World) -> Path:
+    """The run's answers to its test rows, written once. ValueError for other rows by now."""
     run = Path(config.run_folder)
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text())
@@ -121,33 +169,35 @@ def answers_of_run(config: JudgeConfig) -> Path:
         template, limit = settings["template"], settings["limit"]
     except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{run}: no run of alpaca_sft.py ({error})") from None
-    rows, _ = instructions.load_rows(data, *fractions)
+    try:
+        rows, _ = instructions.load_rows(config.data or data, *fractions)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. Where the rows are now: --data") from None
+    was = read_json(run / "run.json").get("data_fingerprint")
+    if was not in (None, now := instructions.data_fingerprint(rows)):
+        raise ValueError(
+            f"{config.data or data} has other rows than those of the run (fingerprint {now}, not "
+            f"{was}): --data names the file that the run was made with"
+        )
     rows = [row for row in subset(rows, limit) if row.split == "test"]
     rows = subset(rows, config.limit)
+    if not rows:
+        raise ValueError(f"{run}: it has no test rows to answer")
+    opening = OpenConfig(config.run_folder, config.weights, config.base, config.device)
     facts = {
-        "weights": config.weights,
-        "max_new_tokens": config.max_new_tokens,
+        "decoding": config.record(),
         "rows": [row.id for row in rows],
         "template": template,
-        "manifest": (run / "train/weights" / config.weights / "manifest.json").read_text(),
-        "version": 2,  # the lines of the first one had no prompt
+        "weights": weights_files(opening),
     }
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     file = run / f"test/analysis/answers_{name}.jsonl"
-    if file.exists():
-        return file
-    opening = OpenConfig(model=str(run), weights=config.weights, device=config.device)
-    model, tokenizer, _ = open_causal(opening)
-
-    def answers(prompts: list[str]) -> list[str]:
-        return generation.generate(model, tokenizer, prompts, config.max_new_tokens)
-
-    lines = answer_rows(rows, template, answers)
-    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    if not world.from_rank_0(file.exists()):
+        Answerer(opening, config, template, world).write(rows, file)
     return file
 
 
-def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
+def read_answers(file: Path, limit: int | None) -> list[dict[str, Any]]:
     """Lines of an answers file with id, group and prompt; ValueError (file, line, field).
 
     Where a line has no prompt, as in older files, it is made of the instruction and the input.
@@ -169,7 +219,7 @@ def read_answers(file: Path, limit: int | None) -> list[dict[str, str]]:
         rows.append(
             {"id": str(row.get("id", number)), "group": str(row.get("group", own)), "input": ""}
             | {k: v for k, v in row.items() if k in (*FIELDS, "input")}
-            | {"prompt": prompt}
+            | {"prompt": prompt, "decoding": row.get("decoding"), "is_cut": "cut_tokens" in row}
         )
     if not rows:
         raise ValueError(f"{file}: it holds no answers")
@@ -209,13 +259,14 @@ def write(
             write_text(path, json.dumps(others | metrics, indent=1))
     unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
     if "judge" not in metrics:
-        return print(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
-    interval = "[{:.2f}, {:.2f}]".format(*metrics["judge_ci95"]) if "judge_ci95" in metrics else ""
+        return console.say(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
+    ends = metrics.get("judge_ci95")
+    between = "(no interval)" if ends is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
     spread = metrics.get("judge_repeat_std")
     spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
     by, count = strip_control(metrics["judge_by"]), metrics["judge_n"]
-    print(
-        f"judge: {metrics['judge']:.2f} {interval or '(no interval)'} of 100 on {count} answers"
+    console.say(
+        f"judge: {metrics['judge']:.2f} {between} of 100 on {count} answers"
         f"{unscored}{spread}, by {by}: {folder / 'judge.json'}"
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from commands.opening import OpenConfig, open_causal
+import console
+from commands.opening import OpenConfig, base_of, open_causal, trained_on
 from files import write_folder, write_text
 from models import lora, pretrained
 
@@ -38,7 +39,7 @@ def merge(config: WriteConfig) -> None:
         raise ValueError(f"{config.model} has no adapter to merge: it is a whole model already")
     lora.merge(model)
     _write(folder, model.save_pretrained, tokenizer, facts)
-    print(f"merged: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
+    console.say(f"merged: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 
 
 def export(config: WriteConfig) -> None:
@@ -46,11 +47,13 @@ def export(config: WriteConfig) -> None:
     folder = _new_folder(config)
     model, tokenizer, facts = open_causal(config)
     if lora.adapters(model):
+        if base := trained_on(base_of(config)[1]):
+            facts["base"] = base
         _write(folder, lambda beside: lora.save_adapter(model, beside), tokenizer, facts)
-        print(f"adapter: {folder} (peft.PeftModel.from_pretrained(base, '{folder}'))")
+        console.say(f"adapter: {folder} (peft.PeftModel.from_pretrained(base, '{folder}'))")
     else:
         _write(folder, model.save_pretrained, tokenizer, facts)
-        print(f"model: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
+        console.say(f"model: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 
 
 def _write(folder: Path, weights: Any, tokenizer: Any, facts: dict) -> None:
@@ -95,7 +98,7 @@ def convert(config: ConvertConfig) -> None:
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
     _write(folder, model.save_pretrained, tokenizer, {})
-    print(f"converted: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
+    console.say(f"converted: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
 
 
 def _gguf_file(path: str | None) -> Path:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import console
 from models import causal, lora, pretrained
 
 # Layers, width and heads of the published GPT-2s, so that `params` needs no hub.
@@ -45,18 +46,18 @@ def params(config: ParamsConfig) -> None:
         parts = {"qkv": config.lora_qkv, "layers": config.lora_layers, "head": config.lora_head}
         chosen = lora.LoraConfig(config.lora_r, config.lora_r, **parts)
     counts = lora.count_parameters(shape, chosen)
-    print(config.model)
+    console.answer(config.model)
     for name, count in (("tied head", counts.tied), ("untied head", counts.untied)):
-        print(f"  {name:<12} {count:>15,} parameters  {_mib(count):>10,.2f} MB in fp32")
+        console.answer(f"  {name:<12} {count:>15,} parameters  {_mib(count):>10,.2f} MB in fp32")
     if chosen is None:
         return
     share = counts.trainable / counts.tied
-    print(
+    console.answer(
         f"  LoRA, rank {config.lora_r:<2} {counts.trainable:>13,} parameters  "
         f"{_mib(counts.trainable):>10,.2f} MB in fp32, {share:.2%} of the tied model"
     )
     for name, count in counts.lora.items():
-        print(f"    {name:<10} {count:>15,}")
+        console.answer(f"    {name:<10} {count:>15,}")
 
 
 def _mib(parameters: int) -> float:

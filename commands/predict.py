@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import console
 import core
 from data import arena
 from data import pairs as pair_data
@@ -115,7 +116,7 @@ def predict(config: PredictConfig) -> None:
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
         arena.write_submission(config.output, [row.id for row in rows], predictor(rows))
-        print(f"{len(rows):,} rows: {config.output}")
+        console.say(f"{len(rows):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:
         record = {"prompt": config.prompt or "", "response_a": config.response_a}
@@ -129,4 +130,4 @@ def predict(config: PredictConfig) -> None:
             row = arena.read_json_row(line, f"standard input, line {number}")
             p = predictor([row])[0]
             answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(CLASSES)}
-            print(json.dumps({"prediction": CLASSES[int(p.argmax())], **answer}), flush=True)
+            console.answer(json.dumps({"prediction": CLASSES[int(p.argmax())], **answer}))

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+import console
 from data import texts
 from data.rows import choose_rows, count_splits
 from evaluation.metrics import classification_metrics
@@ -24,6 +25,7 @@ from evaluation.outcomes import RULES, Answers, Course, verdicts_of
 from experiments.classification import prediction_lines
 from experiments.experiment import Result
 from files import write_text
+from runs.contents import refuse_others
 from runs.folder import SCHEMA_VERSION
 from runs.results import last_lines, write_result
 
@@ -55,6 +57,7 @@ def tfidf(config: Config) -> None:
     folder = Path(config.out or Path("results/tfidf") / Path(config.task).stem)
     if (folder / "config.yaml").exists():
         raise ValueError(f"{folder} holds a run already: use another --out")
+    refuse_others(folder)
     rows, classes, notes = texts.load_rows(
         config.task, config.data, config.val_frac, config.test_frac
     )
@@ -62,7 +65,7 @@ def tfidf(config: Config) -> None:
     sizes = count_splits(rows, config.task)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}
     for line in (f"data: {config.task}: {sizes}", *notes):
-        print(line)
+        console.say(line)
     started = time.perf_counter()
     p, p_val, strength, words = fit(parts, len(classes))
     facts |= {"seconds": round(time.perf_counter() - started, 3)}
@@ -75,7 +78,7 @@ def tfidf(config: Config) -> None:
     metrics |= {"inverse_penalty": strength, "num_features": words}
     facts |= {"verdicts": verdicts, "verdict_rules": RULES}
     write_run(folder, config, facts, metrics, prediction_lines(parts["test"], p, classes))
-    print("\n".join([f"finished: {folder}", *last_lines(metrics, verdicts)]))
+    console.say("\n".join([f"finished: {folder}", *last_lines(metrics, verdicts)]))
 
 
 def fit(

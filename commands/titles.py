@@ -14,10 +14,15 @@ from typing import Any, Literal
 import torch
 import yaml
 
+import console
 import core
+from commands.opening import note
 from data import titles
-from data.records import strip_control
+from data.records import repair_surrogates, strip_control
 from models import gpt, pretrained
+from models.decoding import Decoding
+from models.generation import fit, said_of_cut
+from settings import replace
 
 
 @dataclass
@@ -65,8 +70,13 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(Decoding):
     """Settings of `generate`: titles that a run's model writes."""
+
+    max_new_tokens: int = 60
+    """tokens of a title at most"""
+    temperature: float = 1.0
+    """0: always the likeliest token, so that all titles are the same"""
 
     run_folder: str = ""
     """run folder"""
@@ -76,43 +86,37 @@ class GenerateConfig:
     """how the titles begin"""
     count: int = 10
     """titles to write"""
-    temperature: float = 1.0
-    """0 takes the likeliest token, so that all are the same"""
-    top_k: int | None = None
-    """draw from this many likeliest tokens; null: from all"""
-    seed: int = 0
-    """of the draw"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1:
+            raise ValueError(f"--count {self.count}: expected 1 or more")
 
 
 def generate(config: GenerateConfig) -> None:
     opened = open_titles(config.run_folder, config.weights, config.device)
-    generator = torch.Generator(opened.device).manual_seed(config.seed)
-    for title in write_titles(
-        opened, config.prompt, config.count, config.temperature, config.top_k, generator
-    ):
-        print(title)
+    for title in write_titles(opened, config.prompt, config.count, config):
+        console.answer(title)
 
 
-def write_titles(
-    opened: Opened,
-    prompt: str,
-    count: int,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
-) -> list[str]:
-    """Titles that begin with the prompt, one a line. ValueError for a prompt without room."""
+def write_titles(opened: Opened, prompt: str, count: int, decoding: Decoding) -> list[str]:
+    """Titles that begin with the prompt, one a line; the first ones do not depend on the count."""
+    if count < 1:
+        return []
     tokenizer, model = opened.tokenizer, opened.model
+    prompt = repair_surrogates(prompt, set())
     ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    room = 60
     if model.config.positions == "learned":
-        room = min(room, model.config.n_positions - len(ids))
-    if room < 1 or count < 1:
-        raise ValueError(f"--count {count}, prompt of {len(ids)} tokens: nothing left to write")
+        positions, length = model.config.n_positions, len(ids)
+        ids = fit(ids, positions, decoding.max_new_tokens)
+        if len(ids) < length:
+            note(said_of_cut(["the prompt"]))
+        limit = min(decoding.max_new_tokens, positions - len(ids))
+        decoding = replace(decoding, max_new_tokens=limit)
     start = torch.tensor([ids] * count, device=opened.device)
-    written = model.generate(start, room, temperature, top_k, generator)[:, 1:].tolist()
+    written = model.generate(start, decoding)[:, 1:].tolist()
     return [shown(titles.decode_title(tokenizer, cut_at_eos(row, ids[0]))) for row in written]
 
 
@@ -149,6 +153,8 @@ def export(config: ExportConfig) -> None:
     exported.save_pretrained(config.output)
     opened.tokenizer.save_pretrained(config.output)
     kind = type(exported).__name__
-    print(f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>")
+    console.say(
+        f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"
+    )
     if opened.tokenizer.decode(opened.tokenizer("a").input_ids) == " a":
-        print("what the tokenizer decodes begins with a space (prefix_space): strip it")
+        console.say("what the tokenizer decodes begins with a space (prefix_space): strip it")

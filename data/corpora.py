@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import core
+import console
 import files
 from core import IGNORE_INDEX, World
 from data.records import (
@@ -54,8 +54,9 @@ from data.records import (
     text_lines,
 )
 from data.rows import normalised_text, split_of, stable_hash
-from data.tokens import tokenizer_fingerprint
-from files import cache_folder, disk_error, write_folder, write_text
+from data.tokens import cut_words, tokenizer_fingerprint
+from device import of_workers
+from files import cache_folder, disk_error, walk, write_folder, write_text
 
 BLOCK_CHARACTERS = 4 << 20  # documents of one shard: the unit of work and of what a kill can cost
 GROUP_SEQUENCES = 64
@@ -142,7 +143,7 @@ def open_source(data: str) -> Source:
             f"{data}: no such file or folder, nor one of reviews, {', '.join([*HUB, *ALIASES])}. "
             "Without a network: --data reviews, or a local .txt, .jsonl or .parquet file."
         )
-    packed = sorted(path.rglob("state.json")) if path.is_dir() else []
+    packed = sorted(p for p in walk(path) if p.name == "state.json") if path.is_dir() else []
     if packed:
         arrows = sorted(packed[0].parent.glob("*.arrow"))
         return Source(path.name, _file_facts(arrows, path), tokenised=packed[0].parent)
@@ -266,7 +267,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, max_length: int) -> A
     if vocab_size < len(first):
         raise ValueError(f"vocab_size {vocab_size}: expected at least {len(first)}")
     learner.train_from_iterator(
-        texts,
+        cut_words(texts),
         trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False),
     )
     # a tokenizer of its own, for in the learner the whole alphabet counts as special
@@ -427,13 +428,12 @@ def _pack(source: Source, packer: "_Packer", workers: int | None) -> list[dict]:
         packer,
         sampler=missing(),
         batch_size=None,
-        num_workers=workers,
-        worker_init_fn=core.ignore_signals,
+        **of_workers(workers),
         generator=torch.Generator().manual_seed(0),
     )
     plain = not sys.stderr.isatty()
     if plain:
-        print(f"{source.name}: tokenising", flush=True)
+        console.say(f"{source.name}: tokenising")
     with tqdm(desc="tokenising", unit=" tokens", unit_scale=True, disable=plain) as bar:
         for number in loader:
             bar.update(sum(packer.facts(number)["groups"]) * packer.seq_length)

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 import numpy as np
 
+import console
 from data.records import strip_control
 from files import DiskFull, cache_folder, disk_error, write_folder
 
@@ -92,7 +93,9 @@ def download_il_losses(
         all_losses = np.concatenate(losses)[order]
         finite = np.isfinite(all_losses)
         if not finite.all():
-            print(f"{archive.name}: {(~finite).sum():,} losses that are not finite are left out")
+            console.say(
+                f"{archive.name}: {(~finite).sum():,} losses that are not finite are left out"
+            )
         np.save(beside / "ids.npy", all_ids[finite])
         np.save(beside / "losses.npy", all_losses[finite])
 
@@ -101,10 +104,10 @@ def download_il_losses(
 
 def _download(name: str, folder: Path, fill: Callable[[Path, Path], None], site: str) -> Path:
     if (folder / "manifest.json").is_file():
-        print(f"{folder} is there already")
+        console.say(f"{folder} is there already")
         return folder
     archive = fetch(name, folder.parent, site)
-    print(f"unpacking {archive} into {folder}", flush=True)
+    console.say(f"unpacking {archive} into {folder}")
     origin = f"{site}/records/{RECORD}/files/{name}"
     write_folder(folder, lambda beside: fill(archive, beside), origin=origin)
     archive.unlink()
@@ -140,7 +143,7 @@ def fetch(name: str, folder: Path, site: str = ZENODO) -> Path:
             return path
         part.unlink()
         if attempt == "first":
-            print(f"{name}: another checksum than the record's: once more from the start")
+            console.say(f"{name}: another checksum than the record's: once more from the start")
     raise ValueError(f"{name}: its MD5 is not {md5}, which the record {RECORD} at {site} states")
 
 

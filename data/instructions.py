@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import console
 from core import IGNORE_INDEX, World
 from data import reviews
 from data.records import BadRow, load_hub, read_records, said, strip_control
@@ -81,9 +82,11 @@ class Row:
 
 
 def load_rows(
-    data: str, val_frac: float = 0.05, test_frac: float = 0.1
+    data: str, val_frac: float = 0.05, test_frac: float = 0.1, answered: bool = True
 ) -> tuple[list[Row], list[str]]:
     """Rows with their split, and lines that the user should see.
+
+    answered: False reads rows without a response as well, which ask for one.
 
     The first rows are for training, the next `test_frac` for the test, the last `val_frac` for
     validation, as in the runs that are to be compared with; training rows that ask what the test
@@ -95,7 +98,8 @@ def load_rows(
         notes.append(REVIEWS_NOTICE)
     else:
         repairs: Counter[str] = Counter()
-        rows = [build_row(record, place, n) for n, place, record in _records(data, repairs)]
+        records = _records(data, repairs)
+        rows = [build_row(record, place, n, answered) for n, place, record in records]
         notes += said(repairs)
     if not rows:
         raise ValueError(f"{data}: it holds no rows")
@@ -108,7 +112,7 @@ def load_rows(
         notes.append(
             f"{len(rows) - len(kept):,} training rows ask what test or validation ask: left out"
         )
-    if empty := sum(not row.turns[-1][2].strip() for row in kept):
+    if answered and (empty := sum(not row.turns[-1][2].strip() for row in kept)):
         notes.append(f"{empty:,} rows have an empty response: they teach to say nothing")
     return kept, notes
 
@@ -134,18 +138,22 @@ def _records(data: str, repairs: Counter) -> Iterator[tuple[int, str, dict]]:
         yield number, f"{data}, row {number}", record
 
 
-def build_row(record: dict, place: str, number: int) -> Row:
-    """A row of Alpaca's fields, of messages or of conversations; ValueError names the field."""
+def build_row(record: dict, place: str, number: int, answered: bool = True) -> Row:
+    """A row of Alpaca's fields, of messages or of conversations; ValueError names the field.
+
+    answered: False for a row that may lack its last response, which is then "".
+    """
     name = str(record.get("id", f"row-{number}"))
     for key, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
         if key in record:
-            system, turns = _read_messages(record[key], f"{place}, field {key}", role, content)
+            where = f"{place}, field {key}"
+            system, turns = _read_messages(record[key], where, role, content, answered)
             return _row(name, system, turns)
     texts = []
     for names, optional in FIELDS:
         field = next((name for name in names if name in record), names[0])
         text = record.get(field)
-        if text is None and optional:
+        if text is None and (optional or (names is FIELDS[-1][0] and not answered)):
             text = ""
         if not isinstance(text, str):
             there = ", ".join(strip_control(str(key))[:30] for key in list(record)[:10])
@@ -163,7 +171,7 @@ def _row(name: str, system: str, turns: Sequence[Turn]) -> Row:
 
 
 def _read_messages(
-    messages: Any, place: str, role_key: str, text_key: str
+    messages: Any, place: str, role_key: str, text_key: str, answered: bool
 ) -> tuple[str, list[Turn]]:
     system, turns, question = "", [], None
     for number, message in enumerate(messages if isinstance(messages, list) else [], start=1):
@@ -185,6 +193,9 @@ def _read_messages(
             question = None
         else:
             raise ValueError(f"{where}: {role} out of turn; user and assistant take turns")
+    if question is not None and not answered:
+        turns.append((question, "", ""))
+        question = None
     if not turns or question is not None:
         raise ValueError(f"{place}: expected a list of messages that ends with the assistant's")
     return system, turns
@@ -298,7 +309,7 @@ def cached_sequences(rows: Sequence[Row], tokenizer: Any, template: str, world: 
 
     def build() -> Iterator[list[int]]:
         if world.rank == 0:
-            print(f"tokenising {len(rows):,} rows", flush=True)
+            console.say(f"tokenising {len(rows):,} rows")
         for start in range(0, len(rows), 1000):
             part = [segments(row, template) for row in rows[start : start + 1000]]
             yield from encode(part, tokenizer)

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from files import walk
+
 COMPRESSED = (".gz", ".zst", ".bz2")
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")  # of files with named fields
 # Names of the columns that hold the text and the class of a row, the first that is there counts.
@@ -102,7 +104,7 @@ def is_hidden(path: Path, root: Path) -> bool:
 
 def files_below(folder: Path, kinds: Sequence[str], repairs: Counter) -> list[Path]:
     """Files of these kinds in a folder and below it, by name, without hidden ones."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path, kinds))
+    files = sorted(path for path in walk(folder) if path.is_file() and kind_of(path, kinds))
     hidden = [path for path in files if is_hidden(path, folder)]
     if hidden:
         repairs["hidden_files"] += len(hidden)

@@ -27,7 +27,7 @@ from data import reviews
 from data.documents import Stream, WindowData
 from data.records import BadRow, field_of, kind_of, lines, load_hub, read_records, said
 from data.rows import fingerprint
-from data.tokens import Ragged
+from data.tokens import Ragged, cut_words
 from files import cache_folder, write_text
 
 TITLE_FIELDS = ("title", "Title", "headline", "text")
@@ -143,7 +143,7 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, prefix_spa
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        texts,
+        cut_words(texts),
         trainer(
             vocab_size=vocab_size,
             special_tokens=[EOS],

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import console
 from core import World
 from files import cache_folder
 
@@ -123,7 +125,7 @@ def encode_texts(
     texts = iter(texts)
     plain = not sys.stderr.isatty()
     if plain and not quiet:
-        print(f"{title} {count:,} texts", flush=True)
+        console.say(f"{title} {count:,} texts")
     with tqdm(total=count, desc=title, unit=" texts", disable=quiet or plain) as bar:
         for part in iter(lambda: list(itertools.islice(texts, 1000)), []):
             encoded = tokenizer(
@@ -131,6 +133,26 @@ def encode_texts(
             )
             yield from encoded["input_ids"]
             bar.update(len(part))
+
+
+LONGEST_WORD = 1000  # characters
+
+
+def cut_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts to learn a tokenizer from, in pieces where a word, or a run of spaces, is longer
+    than any word: a picture in base64, a page of minified code.
+
+    Learning takes time in proportion to the square of a word's length, and learns nothing there.
+    """
+    cut = re.compile(rf"\S{{{LONGEST_WORD}}}(?=\S)|\s{{{LONGEST_WORD}}}(?=\s)")
+    for text in texts:
+        longest = max(map(len, text.split()), default=0)
+        start = 0
+        if longest > LONGEST_WORD or re.search(rf"\s{{{LONGEST_WORD}}}", text):
+            for run in cut.finditer(text):
+                yield text[start : run.end()]
+                start = run.end()
+        yield text[start:]
 
 
 def ladder_length(longest: int, max_length: int, steps: int | None) -> int:

@@ -7,7 +7,6 @@
 metrics.jsonl is the record; a tracker that fails is dropped with a warning, the run goes on.
 """
 
-import hashlib
 import importlib.util
 import os
 import time
@@ -126,10 +125,10 @@ def check_trackers(asked: str | None) -> list[str]:
 
 
 def open_trackers(
-    asked: str | None, folder: Path, settings: dict[str, Any], step: int
+    asked: str | None, folder: Path, settings: dict[str, Any], step: int, id: str
 ) -> list[Tracker]:
-    """The trackers that are asked for, of a run in `folder` that is at `step`."""
-    return [TRACKERS[name](folder, settings, step) for name in check_trackers(asked)]
+    """The trackers that are asked for, of the run `id` in `folder` that is at `step`."""
+    return [TRACKERS[name](folder, settings, step, id) for name in check_trackers(asked)]
 
 
 def scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -146,7 +145,7 @@ class TensorBoard:
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, settings: dict[str, Any], step: int):
+    def __init__(self, folder: Path, settings: dict[str, Any], step: int, id: str):
         from torch.utils.tensorboard import SummaryWriter
 
         # what an earlier session wrote after the step that it is continued from is hidden
@@ -161,16 +160,17 @@ class TensorBoard:
 
 
 class WandB:
-    """One W&B run a run folder, continued with it; WANDB_* variables say where and as whom."""
+    """One W&B run a run, continued with it wherever its folder is; WANDB_* variables say where
+    and as whom."""
 
     name = "wandb"
 
-    def __init__(self, folder: Path, settings: dict[str, Any], step: int):
+    def __init__(self, folder: Path, settings: dict[str, Any], step: int, id: str):
         import wandb
 
         self.run = wandb.init(
             project="ablate",
-            id=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
+            id=id,
             name="/".join(folder.absolute().parts[-2:]),
             dir=str(folder),
             config=settings,

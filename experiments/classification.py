@@ -26,8 +26,8 @@ from models import causal
 class Classification(Phases):
     """Classification of texts around a script's loop."""
 
-    def load_data(self) -> dict[str, Any]:
-        config, world = self.config, self.world
+    def load_rows(self) -> tuple[list[texts.TextRow], dict[str, Any]]:
+        config = self.config
         rows, self.classes, notes = texts.load_rows(
             config.task, config.data, config.val_frac, config.test_frac
         )
@@ -35,7 +35,11 @@ class Classification(Phases):
         shares = Counter(row.label for row in rows)
         named = (f"{name} {shares[k] / len(rows):.1%}" for k, name in enumerate(self.classes[:8]))
         for line in (f"classes: {', '.join(named)}", *notes):
-            world.say(line)
+            self.world.say(line)
+        return rows, facts
+
+    def load_data(self, rows: list[texts.TextRow]) -> None:
+        config, world = self.config, self.world
         ids = texts.cached_sequences(rows, self.tokenizer, world)
 
         def part(split: str, crop_seed: int | None = None) -> TextData:
@@ -46,7 +50,6 @@ class Classification(Phases):
         self.train.feature_epochs = config.head_epochs
         self.val, self.test_data = part("val"), part("test")
         self.latest = LastEvaluation()
-        return facts
 
     # -- phase 1
 

@@ -109,15 +109,15 @@ class FineTuning(Training):
     """The experiment around the script's loop: the rows, model, evaluation and test of a task."""
 
     def __init__(self, config: FineTuningConfig, world: core.World, task: Task):
-        from models import bert  # noqa: F401, registers our architecture; transformers is slow
-
         self.config, self.world, self.task = config, world, task
         self.has_classes = bool(task.classes)
+        rows, self.facts = self.load_rows()  # before what is slow to import
+        from models import bert  # noqa: F401, registers our architecture
+
         self.source = pretrained.weights_folder(config.model, config.weights)
         self.model_config = pretrained.load_config(self.source)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
         self.tokenizer = pretrained.load_tokenizer(self.source)
-        rows, self.facts = self.load_rows()
         ids = glue.cached_sequences(task, rows, self.tokenizer, config.max_length, world)
 
         def part(split: str) -> glue.GlueData:

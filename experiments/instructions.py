@@ -15,6 +15,7 @@ import core
 from core import IGNORE_INDEX
 from data import instructions
 from data.instructions import InstructionData
+from data.records import strip_control
 from data.rows import choose_rows, count_splits
 from device import compile_model
 from evaluation.metrics import Metrics
@@ -22,11 +23,12 @@ from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from experiments.experiment import Result, place, rows_each
 from experiments.language import language_metrics
 from experiments.training import Targets, Training, build_state
-from files import write_text
+from files import content_digest, write_text
 from methods import sharding
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import causal, generation, lora, packed, pretrained
+from models.decoding import Decoding
 from settings import replace
 
 # Asked before and after every run, beside a few of the validation rows.
@@ -52,6 +54,13 @@ def find_weights(name: str, which: str) -> tuple[str, Path | None]:
     if not base:
         raise ValueError(f"{facts} does not name the base model: give it as --base")
     return base, Path(folder)
+
+
+def weights_digest(name: str) -> list[str] | None:
+    """Digests of a model's files of weights, by which a base is known wherever it lies; None for
+    a hub id."""
+    files = [p for p in sorted(Path(name).glob("*")) if p.suffix in (".safetensors", ".bin")]
+    return [content_digest(file) for file in files] or None
 
 
 def with_recipe(config: Any) -> Any:
@@ -98,25 +107,32 @@ class InstructionTuning(Training):
 
     def __init__(self, config: Any, world: core.World):
         self.config, self.world = config, world
+        rows, self.facts = self.load_rows()  # before what is slow to import
         self.source = config.size or find_weights(config.model, config.weights)[0]
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
         self.tokenizer = causal.load_tokenizer(self.source, config.init)
         world.sharded = config.shard and world.size > 1
         self.whole: nn.Module | None = None  # of a sharded model, on rank 0
-        self.facts = self.load_data()
+        self.load_data(rows)
 
     # -- rows
 
-    def load_data(self) -> dict[str, Any]:
-        config, world = self.config, self.world
+    def load_rows(self) -> tuple[list[instructions.Row], dict[str, Any]]:
+        """The rows to use, and facts about them for the record."""
+        config = self.config
         rows, notes = instructions.load_rows(config.data, config.val_frac, config.test_frac)
         rows, facts = choose_rows(
             rows, instructions.data_fingerprint(rows), config.limit, config.train_frac
         )
         sizes = count_splits(rows, "instructions")
         for line in (f"data: instructions from {config.data}: {sizes}", *notes):
-            world.say(line)
+            self.world.say(line)
+        return rows, facts
+
+    def load_data(self, rows: list[instructions.Row]) -> None:
+        """The rows of all parts, as tokens."""
+        config, world = self.config, self.world
         ids = instructions.cached_sequences(rows, self.tokenizer, config.template, world)
 
         def part(split: str, count: int | None = None) -> InstructionData:
@@ -139,7 +155,6 @@ class InstructionTuning(Training):
             self.check_responses()
         if cut := self.train.cut + self.val.cut + self.test_data.cut:
             world.say(f"{cut:,} rows are longer than --max_length {config.max_length}: cut there")
-        return facts
 
     def check_responses(self) -> None:
         """ValueError where no row is left to train on, or none to choose the weights by."""
@@ -363,9 +378,12 @@ class InstructionTuning(Training):
             questions.append((instruction, text, prompt, response))
         # every rank writes the same text: they would only wait otherwise
         prompts = [prompt for _, _, prompt, _ in questions]
-        answers = generation.generate(state.model, self.tokenizer, prompts, config.sample_tokens)
+        decoding = Decoding(max_new_tokens=config.sample_tokens)
+        answers = generation.generate(state.model, self.tokenizer, prompts, decoding)
+        if cut := [i for (i, *_), answer in zip(questions, answers, strict=True) if answer.cut]:
+            self.world.say(generation.said_of_cut([strip_control(name)[:40] for name in cut]))
         lines = [
-            {"instruction": i, "input": text, "response": answer, "reference": reference}
+            {"instruction": i, "input": text, "response": answer.text, "reference": reference}
             for (i, text, _, reference), answer in zip(questions, answers, strict=True)
         ]
         return {"analysis/samples.jsonl": "".join(json.dumps(line) + "\n" for line in lines)}
@@ -378,9 +396,12 @@ class InstructionTuning(Training):
         if lora.adapters(model):
             lora.save_adapter(model, folder)
         else:
+            generation.own_decoding(model, self.tokenizer)
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         facts = {"template": self.config.template, "max_length": self.config.max_length}
+        if lora.adapters(model):
+            facts["base"] = weights_digest(self.source)
         write_text(folder / "instructions.json", json.dumps(facts))
 
     def restore(self, state: core.State, folder: Path) -> None:

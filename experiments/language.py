@@ -85,15 +85,19 @@ def exp(nats: float) -> float:
 class LanguageModelling(Phases):
     """Causal language modelling around a script's loop."""
 
-    def load_data(self) -> dict[str, Any]:
-        config, world = self.config, self.world
-        rows, separated, notes = documents.load_documents(
+    def load_rows(self) -> tuple[list[documents.Document], dict[str, Any]]:
+        config = self.config
+        rows, self.separated, notes = documents.load_documents(
             config.task, config.data, config.val_frac, config.test_frac, config.detokenize
         )
         rows, facts = self.choose_rows(rows, documents.data_fingerprint(rows))
         for line in notes:
-            world.say(line)
-        streams = Streams(rows, separated, self.tokenizer, world)
+            self.world.say(line)
+        return rows, facts
+
+    def load_data(self, rows: list[documents.Document]) -> None:
+        config, world = self.config, self.world
+        streams = Streams(rows, self.separated, self.tokenizer, world)
         pad, steps = self.tokenizer.pad_token_id, config.length_steps
 
         def part(split: str, stride: int, once: bool = True) -> WindowData:
@@ -103,7 +107,6 @@ class LanguageModelling(Phases):
         self.val, self.test_data = part("val", config.stride), part("test", config.stride)
         sizes = (f"{len(d.stream.tokens):,}" for d in (self.train, self.val, self.test_data))
         world.say("tokens: train {}, validation {}, test {}".format(*sizes))
-        return facts
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy (nats) summed over the tokens that are predicted; their number."""

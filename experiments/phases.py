@@ -17,7 +17,7 @@ from experiments.experiment import Result, place
 from experiments.training import Training, build_state, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
-from models import attention, causal, pretrained
+from models import attention, causal, generation, pretrained
 from settings import refuse, replace
 
 
@@ -79,6 +79,7 @@ class Phases(Training):
 
     def __init__(self, config: Any, world: core.World):
         self.config, self.world = config, world
+        rows, self.facts = self.load_rows()  # before what is slow to import
         wanted = config.student_of or config.size or config.model
         self.source = pretrained.weights_folder(wanted, config.weights)
         self.model_config = causal.load_config(self.source, config.init)
@@ -86,11 +87,15 @@ class Phases(Training):
         self.tokenizer = causal.load_tokenizer(self.source, config.init)
         self.teacher: nn.Module | None = None
         self.phase, self.entered = 2, 0  # entered: the phase that the model is prepared for
-        self.facts = self.load_data()
+        self.load_data(rows)
 
     @abc.abstractmethod
-    def load_data(self) -> dict[str, Any]:
-        """The rows of all parts, as tokens; returns facts about them for the record."""
+    def load_rows(self) -> tuple[list, dict[str, Any]]:
+        """The rows to use, and facts about them for the record."""
+
+    @abc.abstractmethod
+    def load_data(self, rows: list) -> None:
+        """The rows of all parts, as tokens."""
 
     @abc.abstractmethod
     def baseline(self, state: core.State) -> Result:
@@ -238,6 +243,7 @@ class Phases(Training):
 
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForSequenceClassification or AutoModelForCausalLM."""
+        generation.own_decoding(state.model, self.tokenizer)
         state.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -19,7 +19,7 @@ from data import pairs as pair_data
 from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import choose_rows, count_splits
-from device import compile_model, device_name, to_device
+from device import compile_model, device_name, rows_in_parts, to_device
 from evaluation import metrics
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.outcomes import Answers
@@ -137,10 +137,11 @@ class Preference(Training):
     def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
         """folder: of the run, for the list of bad rows."""
         self.config, self.world, self.with_prompt = config, world, with_prompt
+        # before the model, whose imports are slow: what is wrong with the rows is said at once
+        self.rows, self.facts = load_rows(config, world, folder)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model)
-        self.rows, self.facts = load_rows(config, world, folder)
         self.ids = pair_data.cached_sequences(
             self.rows, self.tokenizer, config.max_length, with_prompt, config.prompt_frac, world
         )
@@ -249,17 +250,23 @@ class Preference(Training):
         data = pair_data.SequenceData(ids, pad, config.max_length, config.length_steps)
         world.say(f"frozen part: running once over {len(ids):,} sequences")
         encoder.eval()
-        for rows, batch in core.evaluation_batches(data, max(1, 16384 // config.max_length), world):
+
+        def compute(rows: np.ndarray) -> np.ndarray:
+            batch = to_device(data.collate(rows, None), world.device)
             with state.autocast():
-                batch = to_device(batch, world.device)
                 if whole:
-                    values = encoder(**batch).last_hidden_state[:, :1].float()
-                else:
-                    values = pretrained.border_states(encoder, **batch)
-            if not whole and self.precision == "bf16":
+                    return encoder(**batch).last_hidden_state[:, :1].float().cpu().numpy()
+                values = pretrained.border_states(encoder, **batch)
+            if self.precision == "bf16":
                 values = values.bfloat16().view(torch.int16)
-            for row, value in zip(rows, values.cpu().numpy(), strict=True):
-                yield (row, value) if whole else (ids.offsets[row], value[: ids.lengths[row]])
+            return values.cpu().numpy()
+
+        each = max(1, 16384 // config.max_length)
+        for batch in core.evaluation_parts(data.lengths, each, world):
+            in_one = [(batch, compute(batch))] if world.sharded else None  # all compute together
+            for rows, values in in_one or rows_in_parts(compute, batch, world.device):
+                for row, value in zip(rows, values, strict=True):
+                    yield (row, value) if whole else (ids.offsets[row], value[: ids.lengths[row]])
 
     # -- loss and figures
 

@@ -7,7 +7,6 @@ settings. build_state puts together what the settings name.
 """
 
 import abc
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import core
-from device import autocast, to_device
+from device import to_device
 from experiments.experiment import Data
 from methods import clock as clocks
 from methods.averaging import WeightAverage, WindowAverage
@@ -99,30 +98,35 @@ class Training(abc.ABC):
         return sums / torch.bincount(answers.rows, minlength=rows).clamp(min=1)
 
     @torch.no_grad()
-    def score(self, model: nn.Module, candidates: np.ndarray) -> np.ndarray | None:
+    def score(self, state: core.State, candidates: np.ndarray) -> np.ndarray | None:
         """The loss of each (row, epoch), (n,), the same on every rank; None after a signal."""
         started = time.perf_counter()
-        world = self.world
-        parts = [
-            candidates[start : start + self.SCORING_ROWS]
-            for start in range(0, len(candidates), self.SCORING_ROWS)
-        ]
-        mine = []
+        world, model = self.world, state.model
+
+        def compute(rows_each: int) -> list[tuple[int, np.ndarray]]:
+            starts = range(0, len(candidates), rows_each)
+            parts = [candidates[start : start + rows_each] for start in starts]
+            mine = []
+            for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
+                if world.stop_requested():
+                    break
+                rows, epochs = parts[index].T
+                batch = to_device(self.train.collate(rows, epochs), world.device)
+                with state.autocast():
+                    losses = self.row_losses(model, batch, len(rows))
+                mine.append((index, losses.float().cpu().numpy()))
+            return mine
+
         model.eval()
-        for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
-            if world.stop_requested():
-                break
-            rows, epochs = parts[index].T
-            batch = to_device(self.train.collate(rows, epochs), world.device)
-            with autocast(world.device, self.precision):
-                losses = self.row_losses(model, batch, len(rows))
-            mine.append((index, losses.float().cpu().numpy()))
-        model.train()
-        if world.any(world.stop_requested()):
+        try:
+            mine = core.with_rows_that_fit(state, compute, self.SCORING_ROWS)
+        except core.Stopped:
             return None
-        scored = dict(world.gather_rows(mine))
+        finally:
+            model.train()
+        scored = [losses for _, losses in sorted(world.gather_rows(mine), key=lambda part: part[0])]
         self.spend("forward", time.perf_counter() - started)
-        return np.concatenate([scored[index] for index in range(len(parts))])
+        return np.concatenate(scored)
 
     # -- what happens around a step
 
@@ -235,14 +239,18 @@ def build_state(
     experiment.clock = experiment.build_clock(model, loader.total_steps)
     total_steps = experiment.clock.total_steps  # None: not known before the run
     if config.selection.name != "uniform":
-        score = functools.partial(experiment.score, model)
-        selector = experiment.build_selector()
-        loader = SelectingLoader(experiment.train, loader.config, world, selector, score)
+        loader = SelectingLoader(
+            experiment.train,
+            loader.config,
+            world,
+            experiment.build_selector(),
+            lambda candidates: experiment.score(state, candidates),
+        )
         extras["selection"] = loader
     experiment.start_timing()
     schedule = schedule or schedule_of(config)
     require_learning(schedule, total_steps)
-    return kind(
+    state = kind(
         config=config,
         world=world,
         model=model,
@@ -266,6 +274,7 @@ def build_state(
         charge=experiment.charge,
         **more,
     )
+    return state
 
 
 def free_work(config: Settings) -> set[str]:

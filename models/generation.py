@@ -1,13 +1,91 @@
-"""Continue prompts with a causal language model of transformers."""
+"""Continue prompts with a causal language model of transformers.
 
+    answers = generate(model, tokenizer, prompts, Decoding(max_new_tokens=64))
+    answers[0].text
+
+What is written behind a prompt depends on the prompt, the model and the decoding, not on the
+prompts beside it: each has its own limit, its own random numbers, and padding that nothing sees.
+"""
+
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data.tokens import added_tokens
+from data.rows import stable_hash
+from data.tokens import added_tokens, keep_ends
 from models import pretrained
+from models.decoding import Chooser, Decoding
+
+
+class Answer(NamedTuple):
+    """What a model wrote behind a prompt."""
+
+    text: str
+    ended: bool  # by an end of text; else by its limit
+    cut: int  # tokens in the middle of the prompt that the model has no positions for
+
+
+# What a generation_config.json may ask for, of which nothing is followed.
+FOREIGN = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "min_length",
+    "max_length",
+    "min_new_tokens",
+    "max_new_tokens",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def own_decoding(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    """Forget how the model's makers decode, here and in what is saved of the model; returns it.
+
+    What stays are the tokenizer's ids: an answer ends with the end of text that training teaches.
+    Models that write no text stay unchanged.
+    """
+    from transformers import GenerationConfig
+
+    if not model.can_generate():
+        return {}
+    theirs = {name: getattr(model.generation_config, name, None) for name in FOREIGN}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **ids)
+    return {name: value for name, value in theirs.items() if value is not None}
+
+
+def fit(ids: Sequence[int], positions: int, max_new_tokens: int) -> Sequence[int]:
+    """A prompt that leaves no room for an answer without its middle, others unchanged.
+
+    What is left is both ends, as much as leaves room for max_new_tokens, and half of the positions
+    at least: an instruction begins with what is asked and ends with where the answer begins.
+    """
+    if len(ids) < positions:
+        return ids
+    return keep_ends(ids, max(positions - max_new_tokens, positions // 2))
+
+
+def said_of_cut(names: Sequence[str]) -> str:
+    """A line for the console about the prompts that were cut."""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return (
+        f"{len(names):,} prompts leave no room for an answer: cut in their middle "
+        f"({', '.join(names[:5])}{more})"
+    )
 
 
 @torch.no_grad()
@@ -15,58 +93,69 @@ def generate(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[str],
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
+    decoding: Decoding,
     rows_each: int = 8,
-) -> list[str]:
-    """What the model writes after each prompt, up to its end of text; without the prompt.
-
-    temperature 0: always the most likely token. ValueError for a prompt that leaves no room.
-    """
-    from transformers import GenerationConfig
+) -> list[Answer]:
+    """What the model writes behind each prompt, up to its end of text."""
+    from transformers import LogitsProcessorList
 
     before, _ = added_tokens(tokenizer)
     # as in training, an <|endoftext|> that somebody wrote is text
-    plain = {"add_special_tokens": False, "split_special_tokens": True}
-    encoded = [before + tokenizer(prompt, **plain)["input_ids"] for prompt in prompts]
+    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    whole = [before + tokenizer(prompt, **plain)["input_ids"] for prompt in prompts]
     positions = pretrained.max_positions(model.config) or 1 << 30
-    longest = max(map(len, encoded), default=0)
-    if longest >= positions:
-        raise ValueError(f"a prompt of {longest} tokens: the model has {positions} positions")
-    sampling: dict[str, Any] = {"do_sample": temperature > 0}
-    if temperature > 0:
-        sampling |= {"temperature": temperature, "top_k": top_k or 0}
-    device, training = next(model.parameters()).device, model.training
+    encoded = [fit(ids, positions, decoding.max_new_tokens) for ids in whole]
+    limits = [min(decoding.max_new_tokens, positions - len(ids)) for ids in encoded]
+    device, training, end = next(model.parameters()).device, model.training, tokenizer.eos_token_id
+    own_decoding(model, tokenizer)
     model.eval()
-    torch.manual_seed(seed)
-    answers: dict[int, str] = {}
-    for rows in _of_like_length(encoded, rows_each):
+    answers: dict[int, Answer] = {}
+    for rows in _groups(encoded, limits, rows_each):
         width = max(len(encoded[row]) for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for line, row in enumerate(rows):  # on the left, for all continue at the right
             ids[line, width - len(encoded[row]) :] = torch.tensor(encoded[row])
             mask[line, width - len(encoded[row]) :] = 1
-        settings = GenerationConfig(
-            max_new_tokens=min(max_new_tokens, positions - width),
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling,
-        )
+        keys = [int(stable_hash("draw", prompts[row]), 16) for row in rows]
+        paddings = [width - len(encoded[row]) for row in rows]
+        choice = _Choice(Chooser(decoding, keys), paddings)
         outputs = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=limits[rows[0]],
+            do_sample=False,  # the choice is made already
+            logits_processor=LogitsProcessorList([choice]),
         )
         for row, line in zip(rows, outputs[:, width:].tolist(), strict=True):
-            if tokenizer.eos_token_id in line:
-                line = line[: line.index(tokenizer.eos_token_id)]
-            answers[row] = tokenizer.decode(line, skip_special_tokens=True).strip()
+            ended = end in line
+            line = line[: line.index(end)] if ended else line
+            text = tokenizer.decode(line, skip_special_tokens=True).strip()
+            answers[row] = Answer(text, ended, len(whole[row]) - len(encoded[row]))
     model.train(training)
     return [answers[row] for row in range(len(prompts))]
 
 
-def _of_like_length(encoded: Sequence[Sequence[int]], rows_each: int) -> Iterator[list[int]]:
-    order = sorted(range(len(encoded)), key=lambda row: (-len(encoded[row]), row))
-    for start in range(0, len(order), rows_each):
-        yield order[start : start + rows_each]
+class _Choice:
+    """A Chooser as transformers calls it: the logits of all tokens but the chosen one fall away."""
+
+    def __init__(self, chooser: Chooser, paddings: Sequence[int]):
+        self.chooser, self.paddings = chooser, paddings
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ids = [row[padding:] for row, padding in zip(input_ids, self.paddings, strict=True)]
+        chosen = self.chooser(ids, scores)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+def _groups(
+    encoded: Sequence[Sequence[int]], limits: Sequence[int], rows_each: int
+) -> Iterator[list[int]]:
+    """Rows that are answered together: of one limit, and of lengths that are near each other.
+
+    One limit, because a row that has reached its own would be given positions that do not exist.
+    """
+    order = sorted(range(len(encoded)), key=lambda row: (-limits[row], -len(encoded[row]), row))
+    for _, rows in itertools.groupby(order, key=lambda row: limits[row]):
+        rows = list(rows)
+        yield from (rows[start : start + rows_each] for start in range(0, len(rows), rows_each))

@@ -12,7 +12,7 @@ AutoModelForCausalLM and AutoModel open what was saved.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from core import IGNORE_INDEX
+from models.decoding import Chooser, Decoding
 from models.starts import draw_by_name
 
 # ----------------------------------------------------------------------- configuration
@@ -524,27 +525,26 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
     def generate(
         self,
         input_ids: Tensor,
-        max_new_tokens: int = 40,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
+        decoding: Decoding,
+        keys: Sequence[int] | None = None,
     ) -> Tensor:
         """Continue prompts (batch, seq) of one length → (batch, seq + at most max_new_tokens).
 
-        temperature 0 takes the likeliest token; above, one is drawn, from the top_k likeliest
-        (None: from all). A row that reaches <eos> is filled up with it. ValueError for more than
-        one title in a prompt where attention stays within titles.
+        keys: what the draws of each row depend on, see Chooser; None: its place in the batch. A row
+        that reaches <eos> is filled up with it. ValueError for more than one title in a prompt
+        where attention stays within titles.
         """
         eos = self.config.eos_token_id
+        choose = Chooser(decoding, range(len(input_ids)) if keys is None else keys)
         if self.config.within_titles and (input_ids[:, 1:] == eos).any():
             raise ValueError("give the last title of a prompt alone: the model sees no other")
         training = self.training
         self.eval()
         cache, fresh = KeyValueCache(), input_ids
         ended = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
-        for _ in range(max_new_tokens):
+        for _ in range(decoding.max_new_tokens):
             hidden = self.model(fresh, cache=cache).last_hidden_state[:, -1]
-            fresh = choose_tokens(self.lm_head(hidden), temperature, top_k, generator)
+            fresh = choose(input_ids, self.lm_head(hidden))[:, None]
             if eos is not None:
                 fresh = fresh.masked_fill(ended, eos)
                 ended = ended | (fresh == eos)
@@ -553,24 +553,6 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
                 break
         self.train(training)
         return input_ids
-
-
-def choose_tokens(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One token for each row of logits (batch, vocab) → (batch, 1). ValueError below 0."""
-    if temperature < 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"temperature {temperature}, top_k {top_k}: expected ≥ 0, and ≥ 1 or None")
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
-    if top_k is None or top_k >= logits.shape[-1]:
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator)
-    best, tokens = logits.topk(top_k)
-    return tokens.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator))
 
 
 # ------------------------------------------------------------------------------ losses

@@ -45,10 +45,31 @@ class Arm:
         return [rows for _, rows in self._rows]
 
 
+_spellings: dict[str, Any] = {}  # fingerprint of rows → how the first run that was read names them
+_names: dict[tuple[str, str], str] = {}  # (setting, digest of what it names) → one name for it
+
+
+def _one_name(setting: str, digest: str, spelling: str) -> str:
+    """How the first run that was read spells it: ./tiny and a copy elsewhere are one setting, and
+    another model under the same name is another."""
+    if (setting, digest) not in _names:
+        is_taken = any(spelling == name for (which, _), name in _names.items() if which == setting)
+        _names[setting, digest] = f"{spelling} ({digest[:6]})" if is_taken else spelling
+    return _names[setting, digest]
+
+
 def settings_of(run: RunFolder) -> dict[str, Any]:
     """What defines the run's computation, but for its seed."""
     settings = {k: v for k, v in flatten(run.config).items() if k not in FREE_SETTINGS}
     settings.pop("seed", None)
+    contents = run.record.get("contents")
+    contents = dict(contents) if isinstance(contents, dict) else {}
+    contents.pop("data", None)  # rows have a fingerprint
+    for name, digest in contents.items():
+        if settings.get(name):
+            settings[name] = _one_name(name, str(digest), str(settings[name]))
+    if (rows := run.record.get("data_fingerprint")) and settings.get("data"):
+        settings["data"] = _spellings.setdefault(str(rows), settings["data"])
     command = run.record.get("command")
     first = command[0] if isinstance(command, list) and command else None
     return {"script": run.record.get("script") or first, **settings}

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from evaluation import outcomes
+from files import walk
 from settings import current_names
 
 SCHEMA_VERSION = 1
@@ -152,14 +153,19 @@ def find_runs(path: str | Path) -> list[RunFolder]:
     """The run at `path`, or all runs below it, sorted by path. ValueError when there is none."""
     path = Path(path)
     if path.is_dir() and not is_run(path):
-        folders = sorted({file.parent for file in path.rglob("run.json")})
+        files = list(walk(path))
+        folders = sorted({file.parent for file in files if file.name == "run.json"})
         # the tasks of a suite lie below their run
         folders = [folder for folder in folders if not any(map(is_run, _between(folder, path)))]
         # nor do the trials behind a sweep's tuned settings count as results
         folders = [f for f in folders if "tune" not in f.relative_to(path).parts] or folders
         if not folders:
             raise ValueError(f"{path}: no run folder in it (none has a run.json)")
-        return [load_run(folder) for folder in folders]
+        runs = [load_run(folder) for folder in folders]
+        for link in files:
+            if not link.exists() and not any(map(is_run, _between(link, path))):
+                runs[0].notes.append(f"beside it, the link {link.name} leads to nothing")
+        return runs
     return [load_run(path)]
 
 

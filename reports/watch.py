@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import console
 from reports.folder import (
     MetricsLog,
     RunFolder,
@@ -87,11 +88,11 @@ def _watch_lines(path: Path, log: MetricsLog, every_seconds: float, once: bool) 
         if log.read():
             said = False
             rows = [f"{name} {value}" for name, value in progress(run, log) if name != "curve"]
-            print(one_line("  ".join(rows)), flush=True)
+            console.answer(one_line("  ".join(rows)))
         run = load_run(path)
         if not said and (silent := silence(run, log)):
             said = True
-            print(silent, flush=True)
+            console.answer(silent)
         if run.status in ENDED:
             _print_state(_look(path, log), log)
 
@@ -99,9 +100,9 @@ def _watch_lines(path: Path, log: MetricsLog, every_seconds: float, once: bool) 
 def _print_state(run: RunFolder, log: MetricsLog) -> None:
     rows = state(run, log)
     width = max(len(name) for name, _ in rows)
-    print(one_line(run.name))
+    console.answer(one_line(run.name))
     for name, value in rows:
-        print(f"  {name:<{width}}  {value}", flush=True)
+        console.answer(f"  {name:<{width}}  {value}")
 
 
 def _look(path: Path, log: MetricsLog) -> RunFolder:

@@ -1,5 +1,6 @@
 """Checkpoints of a run: train/weights/step_00000120/, best, final; written whole, read whole."""
 
+import json
 import pickle
 import shutil
 import time
@@ -8,7 +9,9 @@ from pathlib import Path
 
 from core import State, World, read_checkpoint, write_checkpoint
 from experiments.experiment import Experiment
-from files import damage, read_json, write_folder
+from files import add_to_folder, damage, read_json, remove, write_folder
+
+EVALUATION = "evaluation.json"
 
 
 class Checkpoints:
@@ -19,27 +22,53 @@ class Checkpoints:
         checkpoint_bytes=…) is told what each write took."""
         self.weights, self.world = folder / "train/weights", world
         self.keep_every, self.spent = keep_every, spent
+        self._said: set[Path] = set()  # what could not be removed
 
     def load_newest(self, state: State) -> dict | None:
         """Weights of the newest whole checkpoint into the model; returns the rest of the state, on
         the CPU. Damaged ones are named and set aside. Rank 0 only."""
-        for leftover in [*self.weights.glob("*.tmp"), *self.weights.glob("step_*.old")]:
-            shutil.rmtree(leftover)
-        for old in self.weights.glob("*.old"):  # killed between the two renames of best
+        for leftover in self.weights.glob("step_*old"):
+            self._remove(leftover)
+        for old in sorted(self.weights.glob("*old")):  # killed between the two renames of best
             current = old.with_suffix("")
-            shutil.rmtree(old) if current.exists() else old.rename(current)
+            self._remove(old) if current.exists() else old.rename(current)
         for folder in sorted(self.weights.glob("step_????????"), reverse=True):
             problem = damage(folder)
             if problem is None:
                 try:
-                    return read_checkpoint(state, folder)
+                    saved = read_checkpoint(state, folder)
+                    if EVALUATION in read_json(folder / "manifest.json")["files"]:
+                        saved["numbers"] |= read_json(folder / EVALUATION)
+                    self._rotate(folder)  # a kill may have cut that off
+                    return saved
                 except pickle.UnpicklingError:
                     problem = "state.pt holds more than tensors and plain values"
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            self.world.say(f"{folder} is damaged ({problem}): set aside as {aside.name}")
+            try:
+                folder.rename(aside)
+                self.world.say(f"{folder} is damaged ({problem}): set aside as {aside.name}")
+            except OSError as error:
+                self.world.say(f"{folder} is damaged ({problem}): passed over ({error.strerror})")
         return None
+
+    def _rotate(self, newest: Path) -> None:
+        """Of those before the newest whole one, one stays, and every keep_every-th."""
+        older = [each for each in self.weights.glob("step_????????") if each.name < newest.name]
+        for old in sorted(older)[:-1]:
+            step = int(old.name.removeprefix("step_"))
+            if not (self.keep_every and step % self.keep_every == 0):
+                self._remove(old)
+
+    def _remove(self, folder: Path) -> None:
+        """Delete what is not needed. Where that fails it is said once, and tried again whenever
+        this is called."""
+        problem = remove(folder)
+        if problem and folder not in self._said:
+            self._said.add(folder)
+            self.world.say(
+                f"note: {folder} cannot be removed ({problem.strerror}): tried again later"
+            )
 
     def save(self, state: State, before: Callable[[], None], after: Callable[[], None]) -> None:
         """A whole checkpoint of this step; the newest two stay, and every keep_every-th.
@@ -57,12 +86,23 @@ class Checkpoints:
                 return
             self._write(folder, fill, state.step)
             after()
-            for old in sorted(self.weights.glob("step_????????"))[:-2]:
-                step = int(old.name.removeprefix("step_"))
-                if not (self.keep_every and step % self.keep_every == 0):
-                    shutil.rmtree(old)
+            self._rotate(folder)
 
         state.collect()
+        self.world.on_rank_0(write)
+
+    def add_evaluation(self, state: State, before: Callable[[], None]) -> None:
+        """What an evaluation of the newest checkpoint's step changed, beside its weights.
+
+        before: called by rank 0 before the file is written.
+        """
+        numbers = {name: getattr(state, name) for name in state.NUMBERS}
+
+        def write() -> None:
+            before()
+            folder = self.weights / f"step_{state.step:08d}"
+            add_to_folder(folder, EVALUATION, json.dumps(numbers, indent=1))
+
         self.world.on_rank_0(write)
 
     def export(self, experiment: Experiment, state: State, name: str) -> None:

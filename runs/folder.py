@@ -4,12 +4,14 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
+import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import re
-import shutil
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +23,17 @@ import yaml
 from core import State, World
 from device import device_name, peak_memory
 from evaluation import outcomes
-from files import PROJECT, read_json, write_text
+from files import PROJECT, content_digest, read_json, write_text
+from runs.contents import (
+    BEGINS_ANEW,
+    delete_run,
+    has_begun,
+    is_run,
+    refuse_others,
+    sweep,
+)
 from runs.results import last_lines
-from settings import FREE_SETTINGS, Settings, as_dict, current_names, flatten
+from settings import FREE_SETTINGS, Settings, as_dict, current_names, field_types, flatten
 
 SCHEMA_VERSION = 1
 # Of run.json: what each session writes anew.
@@ -40,20 +50,6 @@ OWN_KEYS = (
     "device",
 )
 FINGERPRINTS = ("data_fingerprint", "split_fingerprint")
-# What --fresh deletes; other files in the folder are not ours.
-RUN_FILES = (
-    "run.json",
-    "diff.patch",
-    "bad_rows.csv",
-    "report.html",
-    "report",
-    "tensorboard",
-    "wandb",
-    "baseline",
-    "train",
-    "test",
-    "config.yaml",
-)
 
 
 class RunFolder:
@@ -73,34 +69,23 @@ class RunFolder:
     def open(self) -> str:
         """Find or make the folder; returns the result of a run that is finished, else "".
 
-        Rank 0 only. ValueError where it holds another run, or one that is being written.
+        Rank 0 only. ValueError where it holds another run, or one that is being written, or is no
+        run and has names of its own that a run would write.
         """
-        config = self.config
-        name = config.model.removeprefix("results/").strip("/")
-        name = re.sub(r"[^\w.-]+", "_", name).strip("_") or "model"
-        if config.out is None and (not config.fresh or restarted_by_torchrun()):
-            for record in sorted(Path("results", name).glob("*/run.json"), reverse=True):
-                unfinished = read_json(record).get("status") not in (None, "finished")
-                if unfinished and not self.other_settings(record.parent):
-                    if self._take_lock(record.parent):
-                        self.world.say(f"continuing {record.parent} (--fresh begins anew)")
-                        self.path = record.parent
-                        return ""
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = Path(config.out) if config.out else Path("results", name, stamp)
-        number = 1
-        while not config.out and folder.exists():  # two runs begun within one second
-            number += 1
-            folder = folder.with_name(f"{stamp}_{number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not self._take_lock(folder):
-            raise ValueError(f"another process is writing to {folder}")
+        config, restarted = self.config, restarted_by_torchrun()
+        earlier = [] if config.out else newest_first(self._home())
+        folder = self._unfinished(earlier) if restarted or not config.fresh else None
+        if folder is None:
+            folder = Path(config.out) if config.out else self._new_folder()
+            refuse_others(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not self._take_lock(folder):
+                raise ValueError(f"another process is writing to {folder}")
         self.path = folder
-        is_run = any((folder / name).exists() for name in ("config.yaml", "run.json"))
-        if is_run and config.fresh and not restarted_by_torchrun():
-            for name in RUN_FILES:  # config.yaml last: until then it is known to be a run
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        deletes = read_json(folder / "run.json").get("exit_reason") == BEGINS_ANEW
+        if deletes or config.fresh and is_run(folder) and not restarted:
+            delete_run(folder)
+        sweep(folder)
         begun = has_begun(folder)
         if begun and (folder / "config.yaml").exists():
             if differences := self.other_settings(folder):
@@ -118,7 +103,37 @@ class RunFolder:
             for key in ("out", "fresh", "dry_run", "stop_after"):
                 settings.pop(key)
             write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        if not (folder / "run.json").exists():
+            self.facts = {"id": secrets.token_hex(8)}
+            if config.out is None:
+                self.facts["number"] = 1 + max((number_of(each) for _, each in earlier), default=0)
+            self.write_record()
         return ""
+
+    def _home(self) -> Path:
+        """Where runs of this model are that were given no --out."""
+        name = self.config.model
+        if Path(name).exists() and Path(os.path.abspath(name)).is_relative_to(Path.cwd()):
+            name = os.path.relpath(name)  # one folder for ./tiny and tiny
+        name = name.removeprefix("results/").strip("/")
+        return Path("results", re.sub(r"[^\w.-]+", "_", name).strip("_") or "model")
+
+    def _new_folder(self) -> Path:
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder, number = self._home() / stamp, 1
+        while folder.exists():  # two runs begun within one second
+            number += 1
+            folder = folder.with_name(f"{stamp}_{number}")
+        return folder
+
+    def _unfinished(self, runs: list[tuple[Path, dict[str, Any]]]) -> Path | None:
+        """The first of them that waits to be continued with these settings; locked."""
+        for folder, record in runs:
+            waits = record.get("status") not in (None, "finished")
+            if waits and not self.other_settings(folder) and self._take_lock(folder):
+                self.world.say(f"continuing {folder} (--fresh begins anew)")
+                return folder
+        return None
 
     def _take_lock(self, folder: Path) -> bool:
         lock = open(folder / ".lock", "w")
@@ -148,11 +163,33 @@ class RunFolder:
         now = flatten(as_dict(self.config))
         if "r_drop" not in recorded and now.get("label_smoothing") == 0 and "task" in now:
             there["label_smoothing"] = 0.0  # language models recorded .1 and did without
-        return [
-            f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS)
-            if there.get(key) != now.get(key)
-        ]
+        record = read_json(folder / "run.json")
+        known, contents = record.get("contents") or {}, self.contents
+        differences = []
+        for key in sorted((there.keys() | now.keys()) - FREE_SETTINGS):
+            was, value = there.get(key), now.get(key)
+            if key in known and key in contents:  # whatever its name was and is
+                # the rows of an unfinished run are looked at when it goes on
+                by_rows = key == "data" and was == value and record.get("status") != "finished"
+                if known[key] != contents[key] and not by_rows:
+                    what = "holds something else now" if was == value else f"there, {value!r} now"
+                    differences.append(f"{key}: {was!r} {what}")
+            elif was != value and not (key in contents and is_same_file(was, value)):
+                differences.append(f"{key}: {was!r} there, {value!r} now")
+        return differences
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """The digests of the files and folders that settings name, by setting: a path may be
+        written in many ways, and what is there may change."""
+        types = field_types(type(self.config))
+        settings = flatten(as_dict(self.config))  # which does not count as reading them
+        digests = {
+            name: content_digest(Path(settings[name]))
+            for name in sorted(types.keys() - FREE_SETTINGS)
+            if types[name] in (str, str | None) and settings[name]
+        }
+        return {name: digest for name, digest in digests.items() if digest}
 
     # -- the record
 
@@ -161,7 +198,12 @@ class RunFolder:
         earlier = read_json(self.path / "run.json")
         self.verdicts = earlier.get("verdicts", [])
         self.facts = {key: value for key, value in earlier.items() if key not in OWN_KEYS}
-        if has_begun(self.path):
+        # older runs had no id of their own; trackers know them by this one
+        path = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
+        self.facts.setdefault("id", path)
+        if not has_begun(self.path):
+            self.facts["contents"] = self.contents
+        else:
             rows = {name: earlier.get(name) for name in FINGERPRINTS}
             self.rows_at_start = {name: value for name, value in rows.items() if value}
 
@@ -210,6 +252,8 @@ class RunFolder:
                 "micro_batch": state.loader.micro_batch,  # halved when memory ran out
                 "peak_memory_bytes": peak_memory(self.world.device),
             }
+            if state.evaluation_halvings:  # of its rows, as memory ran out there
+                self.facts["evaluation_halvings"] = state.evaluation_halvings
         record = {
             "schema_version": SCHEMA_VERSION,
             "status": self.status,
@@ -227,15 +271,29 @@ class RunFolder:
         write_text(self.path / "run.json", json.dumps(record, indent=1))
 
 
+def is_same_file(first: Any, second: Any) -> bool:
+    """Whether two paths lead to one file or folder."""
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, TypeError):
+        return False
+
+
 def restarted_by_torchrun() -> bool:
     """--max-restarts runs the same command again, --fresh included: it must not begin anew."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def has_begun(folder: Path) -> bool:
-    """Whether a run trained here; one that ended before (a mistyped path) protects nothing."""
-    parts = any((folder / part).exists() for part in ("baseline", "train"))
-    return parts or any(folder.glob("*/train"))  # a suite's lie in the folders of its tasks
+def newest_first(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs in results/MODEL and their records; the clock that named them may have gone back."""
+    runs = [(path.parent, read_json(path)) for path in folder.glob("*/run.json")]
+    return sorted(runs, key=lambda run: (number_of(run[1]), run[0].name), reverse=True)
+
+
+def number_of(record: dict[str, Any]) -> int:
+    """Which run of results/MODEL it is; 0 for those of older versions."""
+    number = record.get("number")
+    return number if isinstance(number, int) else 0
 
 
 def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:

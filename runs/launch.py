@@ -3,11 +3,14 @@
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
-from files import DiskFull
+import console
+from files import DiskFull, cache_advice
 from settings import Aliases, Settings, parse_settings
 
 
@@ -17,11 +20,13 @@ def launch(
     commands: dict[str, tuple] | None = None,
     aliases: Aliases | None = None,
 ) -> None:
-    """Run a script; errors of the user's making become one line.
+    """Run a script; errors of the user's making become one line, and so does a signal.
 
     commands: first word → (function, its settings) or (function, its settings, their aliases).
     aliases: other names of settings → ours.
     """
+    console.open_streams()
+    end_by_signals()
     argv, prog = sys.argv[1:], Path(sys.argv[0]).name
     commands = commands or {}
     word = argv[0] if argv else ""
@@ -36,9 +41,25 @@ def launch(
         else:
             config, given = parse_settings(kind, argv, prog, aliases)
             main(config, given)
+    except KeyboardInterrupt as stop:
+        name = str(stop) or "SIGINT"
+        print(f"{prog}: stopped by {name}", file=sys.stderr)
+        raise SystemExit(128 + signal.Signals[name]) from None
     except (ValueError, OSError, DiskFull, ModuleNotFoundError) as error:
         if os.environ.get("ABLATE_DEBUG"):
             raise
         rank = int(os.environ.get("RANK", "0"))
         where = f"[rank {rank}] " if rank else ""
-        raise SystemExit(f"{where}error: {error}") from None
+        raise SystemExit(f"{where}error: {error}{cache_advice(error)}") from None
+
+
+def end_by_signals() -> None:
+    """SIGTERM and a terminal that closes end a command as Ctrl-C does, so that what it has begun
+    to write is cleared away. A signal that is ignored (nohup) stays so; a run has its own ways."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, stop)

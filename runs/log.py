@@ -29,11 +29,11 @@ class Log:
         self.course = course
         self._said = 0.0
 
-    def open(self, state: State, trackers: str | None, settings: dict[str, Any]) -> None:
-        """Go on behind the step resumed from. Rank 0 only."""
+    def open(self, state: State, trackers: str | None, settings: dict[str, Any], id: str) -> None:
+        """Go on behind the step resumed from; id: the run's, for trackers. Rank 0 only."""
         self._cut(state.step, state.evaluation_pending)
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)
-        self._trackers = open_trackers(trackers, self.path.parents[2], settings, state.step)
+        self._trackers = open_trackers(trackers, self.path.parents[2], settings, state.step, id)
 
     def _cut(self, step: int, evaluation_pending: bool) -> None:
         """Forget the lines after `step` (and a torn last one): they will be written again.

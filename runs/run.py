@@ -24,7 +24,8 @@ from runs.log import Log
 from runs.results import last_lines, summary_lines, write_result
 from settings import Settings, as_dict, left_out, read_so_far, require_read
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SIGHUP: the terminal closed. Slurm and what starts jobs there send SIGUSR1 or SIGUSR2.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Run:
@@ -39,6 +40,7 @@ class Run:
         self.training = False
         self.early = False  # stopped by --patience
         self.course = outcomes.Course()  # of the log's lines; rank 0's
+        self._leaving = False
         self._log: Log | None = None
         self._steps_here = 0
         self._step_started = 0.0
@@ -87,17 +89,29 @@ class Run:
             self.folder, self.world, self.config.keep_every, self._spent
         )
         # last: were __enter__ left by an error, nothing would put the handlers back
-        self._old_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._handle_signals()
         return self
+
+    def _handle_signals(self) -> None:
+        for number in SIGNALS:
+            ignored = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not ignored:  # as nohup wants it
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.world.signal = signal.Signals(number).name
-        if not self.training:  # nothing to save yet
+        if not self.training and not self._leaving:  # nothing to save yet
             raise KeyboardInterrupt(self.world.signal)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
+        self._leaving = True  # a second signal must not cut off what is written here
+        try:
+            return self._leave(kind, error)
+        finally:
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
+
+    def _leave(self, kind: type | None, error: BaseException | None) -> bool:
         if self._log is not None:
             self._log.close()
         if isinstance(error, SystemExit) and not error.code:
@@ -150,8 +164,8 @@ class Run:
             if saved is not None:
                 state.load_state_dict(saved)
             settings = as_dict(self.config)
-            self._log.open(state, self.config.trackers, settings)
             self.record.withdraw("diverged")  # if it is true, it will be found again
+            self._log.open(state, self.config.trackers, settings, self.record.facts["id"])
             self.record.begin_session(state)
 
         self.world.on_rank_0(load)
@@ -178,7 +192,10 @@ class Run:
         return state.clock.done or self.early or self.status != "running"
 
     def after_step(self, state: State, stats: dict[str, Any] | None) -> None:
-        """Log the step; evaluate, save, stop early or stop for a signal where that is due."""
+        """Log the step; save, evaluate, stop early or stop for a signal where that is due.
+
+        What is saved first is not lost by an error in what comes after it.
+        """
         config, now = self.config, time.perf_counter()
         state.seconds = self._seconds_before + now - self._started
         if stats is None:
@@ -193,19 +210,15 @@ class Run:
         outcomes.require_gradients(state.skipped_steps, state.precision, state.step)
         if spiked := self.course.spiked():
             self.record.verdict(spiked)
-        evaluate_due = self._evaluation_due(state)
+        state.evaluation_pending = self._evaluation_due(state)
+        save_due = bool(config.save_every and state.step % config.save_every == 0)
+        if save_due or state.evaluation_pending or self.done(state):
+            self.save(state)
         try:
-            if evaluate_due:
-                state.evaluation_pending = True
+            if state.evaluation_pending:
                 self._evaluate(state)
         except Stopped:
             return self._stop(state, self._agree_on_signal())
-        save_due = evaluate_due if config.save_every is None else False
-        save_due = save_due or bool(config.save_every and state.step % config.save_every == 0)
-        # a new best is saved with the state that knows of it
-        improved = evaluate_due and state.best_step == state.step
-        if save_due or improved or self.done(state):
-            self.save(state)
         if config.stop_after and self._steps_here >= config.stop_after and not state.clock.done:
             return self._stop(state, f"--stop_after {config.stop_after}")
         self._step_started = time.perf_counter()
@@ -221,6 +234,7 @@ class Run:
         return names[0] if names else "signal"
 
     def _evaluate(self, state: State) -> None:
+        """Of the step of the newest checkpoint, which is told what came of it."""
         started = time.perf_counter()
         # all ranks decide from the same numbers
         with state.averaged():
@@ -237,6 +251,7 @@ class Run:
             state.bad_evaluations += 1
         state.evaluation_pending = False
         state.last_val_loss = loss
+        self._checkpoints.add_evaluation(state, before=self._log.sync)
         self._check_patience(state)
         self._restart_clock(state)
 

@@ -1,11 +1,11 @@
 """Runs that belong together: one a task, below the folder of the suite, which has averages."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from files import read_json, write_text
+from files import read_json, remove, write_text
+from runs.contents import delete_run, is_run, refuse_others
 from runs.folder import restarted_by_torchrun
 from runs.results import last_lines
 from runs.run import Run
@@ -14,13 +14,18 @@ from runs.run import Run
 def begin_suite(suite: Run, tasks: Sequence[str]) -> None:
     """Write that the suite is running, so that the same command finds it. With --fresh, what an
     earlier one left in the folders of its tasks is deleted."""
-    if suite.world.rank != 0 or suite.config.dry_run:
+    if suite.config.dry_run:
         return
-    if suite.config.fresh and not restarted_by_torchrun():
+
+    def begin() -> None:
         for task in tasks:
-            if (suite.folder / task / "config.yaml").exists():
-                shutil.rmtree(suite.folder / task)
-    suite.record.write_record()
+            refuse_others(suite.folder / task)
+            anew = suite.config.fresh and not restarted_by_torchrun()
+            if anew and is_run(suite.folder / task):
+                delete_run(suite.folder / task)
+        suite.record.write_record()
+
+    suite.world.on_rank_0(begin)
 
 
 def drop_checkpoints(run: Run) -> None:
@@ -28,7 +33,8 @@ def drop_checkpoints(run: Run) -> None:
     Its best and final weights stay."""
     if run.world.rank == 0 and run.status == "finished":
         for folder in (run.folder / "train/weights").glob("step_*"):
-            shutil.rmtree(folder)
+            if problem := remove(folder):
+                run.world.say(f"note: {folder} cannot be removed: {problem.strerror}")
 
 
 def finish_suite(

@@ -13,7 +13,7 @@ from core import IGNORE_INDEX
 from data import instructions, tokens
 from device import Machine
 from experiments import instructions as instruction_tuning
-from models import causal, generation, lora, packed
+from models import causal, lora, packed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD = core.World(torch.device("cpu"), Machine())
@@ -359,41 +359,3 @@ def test_eager_attention_and_short_windows_are_refused(models):
     model.config.sliding_window = 8
     with pytest.raises(ValueError, match="attends to 8 tokens back"):
         packed.use_packing(model, 64)
-
-
-# --------------------------------------------------------------------------- generation
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_answers_of_a_batch_are_those_one_by_one(kind, models):
-    model, tokenizer = load(models, kind)
-    packed.use_packing(model, MAX_LENGTH)  # as in training
-    prompts = [text[: 20 + 9 * number] for number, text in enumerate(texts()[:4])]
-    together = generation.generate(model, tokenizer, prompts, 6)
-    alone = [generation.generate(model, tokenizer, [prompt], 6)[0] for prompt in prompts]
-    assert together == alone
-    ids = tokenizer(prompts[0], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        for _ in range(6):
-            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
-            if ids[0, -1] == tokenizer.eos_token_id:
-                break
-    text = tokenizer.decode(ids[0], skip_special_tokens=True)
-    assert text.removeprefix(prompts[0]).strip() == together[0]
-    drawn = [generation.generate(model, tokenizer, prompts, 6, 1.0, 50, seed) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_an_end_of_text_in_a_prompt_is_text_to_the_model_that_answers(models, monkeypatch):
-    model, tokenizer = load(models, "gpt2")
-    seen = []
-    answer = model.generate
-    monkeypatch.setattr(model, "generate", lambda **g: seen.append(g["input_ids"]) or answer(**g))
-    generation.generate(model, tokenizer, [f"write {END} it"], 2)
-    assert tokenizer.eos_token_id not in seen[0] and tokenizer.decode(seen[0][0]).count(END) == 1
-
-
-def test_a_prompt_without_room_for_an_answer_is_refused(models):
-    model, tokenizer = load(models, "gpt2")
-    with pytest.raises(ValueError, match="the model has 256 positions"):
-        generation.generate(model, tokenizer, ["the " * 400], 6)

@@ -24,7 +24,7 @@ from commands import generate, merge_export, opening, params
 from commands import judge as judging
 from data import instructions
 from data.records import strip_control
-from device import seed_everything
+from device import Machine, seed_everything
 from experiments import instructions as instruction_tuning
 from models import pretrained
 from reports import page
@@ -32,6 +32,7 @@ from settings import parse_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = sorted((PROJECT / "configs/alpaca").glob("*.yaml"))
+WORLD = core.World(torch.device("cpu"), Machine())
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
 LORA = ["--lora_r=3", "--lora_alpha=6"]
 COMMANDS = {
@@ -408,7 +409,7 @@ def test_answers_to_the_rows_of_a_file(finished, rows, tmp_path, capsys):
     said = run_command(capsys, "generate", words[0], *one, words[3], "--device=cpu")
     assert said.strip() == strip_control(lines[0]["model_response"]).strip()
     judged = judging.JudgeConfig(run_folder=str(out), max_new_tokens=4, device="cpu")
-    own = judging.answers_of_run(judged).read_text().splitlines()
+    own = judging.answers_of_run(judged, WORLD).read_text().splitlines()
     assert [json.loads(line) for line in own] == lines
 
 

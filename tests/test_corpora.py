@@ -22,7 +22,7 @@ from conftest import PROJECT, WORDS
 import core
 import files
 from core import IGNORE_INDEX
-from data import corpora, glue
+from data import corpora, glue, titles, tokens
 from data.corpora import (
     SPECIAL_TOKENS,
     Corpus,
@@ -650,3 +650,35 @@ def test_the_loss_by_frequency_alone_is_of_the_masked_tokens_under_training_freq
     assert found == pytest.approx(sum(losses) / asked.total(), rel=0.02)
     few = pretraining.frequencies_alone(corpus, train, data, most=len(train) // 4)
     assert few == pytest.approx(found, rel=0.05)
+
+
+# ------------------------------------------------------------------------- enormous words
+
+
+def test_a_text_is_cut_inside_enormous_words_and_runs_of_spaces_only():
+    for text, lengths in (
+        ("short words  of any kind\n", [25]),
+        ("x" * 1000 + " y", [1002]),
+        ("a " + "x" * 2500 + " y", [1002, 1000, 502]),
+        (" " * 1500 + "a", [1000, 501]),
+        ("", [0]),
+    ):
+        parts = list(tokens.cut_words([text]))
+        assert "".join(parts) == text and [len(part) for part in parts] == lengths
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_learning_takes_no_longer_for_one_enormous_word_than_for_many(kind):
+    """Uncut, the word of 400,000 letters takes a minute or longer, all but in unigram."""
+    word = "abcdefgh" * 50_000
+
+    def seconds(texts: list[str]) -> float:
+        started = time.process_time()
+        if kind == "wordpiece":
+            corpora.train_tokenizer(iter(texts), 300, 128)
+        else:
+            titles.train_tokenizer(kind, texts, 300, prefix_space=True)
+        return time.process_time() - started
+
+    many = [word[start : start + 1000] for start in range(0, len(word), 1000)]
+    assert seconds([f"a {word} b"]) < 5 + 3 * seconds(many)

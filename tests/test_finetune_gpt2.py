@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,11 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(stop, models, labelle
 def test_language_modelling(name, models, wikitext, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    words = ["--task=wikitext2", f"--data={wikitext}", f"--model={models[name]}", "--batch=8"]
+    advised = tmp_path / "advised"
+    shutil.copytree(models[name], advised)
+    advice = {"do_sample": True, "repetition_penalty": 3.0}
+    (advised / "generation_config.json").write_text(json.dumps(advice))
+    words = ["--task=wikitext2", f"--data={wikitext}", f"--model={advised}", "--batch=8"]
     words += ["--max_length=32", "--lr=3e-3", "--epochs=2", f"--out={tmp_path}"]
     fine_tune(*words)
     before, after = metrics_of(tmp_path, "baseline"), metrics_of(tmp_path)
@@ -189,6 +194,8 @@ def test_language_modelling(name, models, wikitext, tmp_path):
     assert all("val_perplexity" in line for line in lines_of(tmp_path, "val_loss"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "train/weights/best").eval()
     assert model(input_ids=torch.arange(5)[None]).logits.shape[:2] == (1, 5)
+    saved = (tmp_path / "train/weights/best/generation_config.json").read_text()
+    assert not json.loads(saved).keys() & advice.keys()
 
 
 def test_two_processes_equal_one(models, wikitext, labelled, tmp_path):

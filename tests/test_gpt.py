@@ -15,6 +15,7 @@ from core import IGNORE_INDEX
 from methods.dropout import use_word_dropout
 from methods.r_drop import r_drop
 from models import gpt, pretrained
+from models.decoding import Decoding
 
 EOS = 3
 TINY = {
@@ -489,7 +490,7 @@ def test_greedy_generation_with_a_cache_equals_rereading_everything(switches, wi
     model = build(**switches, within_titles=within)
     model.config.eos_token_id = EOS if within else None
     prompt = tokens(3, 4)
-    found = model.train().generate(prompt, max_new_tokens=12, temperature=0)
+    found = model.train().generate(prompt, Decoding(max_new_tokens=12))
     assert model.training
     model.eval()
     ids, ended = prompt, torch.zeros(3, dtype=torch.bool)
@@ -506,30 +507,10 @@ def test_a_row_that_reaches_eos_is_filled_with_it():
     with torch.no_grad():
         model.model.embed_tokens.weight[EOS] *= 12
     prompt = tokens(8, 3)
-    draw = torch.Generator().manual_seed(0)
-    found = model.generate(prompt, max_new_tokens=20, generator=draw)
+    found = model.generate(prompt, Decoding(max_new_tokens=20, temperature=1.0))
     for row in found[:, 3:].tolist():
         if EOS in row:
             assert set(row[row.index(EOS) :]) == {EOS}
     assert (found[:, 3:] == EOS).any() and torch.equal(found[:, :3], prompt)
     with pytest.raises(ValueError, match="last title"):
-        build(within_titles=True).generate(torch.cat(titles(3, 4), dim=1))
-
-
-def test_tokens_are_drawn_with_their_probabilities():
-    logits = torch.tensor([0.5, 2.0, -1.0, 1.0]).repeat(20_000, 1)
-    draw = torch.Generator().manual_seed(0)
-    for temperature, top_k, expected in (
-        (1.0, None, logits[0].softmax(-1)),
-        (0.5, None, (2 * logits[0]).softmax(-1)),
-        (1.0, 2, torch.tensor([-math.inf, 2.0, -math.inf, 1.0]).softmax(-1)),
-    ):
-        drawn = gpt.choose_tokens(logits, temperature, top_k, draw).flatten()
-        shares = torch.bincount(drawn, minlength=4) / len(drawn)
-        torch.testing.assert_close(shares, expected, rtol=0, atol=0.015)
-        assert shares[expected == 0].sum() == 0
-    assert (gpt.choose_tokens(logits, temperature=0) == 1).all()
-    assert (gpt.choose_tokens(logits, top_k=1) == 1).all()
-    for wrong in ({"temperature": -1}, {"top_k": 0}):
-        with pytest.raises(ValueError, match="expected"):
-            gpt.choose_tokens(logits, **wrong)
+        build(within_titles=True).generate(torch.cat(titles(3, 4), dim=1), Decoding())

@@ -25,6 +25,7 @@ from methods.averaging import WeightAverage
 from methods.r_drop import r_drop
 from methods.schedules import warmup_stable_decay
 from models import gpt, pretrained
+from models.decoding import Decoding
 from settings import as_dict, parse_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -605,6 +606,22 @@ def test_titles_are_written(finished, capsys):
     assert len(lines) == 4 and all(line.startswith("the film") for line in lines)
     run_command("generate", f"--run={finished}", "--count=2", "--temperature=0")
     assert len(set(capsys.readouterr().out.splitlines())) == 1
+
+
+def test_the_first_titles_do_not_depend_on_how_many_are_asked_for(finished, capsys):
+    drawn = []
+    for words in (["--count=2"], ["--count=5"], ["--count=5", "--seed=1"]):
+        run_command("generate", f"--run_folder={finished}", "--max_new_tokens=9", *words)
+        drawn.append(capsys.readouterr().out.splitlines())
+    assert drawn[0] == drawn[1][:2] and drawn[1] != drawn[2] and len(set(drawn[1])) == 5
+
+
+def test_a_prompt_without_positions_is_cut(finished, capsys):
+    opened = title_commands.open_titles(str(finished), "final", "cpu")
+    opened.model.config.positions, opened.model.config.n_positions = "learned", 24
+    written = title_commands.write_titles(opened, "the film " * 40, 2, Decoding(max_new_tokens=6))
+    assert len(written) == 2 and written[0] == written[1]
+    assert "leave no room for an answer: cut in their middle" in capsys.readouterr().err
 
 
 def test_the_default_opens_in_transformers(finished, tmp_path, capsys):

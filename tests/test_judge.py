@@ -3,6 +3,8 @@
 import csv
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +23,7 @@ from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from settings import parse_settings
 
 KEY = "sk-secret-1234567890"
-FAST = {"first_wait_seconds": 0.001, "timeout_seconds": 0.3}
+FAST = {"first_wait_seconds": 0.001, "timeout_seconds": 10.0}
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +100,19 @@ def score(site: str, cache: Path, count: int = 3, **more) -> np.ndarray:
         *(("101", None), ("-3", None), ("", None), ("eighty", None), ("85 or so", None)),
         *(('{"score": 12.5}', None), ('{"score": "12"}', None), ('{"score": true}', None)),
         *(('{"score": 300}', None), ("[90]", None), ("8 9", None), (None, None), ("nan", None)),
+        # thoughts, emphasis, fences and floats that are whole numbers
+        *(("<think>55 or 60?\n</think>\n\n70", 70), ('<think>{"score": 5}</think>{"score": 7}', 7)),
+        *(("[THINK]9[/THINK]**70**", 70), ("<reasoning>5</reasoning> 70.", 70)),
+        *(('{"score": 70.0}', 70), ("70.0", 70), ("**70**", 70), ("***70***", 70), ("`70`", 70)),
+        *(("__70__", 70), ("**Score:** 70", 70), ("**Score: 70**", 70), ("Score: **70**/100", 70)),
+        *(('{"Score": 70}', 70), ('{"score": 1, "Score": 9}', None), ("Score:\n70", 70)),
+        *(("```\n70\n```", 70), ("The score is 70.", 70), ("Final rating: 70", 70)),
+        *(("70 out of 100", 70), ("<score>70</score>", 70), ("\\boxed{70}", 70)),
+        *(("<think>70", None), ("<think>70</think>", None), ("70</think>", None)),
+        *(("70-80", None), ("7/10", None), ("70.5", None), ("**70** **80**", None)),
+        *(("70/100/100", None), ("between 60 and 70", None), ('{"score": NaN}', None)),
+        *(('{"score": 1, "score": 9}', None), ('{"score": 1e400}', None), ("*70", None)),
+        *(("<score>7</score><score>8</score>", None), ("70 | 80", None), ("1e2", None)),
     ],
 )
 def test_only_a_whole_number_from_0_to_100_is_a_score(text, wanted):
@@ -175,13 +190,13 @@ def test_a_stalling_server_times_out_and_is_asked_again(tmp_path):
 
     def answer(number, body):
         if number == 1:
-            gate.wait(2)
+            gate.wait(20)
         return says("33")
 
     with server(answer) as (site, seen):
-        assert score(site, tmp_path / "c", 1).tolist() == [[33]]
+        assert score(site, tmp_path / "c", 1, timeout_seconds=0.5).tolist() == [[33]]
         gate.set()
-    assert len(seen) == 2
+    assert len(seen) >= 2  # a busy machine may be late a second time
 
 
 def test_a_connection_that_dies_half_way_is_asked_again(tmp_path):
@@ -219,7 +234,181 @@ def test_a_refusal_ends_it_at_once_and_shows_no_key(tmp_path):
             score(site, tmp_path / "c")
     text = str(problem.value)
     assert "HTTP 401: bad key ***" in text and KEY not in text and "\x1b" not in text
-    assert len(seen) <= 2  # the next one may be on its way
+    assert len(seen) == 1  # the worker itself ends it
+
+
+def test_with_several_workers_a_refusal_lets_none_begin_another(tmp_path):
+    together = threading.Barrier(3)
+
+    def answer(number, body):
+        together.wait(30)
+        return 403, b"no", {}
+
+    with server(answer) as (site, seen):
+        with pytest.raises(judge.Refused, match="HTTP 403: no"):
+            score(site, tmp_path / "c", 9, workers=3)
+    assert len(seen) == 3
+
+
+def google(seconds: str) -> tuple:
+    """A quota a minute, as Google says it."""
+    details = [{"@type": "type.googleapis.com/google.rpc.QuotaFailure"}]
+    details += [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": seconds}]
+    error = {"code": 429, "message": "You exceeded your quota", "details": details}
+    return 429, json.dumps({"error": error}).encode(), {}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        google("0.3s"),
+        (503, b"", {"Retry-After": "0.3"}),
+        (429, b"", {"Retry-After": "soon", "x-ratelimit-reset-requests": "300ms"}),
+        (429, b"Please try again in 300ms.", {}),
+    ],
+    ids=["RetryInfo", "Retry-After", "reset", "words"],
+)
+def test_a_server_that_asks_to_wait_is_waited_for_however_often(told, tmp_path):
+    times = []
+
+    def answer(number, body):
+        times.append(time.monotonic())
+        return told if number % 4 else says("50")
+
+    with server(answer) as (site, seen):
+        found = score(site, tmp_path / "c", 2)
+    assert found.tolist() == [[50], [50]] and len(seen) == 8
+    pauses = np.diff(times)
+    assert all(pauses[[0, 1, 2, 4, 5, 6]] >= 0.3) and judge.ATTEMPTS > 3
+
+
+def test_more_waits_than_attempts_are_no_failure(tmp_path):
+    count = judge.ATTEMPTS + 4
+    with server(lambda n, body: google("0.01s") if n <= count else says("50")) as (site, seen):
+        assert score(site, tmp_path / "c", 1).tolist() == [[50]]
+    assert len(seen) == count + 1
+
+
+def test_what_one_question_is_told_holds_for_all():
+    times, pause = [], judge.Pause()
+
+    def answer(number, body):
+        times.append(time.monotonic())
+        return google("0.6s") if number == 1 else says("50")
+
+    with server(answer) as (site, _), ThreadPoolExecutor() as pool:
+        backend = judge.OpenAI("m", site)
+        first = pool.submit(judge.ask, backend, "a", pause=pause, **FAST)
+        while not pause._until:
+            time.sleep(0.001)
+        assert judge.ask(backend, "b", pause=pause, **FAST).score == first.result().score == 50
+    assert len(times) == 3 and times[1] - times[0] >= 0.6
+
+
+@pytest.mark.parametrize("told", [google("40s"), (429, b"", {"Retry-After": "40"})])
+def test_the_longest_wait_is_a_setting_and_what_was_scored_is_kept(told, tmp_path):
+    start = time.monotonic()
+    with server(lambda n, body: says("10") if n == 1 else told) as (site, seen):
+        with pytest.raises(judge.Unreachable, match="asks to wait 40 s, .* is 3: .* is kept"):
+            score(site, tmp_path / "c", 9, max_wait_seconds=3.0)
+    assert time.monotonic() - start < 30 and len(seen) == 1 + judge.MOST_FAILURES
+    assert list(judge.Cache(tmp_path / "c").scores.values()) == [10]
+
+
+def test_an_account_without_credit_is_not_waited_for(tmp_path):
+    error = {"message": "You exceeded your current quota", "code": "insufficient_quota"}
+    reply = (429, json.dumps({"error": error}).encode(), {"x-ratelimit-reset-requests": "1s"})
+    with server(lambda n, body: reply) as (site, seen):
+        with pytest.raises(judge.Refused, match="HTTP 429: You exceeded your current quota"):
+            score(site, tmp_path / "c", 1)
+    assert len(seen) == 1
+
+
+TOO_LONG = {"message": "maximum context length is 8192 tokens", "code": "context_length_exceeded"}
+
+
+@pytest.mark.parametrize(
+    "status, error",
+    [
+        (400, TOO_LONG),
+        (413, {"message": "no"}),
+        (400, {"message": "The input token count (1048577) exceeds the maximum number of tokens"}),
+        (400, {"message": "flagged", "code": "content_filter"}),
+    ],
+)
+def test_a_question_that_does_not_fit_the_judge_is_unscored_and_named(status, error, tmp_path):
+    said = []
+
+    def answer(number, body):
+        wrong = "prompt 1" in body["messages"][0]["content"]
+        return (status, json.dumps({"error": error}).encode(), {}) if wrong else says("40")
+
+    with server(answer) as (site, _):
+        found = score(site, tmp_path / "c", say=said.append)
+    assert found[[0, 2], 0].tolist() == [40, 40] and np.isnan(found[1, 0])
+    (line,) = [line for line in said if "no score" in line]
+    assert "to answer 1: HTTP" in line and error["message"] in line
+
+
+def test_the_first_reply_without_a_score_is_shown(tmp_path):
+    said = []
+    with server(lambda n, body: says(f"I like {KEY} it a lot, number {n}\x1b[2J")) as (site, _):
+        score(site, tmp_path / "c", say=said.append)
+    (line,) = [line for line in said if "no score" in line]
+    assert line.endswith("to answer 0: I like *** it a lot, number 1 [2J")
+
+
+@pytest.mark.parametrize(
+    "fields, wanted, gone",
+    [
+        ({"max_completion_tokens": 9, "temperature": None}, {"max_completion_tokens": 9}, "max_to"),
+        ({"seed": None, "max_tokens": 7}, {"max_tokens": 7, "temperature": 0}, "seed"),
+        ({"reasoning": {"effort": "low"}}, {"reasoning": {"effort": "low"}}, "max_completion"),
+    ],
+)
+def test_fields_of_the_request_can_be_named(fields, wanted, gone, tmp_path):
+    file = write_answers(tmp_path / "answers.jsonl", ["good"])
+    with server(lambda n, body: says("64")) as (site, seen):
+        words = [f"--answers={file}", "--by=openai", f"--url={site}"]
+        (tmp_path / "judge.yaml").write_text(json.dumps({"fields": fields}))
+        for more in (["--fields", json.dumps(fields)], [f"--config={tmp_path / 'judge.yaml'}"]):
+            (tmp_path / "judge.json").unlink(missing_ok=True)
+            judging.run_judge(parse_settings(judging.JudgeConfig, [*words, *more], "judge")[0])
+            assert json.loads((tmp_path / "judge.json").read_text())["judge"] == 64
+    ((_, _, body),) = seen  # the second time from the cache
+    assert wanted.items() <= body.items() and not any(name.startswith(gone) for name in body)
+    assert fields.get("temperature", 0) == body.get("temperature")
+
+
+def test_fields_inside_fields_are_kept_but_for_those_that_are_named(tmp_path):
+    fields = {"generationConfig": {"temperature": None, "thinkingConfig": {"thinkingBudget": 0}}}
+    with server(lambda n, body: says("64", "gemini")) as (site, seen):
+        backend = judge.Gemini("m", site, fields)
+        judge.score_answers(answers(1), backend, judge.Cache(tmp_path / "c"), **FAST)
+    sent = seen[0][2]["generationConfig"]
+    assert "temperature" not in sent and sent["seed"] == 0 and sent["maxOutputTokens"] > 0
+    assert sent["thinkingConfig"] == {"thinkingBudget": 0}
+
+
+def test_other_fields_are_another_judge_to_the_cache(tmp_path):
+    with server(lambda n, body: says(str(n))) as (site, seen):
+        for fields, wanted in ((None, 1), ({"temperature": 1}, 2), (None, 1), ({}, 1)):
+            backend = judge.OpenAI("m", site, fields)
+            cache = judge.Cache(tmp_path / "c")
+            quiet = {"say": lambda text: None} | FAST
+            assert judge.score_answers(answers(1), backend, cache, **quiet).item() == wanted
+    assert len(seen) == 2
+
+
+def test_a_field_that_is_refused_is_answered_with_the_setting_to_use(tmp_path):
+    problem = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    reply = (400, json.dumps({"error": {"message": problem}}).encode(), {})
+    with server(lambda n, body: reply) as (site, _):
+        with pytest.raises(judge.Refused) as raised:
+            score(site, tmp_path / "c", 1)
+    assert """--fields '{"max_completion_tokens": 2048}'""" in str(raised.value)
+    with pytest.raises(ValueError, match="messages cannot be set there"):
+        judge.OpenAI("m", "http://host/v1", {"messages": []})
 
 
 def test_a_redirect_does_not_take_the_key_along(tmp_path):
@@ -239,8 +428,7 @@ def test_an_interrupted_evaluation_continues_and_a_repeated_one_costs_nothing(
     with server(lambda n, body: says("10") if n <= 2 else (500, b"", {})) as (site, seen):
         with pytest.raises(judge.Unreachable, match="the same command continues"):
             score(site, cache, 6)
-        # the next one may be on its way
-        assert 0 <= len(seen) - 2 - 2 * judge.MOST_FAILURES <= 2
+        assert len(seen) == 2 + 2 * judge.MOST_FAILURES
     port = site.split(":")[2].split("/")[0]
     with open(cache, "a") as file:
         file.write("0123 torn")  # as a kill leaves it

@@ -609,3 +609,54 @@ def test_a_real_run_is_recognised_as_finished(folder, tiny_bert, pair_csv, cache
     assert run(*words) == 0
     assert "1 of 1 are finished already" in capsys.readouterr().out
     assert (folder / "o/runs/seed_0/run.json").stat().st_mtime_ns == finished
+
+
+# ------------------------------------------------------------------------- refused early
+
+
+OURS = """
+import runs
+from dataclasses import dataclass
+from settings import Settings
+
+@dataclass
+class Config(Settings):
+    pass
+
+def main(config, given):
+    raise AssertionError("it must not be run")
+
+if __name__ == "__main__":
+    runs.launch(main, Config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--set", "lrr=1e-3"), "unknown setting lrr: did you mean 'lr'?"),
+        (("--grid", "lr=1e-3,fast"), "lr"),
+        (("--set", "script=other.py"), "script is not for settings, the sweep sets it"),
+        (("--set", "batch=many"), "batch"),
+    ],
+)
+def test_what_the_script_would_refuse_is_refused_before_a_dry_run_and_a_real_one(
+    folder, words, problem
+):
+    (folder / "ours.py").write_text(OURS)
+    for dry in ((), ("--dry_run",)):
+        assert problem in refusal("ours.py", *words, "--seeds", "1", *dry)
+    assert not Path("results").exists()
+
+
+def test_settings_that_are_tuned_are_checked_too(folder):
+    (folder / "ours.py").write_text(OURS)
+    config = write({"script": "ours.py", "tune": {"lrr": [1e-3, 1e-4]}, "seeds": 1})
+    assert "unknown setting lrr" in refusal("--config", config, "--dry_run")
+
+
+def test_a_sweep_file_in_the_folder_of_the_sweep_stays_as_it_was_written(folder):
+    Path("o").mkdir()
+    Path("o/sweep.yaml").write_text("# why\nscript: fake.py\nseeds: 1\ngrid: {lr: [1e-3, 1e-4]}\n")
+    assert run("--config", "o/sweep.yaml", "--out", "o") == 0
+    assert Path("o/sweep.yaml").read_text().startswith("# why\n")

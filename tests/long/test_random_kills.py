@@ -1,0 +1,381 @@
+"""Runs that are killed at random moments and continued, until KILLS kills (200) of each kind.
+
+KILLS=20 python -m pytest -x -s tests/long/test_random_kills.py
+
+All imports are done once: each attempt is a fork of this process, so that a kill costs a second.
+Every run that comes to its end must equal the one that nobody interrupted.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import transformers.models.bert.modeling_bert
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+import yaml
+from conftest import WORDS
+from tiny_instructions import build_models, write_rows
+from tiny_models import build_tiny_gpt2
+
+import alpaca_sft
+import finetune_gpt2
+import pretrain_bert
+import run_2_appendprompt
+import sweep
+import train_headlines
+from experiments import classification, glue, headlines, instructions, language, pretraining
+from settings import parse_settings
+
+KILLS = int(os.environ.get("KILLS", "200"))
+TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes", "machine"}
+QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
+MODULES = (run_2_appendprompt, pretrain_bert, finetune_gpt2, train_headlines, alpaca_sft)
+SCRIPTS = {Path(module.__file__).name: module for module in MODULES}
+EXPERIMENTS = (classification, glue, headlines, instructions, language, pretraining)  # imported
+
+
+# ---------------------------------------------------------------------- forked processes
+
+
+def fork(action: Callable[[], Any], log: Path, **environment: str) -> int:
+    """Process id of a copy of this process that does it; its exit code is that of a script."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        os.environ.update(environment)
+        code = action() or 0
+    except SystemExit as end:
+        print(end.code)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def script(name: str, words: list[str]) -> Callable[[], None]:
+    """As `python NAME WORDS` would."""
+
+    def action() -> None:
+        module = SCRIPTS[name]
+        config, given = parse_settings(module.Config, words, name, getattr(module, "ALIASES", None))
+        module.main(config, given)
+
+    return action
+
+
+def start(name: str, words: list[str], size: int, log: Path) -> list[int]:
+    """Process ids of the ranks."""
+    if size == 1:
+        return [fork(script(name, words), log)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place |= {"WORLD_SIZE": str(size)}
+    return [
+        fork(script(name, words), log, RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(size)
+    ]
+
+
+def end_of(pids: list[int], seconds: float) -> list[int] | None:
+    """Exit codes, once all have ended within so many seconds; else None, all still waited for."""
+    codes: dict[int, int] = {}
+    end = time.monotonic() + seconds
+    while True:
+        for pid in pids:
+            if pid not in codes:
+                with contextlib.suppress(ChildProcessError):
+                    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                        codes[pid] = 0
+        if len(codes) == len(pids):
+            return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.001)
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL to these and to all below them."""
+    everyone = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.suspend()  # so that it starts no other
+            everyone += [*process.children(recursive=True), process]
+    for process in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+# ------------------------------------------------------------------------------ results
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What must not depend on kills, by path; nothing may be left of a write."""
+    weights = folder / "train/weights"
+    newest = sorted(weights.glob("step_????????"))
+    paths = [newest[-1] / "model.safetensors"]
+    for part in ("baseline", "test", "train/weights/best", "train/weights/final", "train/metrics"):
+        paths += [path for path in (folder / part).rglob("*") if path.is_file()]
+    settings = yaml.safe_load((folder / "config.yaml").read_text()) | {"workers": 0}
+    found: dict[str, Any] = {"steps": [path.name for path in newest], "settings": settings}
+    for path in paths:
+        name = str(path.relative_to(folder))
+        if path.suffix == ".jsonl":
+            found[name] = [without_times(json.loads(x)) for x in path.read_text().splitlines()]
+        elif path.suffix == ".json":
+            found[name] = without_times(json.loads(path.read_text()))
+        else:
+            found[name] = path.read_bytes()
+    record = json.loads((folder / "run.json").read_text())
+    found["record"] = [record[name] for name in ("status", "verdicts", "steps", "data_fingerprint")]
+    left = [path for path in folder.rglob("*") if path.name.endswith(("tmp", "old", "damaged"))]
+    assert not left, left
+    return found
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+    assert theirs["record"][0] == "finished"
+
+
+# -------------------------------------------------------------------------------- kinds
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tiny_bert, pair_csv, cache_folder) -> Path:
+    """Models and rows for all kinds, made by a copy of this process: torch's threads, once begun,
+    would not survive a fork."""
+    folder = tmp_path_factory.mktemp("inputs")
+
+    def make() -> None:
+        torch.set_num_threads(1)
+        draw = random.Random(0)
+        build_models(folder / "models")
+        write_rows(folder / "rows.json")
+        texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
+        build_tiny_gpt2(folder / "gpt2", texts)
+        lines = [f"{' '.join(draw.choices(WORDS, k=9))},{i % 2}" for i in range(120)]
+        (folder / "labels.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+        titles = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) + f" {i}" for i in range(300)]
+        (folder / "titles.txt").write_text("\n".join(titles) + "\n")
+        documents = [" ".join(draw.choices(WORDS, k=draw.randint(60, 200))) for _ in range(200)]
+        (folder / "documents.txt").write_text("\n\n".join(documents))
+
+    assert end_of([fork(make, folder / "log.txt")], 300) == [0], (folder / "log.txt").read_text()
+    shutil.copytree(tiny_bert, folder / "bert")
+    shutil.copy(pair_csv, folder / "pairs.csv")
+    return folder
+
+
+def kinds(inputs: Path) -> dict[str, tuple[str, list[str], int]]:
+    """Name → (script, settings, processes)."""
+    preference = [
+        *(f"--model={inputs / 'bert'}", f"--data={inputs / 'pairs.csv'}", "--max_length=64"),
+        *("--batch=8", "--save_every=3", "--eval_every=7", "--lr=3e-3", "--epochs=1"),
+    ]
+    alpaca = [
+        *(f"--model={inputs / 'models/gpt2'}", f"--data={inputs / 'rows.json'}", "--batch=8"),
+        *("--micro_batch=4", "--lr=3e-3", "--sample_tokens=2", "--eval_every=4"),
+        *("--save_every=3", "--max_length=128", "--epochs=1.5"),
+    ]
+    return {
+        "preference": ("run_2_appendprompt.py", preference, 1),
+        "pretraining": (
+            "pretrain_bert.py",
+            [
+                *(f"--data={inputs / 'documents.txt'}", "--model=bert-tiny", "--vocab_size=200"),
+                *("--max_length=16", "--lr=2e-3", "--batch=8", "--micro_batch=4"),
+                *("--budget_unit=flops", "--budget=1e10", "--validation.fraction=0.2"),
+                *("--selection.name=selective_backprop", "--selection.history=200"),
+                *("--validation.truncate_to=100", "--save_every=4", "--eval_every=9"),
+            ],
+            1,
+        ),
+        "gpt2": (
+            "finetune_gpt2.py",
+            [
+                *(f"--task={inputs / 'labels.csv'}", f"--model={inputs / 'gpt2'}"),
+                *("--max_length=16", "--batch=8", "--epochs=1", "--lr=1e-3", "--head_epochs=1"),
+                *("--val_frac=0.2", "--test_frac=0.2", "--save_every=3", "--eval_every=7"),
+            ],
+            1,
+        ),
+        "headlines": (
+            "train_headlines.py",
+            [
+                *(f"--data={inputs / 'titles.txt'}", "--n_layer=2", "--n_head=2", "--n_embd=32"),
+                *("--vocab_size=300", "--max_length=24", "--batch=16", "--lr=1e-2"),
+                *("--matrix_lr=1e-2", "--epochs=1", "--save_every=3", "--eval_every=7"),
+                *("--average_frac=0.3", "--val_frac=0.2"),
+            ],
+            1,
+        ),
+        "alpaca": ("alpaca_sft.py", [*alpaca, "--lora_r=3", "--lora_alpha=6"], 1),
+        "sharded": ("alpaca_sft.py", [*alpaca, "--shard=true"], 2),
+        "two processes": ("run_2_appendprompt.py", preference, 2),
+    }
+
+
+KINDS = tuple(kinds(Path()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments(kind, inputs, tmp_path):
+    name, words, size = kinds(inputs)[kind]
+    words = [*words, *QUIET]
+    reference, folder, log = tmp_path / "reference", tmp_path / "run", tmp_path / "log.txt"
+    started = time.monotonic()
+    for _ in range(2):  # the second one finds caches, as those that are killed do
+        shutil.rmtree(reference, ignore_errors=True)
+        started = time.monotonic()
+        pids = start(name, [*words, f"--out={reference}"], size, log)
+        assert end_of(pids, 600) == [0] * size, log.read_text()[-3000:]
+    whole, wanted = time.monotonic() - started, results(reference)
+    draw, kills, ends, nowhere = random.Random(kind), 0, 0, 0
+    begun = time.monotonic()
+    while kills < KILLS:
+        log.unlink()
+        extra = ["--workers=1"] if draw.random() < 0.2 else []
+        pids = start(name, [*words, *extra, f"--out={folder}"], size, log)
+        codes = end_of(pids, draw.uniform(0, 1.1 * whole))
+        if codes is None:
+            victims = pids if size == 1 or draw.random() < 0.5 else [draw.choice(pids)]
+            kill(victims)
+            if rest := [pid for pid in pids if pid not in victims]:  # torchrun ends them
+                kill(rest) if end_of(rest, 3) is None else None
+            kills += 1
+            nowhere += not folder.exists()
+            continue
+        assert codes == [0] * size, log.read_text()[-3000:]
+        assert_same(results(folder), wanted)
+        shutil.rmtree(folder)
+        ends += 1
+    pids = start(name, [*words, f"--out={folder}"], size, log)
+    assert end_of(pids, 600) == [0] * size, log.read_text()[-3000:]
+    assert_same(results(folder), wanted)
+    print(
+        f"\n{kind}: {kills} kills of a run of {whole:.1f} s, {nowhere} before its folder; "
+        f"{ends + 1} came to their end, all as uninterrupted; {time.monotonic() - begun:.0f} s"
+    )
+
+
+# -------------------------------------------------------------------------------- sweep
+
+
+class Forked:
+    """What sweep.py uses of subprocess.Popen, without a new interpreter."""
+
+    def __init__(self, command: list[str], stdout: Any, env: dict[str, str], **more: Any):
+        name = Path(command[1]).name
+        self.pid = fork(script(name, command[2:]), Path(stdout.name), **env)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+
+def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
+    """The sweep with its run, or the run alone; the same command until nothing is left to do."""
+    name, words, _ = kinds(inputs)["preference"]
+    fixed = [word.removeprefix("--") for word in [*words, *QUIET] if "--lr=" not in word]
+    (tmp_path / "plan.yaml").write_text(
+        json.dumps({"script": name, "seeds": 2, "tune": {"lr": [3e-3, 1e-3]}, "arms": ARMS})
+    )
+
+    def action(out: Path) -> Callable[[], int]:
+        def run() -> int:
+            sweep.subprocess = type("forking", (), {"Popen": Forked, "STDOUT": subprocess.STDOUT})
+            sweep.subprocess.DEVNULL = subprocess.DEVNULL
+            sweep.check_settings = lambda plan: None
+            sweep.report = lambda *words: None
+            config = str(tmp_path / "plan.yaml")
+            return sweep.main(["--config", config, "--out", str(out), "--set", *fixed])
+
+        return run
+
+    log, out = tmp_path / "log.txt", tmp_path / "sweep"
+
+    def everything(out: Path) -> dict[str, Any]:
+        runs = sorted(path.parent for path in out.rglob("run.json"))
+        return {str(run.relative_to(out)): results(run) for run in runs} | {
+            "tuned": (out / "tuned.yaml").read_text()
+        }
+
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "reference", ignore_errors=True)
+        started = time.monotonic()
+        assert end_of([fork(action(tmp_path / "reference"), log)], 900) == [0], log.read_text()
+    whole, wanted = time.monotonic() - started, everything(tmp_path / "reference")
+    assert len(wanted) == 9
+    draw, kills, ends, begun = random.Random("sweep"), 0, 0, time.monotonic()
+    while kills < KILLS:
+        log.unlink()
+        pid = fork(action(out), log)
+        codes = end_of([pid], draw.uniform(0, 0.5 * whole))
+        if codes is None:
+            kills += 1
+            children = psutil.Process(pid).children()
+            if draw.random() < 0.3 and children:  # the run alone: the sweep goes on with the others
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    children[0].kill()
+                codes = end_of([pid], 900)
+                assert codes in ([0], [1]), log.read_text()
+            else:
+                kill([pid])
+        if codes == [0]:
+            assert everything(out) == wanted
+            shutil.rmtree(out)
+            ends += 1
+    while codes != [0]:
+        codes = end_of([fork(action(out), log)], 900)
+        assert codes in ([0], [1]), log.read_text()
+    assert everything(out) == wanted
+    print(
+        f"\nsweep: {kills} kills of a sweep of 8 runs, {whole:.1f} s; {ends + 1} came to their "
+        f"end, all as uninterrupted; {time.monotonic() - begun:.0f} s"
+    )
+
+
+ARMS = {"plain": {}, "augmented": {"swap": "augment"}}
