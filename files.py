@@ -213,6 +213,19 @@ def read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Names and values; ValueError, in a line, for any other file."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:500]}") from None
+    if not isinstance(content, dict | None):
+        raise ValueError(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
+    return content or {}
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """Files in a folder and below it, also behind symbolic links, each place once, under its own
     name rather than a link's; links that lead to nothing as well."""

@@ -19,9 +19,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
-
-from files import find_file
+from files import find_file, read_yaml
 
 
 @dataclass
@@ -374,7 +372,8 @@ def parse_settings(
     try:
         parsed = parser.parse_args([*configs, *words])
     except Exception as error:
-        raise SystemExit(f"{prog}: {error}") from error
+        lines = (line if len(line) < 500 else f"{line[:500]} …" for line in str(error).splitlines())
+        raise SystemExit(f"{prog}: " + "\n".join(lines)) from error
     fields = dataclasses.fields(kind)
     config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     named = {word.removeprefix("--").partition("=")[0] for word in words}
@@ -557,12 +556,9 @@ def _build(kind: type, value: Any) -> Any:
 
 def _read_yaml(path: str) -> dict:
     try:
-        content = yaml.safe_load(find_file(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SystemExit(f"cannot read settings from {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise SystemExit(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
-    return content
+        return read_yaml(find_file(path))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"settings: {error}") from None
 
 
 def _check_names(names: Iterable[str], valid_names: Iterable[str], where: str) -> None:

@@ -54,6 +54,7 @@ from typing import Any
 import yaml
 
 import console
+import files
 from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
 from files import find_file
@@ -193,7 +194,7 @@ def parse_seeds(given: Any) -> list[int]:
             seeds = list(range(min(int(given), MOST_SEEDS + 1)))
             if len(seeds) > MOST_SEEDS:
                 raise refuse(f"seeds {given}: so many? The seed {given} alone is '{given},'")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seeds = []
     if not seeds or min(seeds) < 0:
         raise refuse(f"seeds {given}: expected how many, or a list such as 3,5,7")
@@ -218,12 +219,9 @@ def find_script(script: str | None) -> Path:
 
 def read_yaml(path: str) -> dict[str, Any]:
     try:
-        content = plain(yaml.safe_load(find(path, "config").read_text(encoding="utf-8")) or {})
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise refuse(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise refuse(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
-    return content
+        return plain(files.read_yaml(find(path, "config")))
+    except ValueError as error:
+        raise refuse(str(error)) from None
 
 
 def text_of(value: Any) -> str:
@@ -758,7 +756,7 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
         metrics = read_json(run.folder / "test/metrics/metrics.json")
         if has_diverged(read_json(run.folder / "run.json")):
             diverged += 1
-            print(f"{run.name}: diverged, and so has no accuracy to judge by")
+            console.say(f"{run.name}: diverged, and so has no accuracy to judge by")
             continue
         if not {"accuracy_ci95", "constant_accuracy"} <= metrics.keys():
             console.say(f"{run.name}: no accuracy to judge by")

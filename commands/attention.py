@@ -60,13 +60,13 @@ def show_attention(config: Config) -> None:
         )
     source = pretrained.weights_folder(config.run_folder, config.weights)
     shape = causal.load_config(source)
-    tokenizer = causal.load_tokenizer(source)
+    tokenizer = causal.load_tokenizer(source, config=shape)
     classes = None
     if any("Classification" in kind for kind in shape.architectures or []):
         classes = [shape.id2label[number] for number in sorted(shape.id2label)]
     elif causal.is_encoder(shape):
         classes = ("none", "some")  # a head that is not read
-    model = causal.load_model(source, shape, classes, attention="eager")
+    model = causal.load_model(source, shape, classes, attention="eager", tokenizer=tokenizer)
     layers, heads = shape.num_hidden_layers, shape.num_attention_heads
     if config.layers == "some":
         chosen_layers = attention.some_layers(layers)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 import console
 import core
@@ -30,7 +29,7 @@ from evaluation import judge
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.metrics import apply_temperature
 from evaluation.stats import interval
-from files import cache_folder, csv_text, read_json, write_text
+from files import cache_folder, csv_text, read_json, read_yaml, write_text
 from models.decoding import Decoding
 
 FIELDS = ("instruction", "output", "model_response")  # of a line of an answers file
@@ -164,10 +163,10 @@ def answers_of_run(config: JudgeConfig, world: core.World) -> Path:
     """The run's answers to its test rows, written once. ValueError for other rows by now."""
     run = Path(config.run_folder)
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
+        settings = read_yaml(run / "config.yaml")
         data, fractions = settings["data"], (settings["val_frac"], settings["test_frac"])
         template, limit = settings["template"], settings["limit"]
-    except (OSError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{run}: no run of alpaca_sft.py ({error})") from None
     try:
         rows, _ = instructions.load_rows(config.data or data, *fractions)
@@ -309,7 +308,7 @@ def check_preference_run(run: Path) -> None:
     """ValueError unless the run knew more than the shares of the classes about its test rows,
     which must be answers to prompts (and not pairs of film reviews)."""
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
+        settings = read_yaml(run / "config.yaml")
         with open(run / "test/metrics/predictions.csv", newline="") as file:
             lines = list(csv.DictReader(file))
         names = list(CLASSES)

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def merge(config: WriteConfig) -> None:
     if not lora.adapters(model):
         raise ValueError(f"{config.model} has no adapter to merge: it is a whole model already")
     lora.merge(model)
-    _write(folder, model.save_pretrained, tokenizer, facts)
+    _write(folder, partial(pretrained.save_weights, model), tokenizer, facts)
     console.say(f"merged: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 
 
@@ -52,7 +53,7 @@ def export(config: WriteConfig) -> None:
         _write(folder, lambda beside: lora.save_adapter(model, beside), tokenizer, facts)
         console.say(f"adapter: {folder} (peft.PeftModel.from_pretrained(base, '{folder}'))")
     else:
-        _write(folder, model.save_pretrained, tokenizer, facts)
+        _write(folder, partial(pretrained.save_weights, model), tokenizer, facts)
         console.say(f"model: {folder} (opens with AutoModelForCausalLM.from_pretrained)")
 
 
@@ -97,7 +98,7 @@ def convert(config: ConvertConfig) -> None:
     shape.quantization_config = None  # or it could not be saved
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
-    _write(folder, model.save_pretrained, tokenizer, {})
+    _write(folder, partial(pretrained.save_weights, model), tokenizer, {})
     console.say(f"converted: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
 
 

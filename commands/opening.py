@@ -79,12 +79,13 @@ def open_causal(
     was, now = trained_on(adapter), weights_digest(base)
     if was and now and was != now and world.rank == 0:
         note(f"{base} has other weights than the base that the adapter was trained on")
-    model = causal.load_model(base, causal.load_config(base))
+    folder = pretrained.weights_folder(config.model, config.weights)
+    shape = causal.load_config(base)
+    tokenizer = causal.load_tokenizer(folder, config=shape)
+    model = causal.load_model(base, shape, tokenizer=tokenizer)
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     if adapter is not None:
         lora.load_adapter(model, adapter)
-    folder = pretrained.weights_folder(config.model, config.weights)
-    tokenizer = causal.load_tokenizer(folder)
     theirs = generation.own_decoding(model, tokenizer)
     if theirs and world.rank == 0:
         wishes = ", ".join(f"{name} {value}" for name, value in theirs.items())

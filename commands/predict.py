@@ -69,7 +69,7 @@ class Predictor:
         precision = self.facts.get("precision", "auto")  # the run's own, for the run's own answers
         self.precision = choose_precision(precision, device, machine, kernels)
         attention = choose_attention("auto", device, self.precision, machine, kernels)
-        self.tokenizer = pretrained.load_tokenizer(str(folder))
+        self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
         encoder = pretrained.load_encoder(str(folder), attention=attention)
         pretrained.read_first_token_alone(encoder)
         head = pairs.build_head(self.facts["head"], encoder.config.hidden_size)

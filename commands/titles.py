@@ -12,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-import yaml
 
 import console
 import core
 from commands.opening import note
 from data import titles
 from data.records import repair_surrogates, strip_control
+from data.tokens import encode
+from files import read_yaml
 from models import gpt, pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
@@ -39,7 +40,6 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     """ValueError where the folder holds no finished weights of train_headlines.py."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    pretrained.quiet_transformers()
     if not run:
         raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
     record = Path(run) / "run.json"
@@ -51,9 +51,11 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
-    settings = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+    settings = read_yaml(Path(run) / "config.yaml")
     world = core.single_world(device)
-    model = AutoModelForCausalLM.from_pretrained(folder).to(world.device).eval()
+    config = pretrained.load_config(str(folder))
+    model = pretrained.load_whole(AutoModelForCausalLM, str(folder), config)
+    model.to(world.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Opened(SimpleNamespace(**settings), model, tokenizer, world.device)
 
@@ -107,7 +109,7 @@ def write_titles(opened: Opened, prompt: str, count: int, decoding: Decoding) ->
         return []
     tokenizer, model = opened.tokenizer, opened.model
     prompt = repair_surrogates(prompt, set())
-    ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    ids = [tokenizer.eos_token_id, *encode(tokenizer, [prompt])[0]]
     if model.config.positions == "learned":
         positions, length = model.config.n_positions, len(ids)
         ids = fit(ids, positions, decoding.max_new_tokens)
@@ -150,8 +152,7 @@ def export(config: ExportConfig) -> None:
         apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
     if apart > 1e-3:
         raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
-    exported.save_pretrained(config.output)
-    opened.tokenizer.save_pretrained(config.output)
+    pretrained.save_weights(exported, Path(config.output), opened.tokenizer)
     kind = type(exported).__name__
     console.say(
         f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"

@@ -28,7 +28,6 @@ def open_pretraining(
     """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
     from transformers import AutoModelForMaskedLM
 
-    pretrained.quiet_transformers()
     path = folder / "train/weights" / weights
     if problem := damage(path):
         raise ValueError(f"{path} is no whole folder of saved weights ({problem})")
@@ -36,8 +35,9 @@ def open_pretraining(
         Config, ["--config", str(folder / "config.yaml")], "pretrain_bert.py"
     )
     corpus, split = load_parts(config, world)
-    model = AutoModelForMaskedLM.from_pretrained(path).to(world.device).eval()
-    return config, corpus, split, model
+    shape = pretrained.load_config(str(path))
+    model = pretrained.load_whole(AutoModelForMaskedLM, str(path), shape)
+    return config, corpus, split, model.to(world.device).eval()
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ from data.records import (
     text_lines,
 )
 from data.rows import normalised_text, split_of, stable_hash
-from data.tokens import cut_words, tokenizer_fingerprint
+from data.tokens import cut_words, text_backend, tokenizer_fingerprint
 from device import of_workers
 from files import cache_folder, disk_error, walk, write_folder, write_text
 
@@ -332,7 +332,8 @@ def load_corpus(
     if tokenizer is None:
         key |= {"vocab_size": vocab_size, "sample": SAMPLE_CHARACTERS}
     else:
-        key |= {"tokenizer": tokenizer_fingerprint(load_corpus_tokenizer(tokenizer))}
+        own = tokenizer_fingerprint(load_corpus_tokenizer(tokenizer))
+        key |= {"tokenizer": own, "special": "text"}  # before, pieces of some could be special
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / digest
     with world.rank_0_first():
@@ -470,9 +471,9 @@ class _Packer:
         first = tokenizer.cls_token_id  # some tokenizers have none
         self.first = np.array([] if first is None else [first], self.dtype)
         self.text_length = seq_length - len(self.first)
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()  # also in the fingerprint
+        tokenizer.backend_tokenizer.no_padding()
+        self.backend = text_backend(tokenizer)  # a "<mask>" that somebody wrote is text
 
     def facts(self, number: int) -> dict | None:
         """What is in a finished shard; written after it, so a torn shard has none."""
@@ -530,8 +531,6 @@ class _Packer:
 
     def _encode(self, texts: list[str]) -> Iterator[np.ndarray]:
         """Token ids of each text that has any, and the separator."""
-        # a "<mask>" that somebody wrote is text like any other
-        self.backend.encode_special_tokens = True
         for start in range(0, len(texts), 256):
             part = texts[start : start + 256]
             for encoding in self.backend.encode_batch_fast(part, add_special_tokens=False):

@@ -268,7 +268,7 @@ class Streams:
         if separator is None:
             separator = tokenizer.bos_token_id
         key = {
-            "kind": "documents, version 2",
+            "kind": "documents, version 3",
             "content": fingerprint([d.text, d.split] for d in self.documents),
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "separated": separated,

@@ -569,7 +569,7 @@ def cached_sequences(
         raise ValueError(f"--max_length {max_length}: {task.name} needs {least} tokens at least")
     texts = [texts_of(task, row) for row in rows]
     key = {
-        "kind": "fields with separators, version 2",
+        "kind": "fields with separators, version 3",
         "content": fingerprint(texts),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "max_length": max_length,

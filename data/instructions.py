@@ -34,6 +34,7 @@ from data.tokens import (
     cached_tokens,
     ladder_length,
     pad,
+    text_backend,
     tokenizer_fingerprint,
 )
 
@@ -273,25 +274,25 @@ def encode(parts: Sequence[Sequence[tuple[str, bool]]], tokenizer: Any) -> Itera
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("the tokenizer has no end-of-text token, which ends a response")
+    backend = text_backend(tokenizer)
+    if backend is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say which characters a token stands for: a "
+            "tokenizer of the tokenizers library is needed"
+        )
     before, _ = added_tokens(tokenizer)
-    encoded = tokenizer(
-        ["".join(text for text, _ in row) for row in parts],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,
-        split_special_tokens=True,  # an <|endoftext|> that somebody wrote is text like any other
-        return_offsets_mapping=True,
-    )
+    texts = ["".join(text for text, _ in row) for row in parts]
+    encoded = backend.encode_batch(texts, add_special_tokens=False)
     for row, ids, offsets in zip(
-        parts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        parts, (e.ids for e in encoded), (e.offsets for e in encoded), strict=True
     ):
         is_response = np.concatenate([np.full(len(text), kind) for text, kind in row] + [[False]])
         starts = np.array([start for start, _ in offsets], np.int64)
         ids = np.array(ids, np.int64)
-        if (ids == end).any():  # a Unigram model has it among its pieces
+        if (ids == end).any():  # a character that has no other spelling, such as a line end
             raise ValueError(
-                f"a row has the text {tokenizer.eos_token}, which this tokenizer takes for the end "
-                "of text: take it out"
+                f"a row has the text {tokenizer.eos_token!r}, which this tokenizer takes for the "
+                "end of text: take it out"
             )
         answer = is_response[np.minimum(starts, len(is_response) - 1)].astype(bool)
         yield [*before, *np.where(answer, ~ids, ids).tolist(), ~end]
@@ -301,7 +302,7 @@ def cached_sequences(rows: Sequence[Row], tokenizer: Any, template: str, world: 
     """`encode` of all rows, from the cache on disk."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     key = {
-        "kind": "instructions, version 2",
+        "kind": "instructions, version 3",
         "content": data_fingerprint(rows),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template,

@@ -107,7 +107,7 @@ def cached_sequences(
         raise ValueError(f"--max_length {max_length}: 8 tokens at least")
     texts = ((row.prompt if with_prompt else [], row.response_a, row.response_b) for row in rows)
     key = {
-        "kind": "preference pairs, version 2",
+        "kind": "preference pairs, version 3",
         "content": fingerprint(texts),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "max_length": max_length,

@@ -295,7 +295,7 @@ def _read_json(path: Path, repairs: Counter) -> Records:
         text = "".join(rows)
         if text.lstrip().startswith("["):
             try:
-                records = json.loads(text)
+                records = json.loads(text, object_pairs_hook=_each_name_once)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: not valid JSON ({error}).") from None
             for number, record in enumerate(records, start=1):
@@ -310,10 +310,20 @@ def _read_json(path: Path, repairs: Counter) -> Records:
 def read_json_object(line: str, repairs: Counter) -> dict | BadRow:
     """The object that a line of JSON holds."""
     try:
-        record = require_object(json.loads(line))
+        record = require_object(json.loads(line, object_pairs_hook=_each_name_once))
     except (ValueError, RecursionError) as error:
         return BadRow("", f"not valid JSON ({error})")
     return _repaired(record, repairs) if "\\u" in line else record
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError where a name stands twice, as where two rows have run into one: the first value
+    would be lost."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"the field {short(twice)} is there twice")
+    return record
 
 
 def _repaired(record: dict | BadRow, repairs: Counter) -> dict | BadRow:
@@ -357,8 +367,9 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Records:
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", record
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error}).") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable parquet file ({reason}).") from None
 
 
 def load_hub(name: str, /, *config: str | None, advice: str, **options: Any) -> Any:

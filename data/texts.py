@@ -331,7 +331,7 @@ def check_split(rows: Sequence[TextRow]) -> None:
 def cached_sequences(rows: Sequence[TextRow], tokenizer: Any, world: World) -> Ragged:
     """Token ids of every text, whole and without special tokens, from the cache on disk."""
     key = {
-        "kind": "texts, version 2",
+        "kind": "texts, version 3",
         "content": fingerprint(row.text for row in rows),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }

@@ -1,9 +1,13 @@
 """Token ids: encoding texts, keeping them on disk, cutting and padding them.
 
+What somebody wrote is text, also "[SEP]", "</s>" or "<|endoftext|>": the special tokens of a
+sequence are those that the code around it sets, and no others.
+
 ids = cached_tokens({"kind": "texts", …}, lambda: encode_texts(tokenizer, texts, …), world)
 input_ids = pad([ids[row] for row in rows], width, tokenizer.pad_token_id)
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -112,10 +116,61 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256((rules + special).encode()).hexdigest()[:16]
 
 
+UNREACHABLE = "\U0010ffff" * 4  # a code point that no text may hold
+
+
+@functools.lru_cache(maxsize=2)
+def text_backend(tokenizer: Any) -> Any:
+    """A copy of the tokenizer's rules in which no text has the spelling of a special token.
+
+    Ids are as before. To split special tokens, as transformers can, is not enough: a Unigram model
+    (DeBERTa-v3, ALBERT, XLM-RoBERTa) has them among its pieces, with the best score, and a
+    vocabulary of whole words among its words. None: for a tokenizer in Python, which has no such
+    rules.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    rules = json.loads(backend.to_str())
+    special = {token["content"] for token in rules["added_tokens"] if token["special"]}
+    special |= set(tokenizer.all_special_tokens)
+    special = {spelling for spelling in special if len(spelling) > 1}  # "\n" has no other spelling
+
+    def renamed(piece: str) -> str:
+        return UNREACHABLE + piece if piece in special else piece
+
+    for token in rules["added_tokens"]:
+        token["content"] = renamed(token["content"])
+    model = rules["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed(piece): number for piece, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[renamed(piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = renamed(model["unk_token"])
+    if "merges" in model:
+        merges = model["merges"]
+        model["merges"] = [pair for pair in merges if special.isdisjoint([*pair, "".join(pair)])]
+    rules["truncation"] = rules["padding"] = None  # some files bring theirs along
+    return Tokenizer.from_str(json.dumps(rules))
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens; those that are written in it are text."""
+    backend = text_backend(tokenizer)
+    if backend is not None:
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+    plain = {"add_special_tokens": False, "split_special_tokens": True}
+    return tokenizer(list(texts), return_attention_mask=False, verbose=False, **plain)["input_ids"]
+
+
 def encode_texts(
     tokenizer: Any, texts: Iterable[str], count: int, title: str, quiet: bool = False
 ) -> Iterator[list[int]]:
-    """Token ids of each of `count` texts, without special tokens, with a progress bar.
+    """Token ids of each of `count` texts, as `encode` gives them, with a progress bar.
 
     1,000 texts at a time are spread over all cores by the tokeniser's own threads.
     """
@@ -128,10 +183,7 @@ def encode_texts(
         console.say(f"{title} {count:,} texts")
     with tqdm(total=count, desc=title, unit=" texts", disable=quiet or plain) as bar:
         for part in iter(lambda: list(itertools.islice(texts, 1000)), []):
-            encoded = tokenizer(
-                part, add_special_tokens=False, return_attention_mask=False, verbose=False
-            )
-            yield from encoded["input_ids"]
+            yield from encode(tokenizer, part)
             bar.update(len(part))
 
 

@@ -117,7 +117,7 @@ class FineTuning(Training):
         self.source = pretrained.weights_folder(config.model, config.weights)
         self.model_config = pretrained.load_config(self.source)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
-        self.tokenizer = pretrained.load_tokenizer(self.source)
+        self.tokenizer = pretrained.load_tokenizer(self.source, self.model_config, say=world.say)
         ids = glue.cached_sequences(task, rows, self.tokenizer, config.max_length, world)
 
         def part(split: str) -> glue.GlueData:
@@ -162,10 +162,9 @@ class FineTuning(Training):
             config,
             self.config.init,
             self.attention,
+            self.tokenizer,
+            self.world.say,
             seed,
-        )
-        model.resize_token_embeddings(
-            max(len(self.tokenizer), model.get_input_embeddings().num_embeddings)
         )
         return model
 
@@ -215,11 +214,10 @@ class FineTuning(Training):
 
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForSequenceClassification."""
-        state.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        pretrained.save_weights(state.model, folder, self.tokenizer)
 
     def restore(self, state: core.State, folder: Path) -> None:
-        state.model.load_state_dict(pretrained.read_weights(folder), strict=True)
+        pretrained.restore_weights(state.model, folder)
 
 
 def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

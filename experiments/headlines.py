@@ -385,8 +385,7 @@ class Headlines(Training):
 
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForCausalLM (with models.gpt imported)."""
-        state.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        pretrained.save_weights(state.model, folder, self.tokenizer)
 
     def restore(self, state: core.State, folder: Path) -> None:
         pretrained.restore_weights(state.model, folder)

@@ -111,7 +111,9 @@ class InstructionTuning(Training):
         self.source = config.size or find_weights(config.model, config.weights)[0]
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
-        self.tokenizer = causal.load_tokenizer(self.source, config.init)
+        self.tokenizer = causal.load_tokenizer(
+            self.source, config.init, self.model_config, world.say
+        )
         world.sharded = config.shard and world.size > 1
         self.whole: nn.Module | None = None  # of a sharded model, on rank 0
         self.load_data(rows)
@@ -183,7 +185,8 @@ class InstructionTuning(Training):
             config.init,
             self.attention,
             seed,
-            self.tokenizer.pad_token_id,
+            self.tokenizer,
+            self.world.say,
         )
         if Path(self.source).is_dir():
             model.name_or_path = str(Path(self.source).resolve())
@@ -397,7 +400,7 @@ class InstructionTuning(Training):
             lora.save_adapter(model, folder)
         else:
             generation.own_decoding(model, self.tokenizer)
-            model.save_pretrained(folder)
+            pretrained.save_weights(model, folder)
         self.tokenizer.save_pretrained(folder)
         facts = {"template": self.config.template, "max_length": self.config.max_length}
         if lora.adapters(model):

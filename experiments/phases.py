@@ -84,7 +84,9 @@ class Phases(Training):
         self.source = pretrained.weights_folder(wanted, config.weights)
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
-        self.tokenizer = causal.load_tokenizer(self.source, config.init)
+        self.tokenizer = causal.load_tokenizer(
+            self.source, config.init, self.model_config, world.say
+        )
         self.teacher: nn.Module | None = None
         self.phase, self.entered = 2, 0  # entered: the phase that the model is prepared for
         self.load_data(rows)
@@ -128,7 +130,8 @@ class Phases(Training):
             config.init,
             self.attention,
             core.mix_seed(config.seed, 4),
-            self.tokenizer.pad_token_id,
+            self.tokenizer,
+            self.world.say,
         )
         if config.student_of is not None:
             teacher, model = model, causal.build_student(model)
@@ -244,8 +247,7 @@ class Phases(Training):
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForSequenceClassification or AutoModelForCausalLM."""
         generation.own_decoding(state.model, self.tokenizer)
-        state.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        pretrained.save_weights(state.model, folder, self.tokenizer)
 
     def restore(self, state: core.State, folder: Path) -> None:
         pretrained.restore_weights(state.model, folder)

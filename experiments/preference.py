@@ -141,7 +141,7 @@ class Preference(Training):
         self.rows, self.facts = load_rows(config, world, folder)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
-        self.tokenizer = pretrained.load_tokenizer(config.model)
+        self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
         self.ids = pair_data.cached_sequences(
             self.rows, self.tokenizer, config.max_length, with_prompt, config.prompt_frac, world
         )
@@ -166,9 +166,8 @@ class Preference(Training):
 
     def load_encoder(self, init: str = "pretrained") -> nn.Module:
         config = self.config
-        encoder = pretrained.load_encoder(config.model, init, self.attention, config.seed)
-        encoder.resize_token_embeddings(
-            max(len(self.tokenizer), encoder.get_input_embeddings().num_embeddings)
+        encoder = pretrained.load_encoder(
+            config.model, init, self.attention, config.seed, self.tokenizer, self.world.say
         )
         if config.dropout is not None:
             set_dropout(encoder, config.dropout)

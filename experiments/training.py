@@ -52,7 +52,7 @@ class Training(abc.ABC):
     precision: str
     train: Data
 
-    SCORING_ROWS = 128  # a forward pass; fixed, so that memory running out changes no score
+    SCORING_ROWS = 128  # a forward pass, whatever the micro-batch: it changes no score
     curvature: Curvature | None = None
     has_classes = True  # or tokens; not a score
 
@@ -239,13 +239,9 @@ def build_state(
     experiment.clock = experiment.build_clock(model, loader.total_steps)
     total_steps = experiment.clock.total_steps  # None: not known before the run
     if config.selection.name != "uniform":
-        loader = SelectingLoader(
-            experiment.train,
-            loader.config,
-            world,
-            experiment.build_selector(),
-            lambda candidates: experiment.score(state, candidates),
-        )
+        selector = experiment.build_selector()
+        score = lambda candidates: experiment.score(state, candidates)  # noqa: E731
+        loader = SelectingLoader(experiment.train, loader.config, world, selector, score)
         extras["selection"] = loader
     experiment.start_timing()
     schedule = schedule or schedule_of(config)

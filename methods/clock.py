@@ -98,7 +98,7 @@ class Costs:
                 tables,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a table of costs ({error!r})") from error
+            raise ValueError(f"{path}: not a table of costs ({repr(error)[:200]})") from error
         if costs.unit not in ("seconds", "flops"):
             raise ValueError(f"{path}: unit {costs.unit!r}, expected seconds or flops")
         if unknown := tables.keys() - set(KINDS):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.tokens import added_tokens, encode
+
 MOST_TOKENS = 32  # of a text: more could not be read in a picture
 
 
@@ -53,8 +55,10 @@ def attention_maps(
     for a layer or head that is not there, and for a model that returns no attention weights.
     """
     device = next(model.parameters()).device
-    encoded = tokenizer(text, truncation=True, max_length=most_tokens, return_tensors="pt")
-    ids, kind = encoded["input_ids"].to(device), model.config.model_type
+    before, after = added_tokens(tokenizer)
+    read = encode(tokenizer, [text])[0][: max(0, most_tokens - len(before) - len(after))]
+    ids = torch.tensor([[*before, *read, *after]], dtype=torch.int64, device=device)
+    kind = model.config.model_type
     if ids.shape[1] == 0:
         raise ValueError("a text without a token has no attention map")
     mask = torch.ones_like(ids)

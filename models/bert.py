@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -41,7 +40,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from core import IGNORE_INDEX
-from models.pretrained import find_layers
+from models.pretrained import find_layers, read_weights, save_weights
 from models.starts import draw_by_name
 
 # Heads of 64 each. c5 is the published size; the others have its shape, and depths that halve, with
@@ -476,7 +475,7 @@ def save_model(model: PreTrainedModel, folder: Path, depth: int | None = None) -
     weights = {n: t for n, t in model.state_dict(keep_vars=True).items() if id(t) not in above}
     try:
         model.config.num_hidden_layers = depth
-        model.save_pretrained(folder, state_dict={n: t.detach() for n, t in weights.items()})
+        save_weights(model, folder, state_dict={n: t.detach() for n, t in weights.items()})
     finally:
         model.config.num_hidden_layers = total
 
@@ -486,7 +485,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> int:
 
     ValueError if the folder holds another model's weights.
     """
-    saved = load_file(Path(folder) / "model.safetensors")
+    saved = read_weights(Path(folder))
     depth = json.loads((Path(folder) / "config.json").read_text())["num_hidden_layers"]
     above = {id(t) for layer in find_layers(model)[depth:] for t in layer.parameters()}
     own = model.state_dict(keep_vars=True)

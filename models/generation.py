@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.rows import stable_hash
-from data.tokens import added_tokens, keep_ends
+from data.tokens import added_tokens, encode, keep_ends
 from models import pretrained
 from models.decoding import Chooser, Decoding
 
@@ -100,9 +100,7 @@ def generate(
     from transformers import LogitsProcessorList
 
     before, _ = added_tokens(tokenizer)
-    # as in training, an <|endoftext|> that somebody wrote is text
-    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    whole = [before + tokenizer(prompt, **plain)["input_ids"] for prompt in prompts]
+    whole = [before + ids for ids in encode(tokenizer, prompts)]
     positions = pretrained.max_positions(model.config) or 1 << 30
     encoded = [fit(ids, positions, decoding.max_new_tokens) for ids in whole]
     limits = [min(decoding.max_new_tokens, positions - len(ids)) for ids in encoded]

@@ -78,8 +78,7 @@ def save_model(model: core.PairClassifier, tokenizer: Any, facts: dict, folder: 
     """An encoder folder that AutoModel.from_pretrained opens, the head and our facts beside it."""
     from safetensors.torch import save_file
 
-    model.encoder.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    pretrained.save_weights(model.encoder, folder, tokenizer)
     weights = {name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}
     save_file(weights, folder / "head.safetensors")
     write_text(folder / "preference.json", json.dumps(facts, indent=1))
@@ -89,5 +88,5 @@ def restore_model(model: core.PairClassifier, folder: Path) -> None:
     """Read weights that save_model wrote into a model of the same shape."""
     from safetensors.torch import load_file
 
-    model.encoder.load_state_dict(pretrained.read_weights(folder), strict=True)
+    pretrained.restore_weights(model.encoder, folder)
     model.head.load_state_dict(load_file(folder / "head.safetensors"))

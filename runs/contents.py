@@ -11,9 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
-from files import read_json, remove, write_text
+from files import read_json, read_yaml, remove, write_text
 
 _ANALYSIS = r"(worst_rows|samples|attention|answers_\w+)\.jsonl|judge\.(csv|json)"
 # Folder → names there that are written by a run, by its page and by commands. Pictures are told by
@@ -31,6 +29,7 @@ OWN = {
     "test/analysis": _ANALYSIS,
     "train/metrics": r"metrics\.jsonl",
     "train/analysis": _ANALYSIS,
+    "train": r"tokenizer\.json",
     "train/weights": r"(step_\d{8}|best|final)(\.\d*(old|damaged))?|(best|last)\.ckpt",
 }
 PICTURES = ("report", "inspect", "baseline/analysis", "test/analysis", "train/analysis")
@@ -48,11 +47,9 @@ def is_run(folder: Path) -> bool:
     """Whether a run wrote this folder."""
     if "schema_version" in read_json(folder / "run.json"):
         return True
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(settings, dict) and settings.keys() >= SETTINGS
+    with contextlib.suppress(ValueError):
+        return read_yaml(folder / "config.yaml").keys() >= SETTINGS
+    return False
 
 
 def refuse_others(folder: Path) -> None:

@@ -23,7 +23,7 @@ import yaml
 from core import State, World
 from device import device_name, peak_memory
 from evaluation import outcomes
-from files import PROJECT, content_digest, read_json, write_text
+from files import PROJECT, content_digest, read_json, read_yaml, write_text
 from runs.contents import (
     BEGINS_ANEW,
     delete_run,
@@ -151,9 +151,9 @@ class RunFolder:
     def other_settings(self, folder: Path) -> list[str]:
         """How the settings of the run there differ from these, a line each."""
         try:
-            there = yaml.safe_load((folder / "config.yaml").read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            return [f"config.yaml cannot be read: {error}"]
+            there = read_yaml(folder / "config.yaml")
+        except ValueError as error:
+            return [str(error)]
         script = read_json(folder / "run.json").get("script")
         if script not in (None, self.script):
             return [f"script: {script} there, {self.script} now"]

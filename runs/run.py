@@ -39,8 +39,8 @@ class Run:
         self.monitor = Monitor(world.device) if config.machine_log and world.rank == 0 else None
         self.training = False
         self.early = False  # stopped by --patience
-        self.course = outcomes.Course()  # of the log's lines; rank 0's
         self._leaving = False
+        self.course = outcomes.Course()  # of the log's lines; rank 0's
         self._log: Log | None = None
         self._steps_here = 0
         self._step_started = 0.0
@@ -164,8 +164,8 @@ class Run:
             if saved is not None:
                 state.load_state_dict(saved)
             settings = as_dict(self.config)
-            self.record.withdraw("diverged")  # if it is true, it will be found again
             self._log.open(state, self.config.trackers, settings, self.record.facts["id"])
+            self.record.withdraw("diverged")  # if it is true, it will be found again
             self.record.begin_session(state)
 
         self.world.on_rank_0(load)

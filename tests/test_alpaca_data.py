@@ -189,15 +189,13 @@ def test_special_tokens_that_stand_in_a_row_are_text(kind, tmp_path):
 def test_an_end_of_text_that_cannot_be_told_from_text_is_refused():
     from tokenizers import Tokenizer
     from tokenizers.models import Unigram
-    from tokenizers.pre_tokenizers import Metaspace
     from transformers import PreTrainedTokenizerFast
 
-    pieces = Tokenizer(Unigram([("</s>", 0.0), ("▁", -5.0), ("a", -5.0)], unk_id=1))
-    pieces.pre_tokenizer = Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>")
-    assert list(instructions.encode([[("a", False), ("a", True)]], tokenizer))[0][-1] == ~0
-    with pytest.raises(ValueError, match="a row has the text </s>, which this tokenizer takes"):
-        list(instructions.encode([[("a ", False), ("a </s>", True)]], tokenizer))
+    letters = Tokenizer(Unigram([("?", 0.0), ("\n", -5.0), (" ", -5.0), ("a", -5.0)], unk_id=0))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="\n")
+    assert list(instructions.encode([[("a", False), (" a", True)]], tokenizer))[0][-1] == ~1
+    with pytest.raises(ValueError, match=r"a row has the text '\\n', which this tokenizer takes"):
+        list(instructions.encode([[("a ", False), ("a\na", True)]], tokenizer))
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -238,7 +238,7 @@ def padded(sequences, pad):
 def test_an_answer_does_not_depend_on_padding(name, folders, tiny_bert):
     folder = str(tiny_bert if name == "bert" else folders[name])
     pad = 0
-    model = causal.load_model(folder, causal.load_config(folder), ("a", "b", "c"), pad=pad).eval()
+    model = causal.load_model(folder, causal.load_config(folder), ("a", "b", "c")).eval()
     # the second text ends in the token that is also padding: the mask knows, the ids do not
     rows = [[5, 6, 7, 8, 9, 10, 11], [5, 6, pad], [12]]
     together = causal.class_logits(model, padded(rows, pad))
@@ -254,7 +254,7 @@ def test_an_answer_does_not_depend_on_padding(name, folders, tiny_bert):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
 def test_features_are_all_that_the_head_reads(name, folders, tiny_bert):
     folder = str(tiny_bert if name == "bert" else folders[name])
-    model = causal.load_model(folder, causal.load_config(folder), ("a", "b", "c"), pad=0)
+    model = causal.load_model(folder, causal.load_config(folder), ("a", "b", "c"))
     batch = padded([[5, 6, 7, 8], [9, 10]], 0)
     assert causal.features_suffice(model, batch)
     model.eval()

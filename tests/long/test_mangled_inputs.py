@@ -422,7 +422,8 @@ def judge_one(name: str, path: Path, data: bytes) -> tuple[str, str]:
     except (*REFUSALS, SystemExit) as refusal:
         text = str(refusal)
         plain = type(refusal) in (ValueError, OSError, FileNotFoundError, SystemExit)
-        if path.name not in text and path.parent.name not in text and "run_2.py" not in text:
+        places = (path.name, path.parent.name, "run_2.py: ", "sweep.py: ")
+        if not any(place in text for place in places):
             return "names no file", f"{type(refusal).__name__}: {text[:300]}"
         if not text.strip() or len(text) > 2500 or "Traceback" in text or not plain:
             return "no clear line", f"{type(refusal).__name__}: {text[:300]}"
