@@ -259,12 +259,13 @@ def write(
     unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
     if "judge" not in metrics:
         return console.say(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
-    interval = "[{:.2f}, {:.2f}]".format(*metrics["judge_ci95"]) if "judge_ci95" in metrics else ""
+    ends = metrics.get("judge_ci95")
+    between = "(no interval)" if ends is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
     spread = metrics.get("judge_repeat_std")
     spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
     by, count = strip_control(metrics["judge_by"]), metrics["judge_n"]
     console.say(
-        f"judge: {metrics['judge']:.2f} {interval or '(no interval)'} of 100 on {count} answers"
+        f"judge: {metrics['judge']:.2f} {between} of 100 on {count} answers"
         f"{unscored}{spread}, by {by}: {folder / 'judge.json'}"
     )
 

@@ -19,7 +19,7 @@ import runs
 import sweep
 from device import Machine
 from files import content_digest
-from reports import compare
+from reports import arms
 from reports.folder import load_run
 from runs.folder import RunFolder
 from settings import Settings, parse_settings
@@ -152,11 +152,11 @@ def test_reports_call_two_spellings_of_one_thing_one_setting(tmp_path):
         write_run(tmp_path / f"r{n}", rows, seed=n, settings=settings, contents={"model": "abc"})
         for n, settings in enumerate(spelled)
     ]
-    assert len(compare.group_runs([load_run(path) for path in paths])) == 1
+    assert len(arms.group_runs([load_run(path) for path in paths])) == 1
     other = write_run(
         tmp_path / "r2", rows, seed=2, settings=spelled[0], contents={"model": "other"}
     )
-    assert len(compare.group_runs([load_run(path) for path in [*paths, other]])) == 2
+    assert len(arms.group_runs([load_run(path) for path in [*paths, other]])) == 2
 
 
 # ------------------------------------------------------------------- from another folder
