@@ -43,7 +43,10 @@ import benchmarks
 import console
 from benchmarks import Line, Measured, run_side
 
-COMPARISONS = sorted(p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py"))
+SIMULATIONS = {"bank", "coverage", "outcomes"}  # of verdicts: python -m benchmarks.NAME
+COMPARISONS = sorted(
+    {p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py")} - SIMULATIONS
+)
 # of all; {data}: a file or folder of --data
 PLAN = [
     "preference --data {data}/preference/pandalm.csv --repeats 3 --steps 8",

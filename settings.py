@@ -144,7 +144,7 @@ class Settings(Section):
     }
     BETAS: ClassVar[dict[str, tuple[float, float]]] = {}
     """of an optimizer where --betas is null and they are not the usual ones"""
-    READ_LATER = ("eval_every", "patience", "test_with")
+    READ_LATER = ("eval_every", "patience", "test_with", "model")  # which names the run's folder
 
     model: str = "distilbert"
     """short name, local folder or hub id of the model"""

@@ -484,8 +484,8 @@ def find_layers(encoder: nn.Module) -> nn.ModuleList:
             if encoder.config.model_type != "albert":
                 return module
     raise ValueError(
-        f"{encoder.config.model_type}: no list of {count} separate layers, for ALBERT uses one for "
-        "all depths: freeze none of it or all, and give all of it one learning rate"
+        f"{encoder.config.model_type}: no list of {count} separate layers (ALBERT uses one for all "
+        "depths): --freeze none or all, and one learning rate for all of them"
     )
 
 

@@ -1,5 +1,6 @@
 """Runs that belong together: one a task, below the folder of the suite, which has averages."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ def begin_suite(suite: Run, tasks: Sequence[str]) -> None:
             anew = suite.config.fresh and not restarted_by_torchrun()
             if anew and is_run(suite.folder / task):
                 delete_run(suite.folder / task)
+                (suite.folder / task / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody's own files lie there
+                    (suite.folder / task).rmdir()
         suite.record.write_record()
 
     suite.world.on_rank_0(begin)

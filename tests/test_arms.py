@@ -943,7 +943,7 @@ def test_an_architecture_without_sdpa_is_opened(tmp_path):
     from transformers import MPNetConfig, MPNetModel
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MPNetConfig(vocab_size=50, intermediate_size=32, **sizes)
+    config = MPNetConfig(vocab_size=50, intermediate_size=32, max_position_embeddings=514, **sizes)
     MPNetModel(config).save_pretrained(tmp_path)
     world = core.single_world("cpu")
     settings = run_5_models.Config(model=str(tmp_path))

@@ -271,7 +271,7 @@ def test_without_out_the_unfinished_suite_is_found(settings, tmp_path, monkeypat
         evaluate(*command)
     (root,) = (path.parent for path in tmp_path.glob("results/*/*/run.json"))
     assert read_json(root / "run.json")["status"] == "finished"
-    assert {path.parent.name for path in root.glob("*/run.json")} == {"rte", "wnli"}
+    assert {path.parent.name for path in root.glob("*/run.json")} == {"rte", "mrpc"}
 
 
 def test_files_are_looked_for_before_anything_trains(settings, data, tmp_path):

@@ -619,7 +619,9 @@ def test_core_trains_and_evaluates(name, folder, tokenizer, tiny_bert):
         clock=core.StepClock(3),
         schedule=lambda fraction: 1.0,
     )
-    loss_sum = object.__new__(glue_tuning.FineTuning).loss_sum  # which needs no part of it
+    tuning = object.__new__(glue_tuning.FineTuning)  # of which the loss needs the settings alone
+    tuning.config = config
+    loss_sum = tuning.loss_sum
     losses = [core.train_step(state, loss_sum)["train_loss"] for _ in range(3)]
     assert np.isfinite(losses).all() and state.examples == 21  # 8 + 8 + 5
     values = core.evaluate_rows(state, test, glue_tuning.outputs, rows_each=3)

@@ -133,7 +133,7 @@ def test_lightning_s_run_has_the_verdicts_of_the_others(words, tmp_path, monkeyp
 def test_report_compares_both_and_makes_a_page(runs, capsys):
     report.main(["compare", str(runs[LIGHT]), str(runs[OURS])])
     said = capsys.readouterr().out
-    assert "accuracy, run_2_appendprompt against run_6_light" in said
+    assert "log_loss, run_2_appendprompt against run_6_light" in said
     report.main(["page", str(runs[LIGHT])])
     assert (runs[LIGHT] / "report.html").stat().st_size > 10_000
 
