@@ -253,7 +253,7 @@ def test_mistakes_are_one_line_and_run_nothing(folder, words, message):
     "content, message",
     [
         ("[1, 2]", "expected 'name: value' lines"),
-        ("a: b: c", "cannot read"),
+        ("a: b: c", "cannot be read"),
         ("script: fake.py\ngrid: {lr: 3}", "expected a list of values"),
         ("script: fake.py\narms: {a: {lr: 1}, b: {lr: 1}}", "have the same settings"),
         ("script: fake.py\narms: {a/b: {lr: 1}, a:b: {lr: 2}}", "share the folder a_b"),
