@@ -515,12 +515,15 @@ demo() {
 }
 
 run_tests() {
-    local argument target=(tests)
+    local argument cores target=(tests)
     for argument in "$@"; do
         case $argument in -*) ;; *) [ ! -e "${argument%%::*}" ] || target=() ;; esac
     done
     ensure dev
-    .venv/bin/python -m pytest -q ${target[@]+"${target[@]}"} --ignore=tests/long "$@"
+    # whole files at a time, on as many processes as there are cores (four at most: each needs 2 GiB)
+    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+    .venv/bin/python -m pytest -q --numprocesses="$((cores < 4 ? cores : 4))" \
+        --dist=loadfile ${target[@]+"${target[@]}"} --ignore=tests/long "$@"
 }
 
 smoke() {
