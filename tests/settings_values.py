@@ -11,7 +11,6 @@ DROPPING = ["--dropout=0.1"]
 # settings that all scripts have
 COMMON: dict[str, tuple[str, list[str]]] = {
     "epochs": ("2", []),
-    "budget": ("2", ["--budget_unit=steps"]),
     "batch": ("8", []),
     "group_by_length": ("true", []),
     "lr": ("5e-4", []),
@@ -162,7 +161,8 @@ DECLARED: dict[str, str] = {
     "weights": WHAT,
     "tokenizer": WHAT,
     "student_of": WHAT,
-    "budget_unit": "the unit of --budget",
+    "budget": "test_methods.py trains with each unit",
+    "budget_unit": "test_methods.py trains with each unit",
     "budget_table": A_COST,
     "selection.charge_forward": A_COST,
     "sophia.charge": A_COST,

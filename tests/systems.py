@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import WORDS
-from tiny_instructions import write_rows
+from tiny_instructions import build_models, write_rows
 from tiny_models import build_tiny_gpt2, build_tiny_model
 
 from settings import parse_settings
@@ -42,7 +42,7 @@ METHODS: dict[str, list[str]] = {
     "selective backprop": ["--selection.name=selective_backprop"],
     "RHO-loss": ["--selection.name=rho_loss", "--selection.il_losses=FOLDER"],
     "budget in steps": ["--budget=2", "--budget_unit=steps"],
-    "budget in hours": ["--budget=0.0003", "--budget_unit=hours"],
+    "budget in hours": ["--budget=0.00001", "--budget_unit=hours"],
     "budget in FLOPs": ["--budget=2e7", "--budget_unit=flops"],
 }
 DROPS = {
@@ -89,6 +89,7 @@ def build_systems(folder: Path) -> dict[str, System]:
     texts = [sentence(4, 12) for _ in range(60)]
     encoder = build_tiny_model("bert", folder / "encoder", texts)
     decoder = build_tiny_gpt2(folder / "decoder", texts)
+    tuned = build_models(folder / "tuned")["gpt2"]
     with open(folder / "pairs.csv", "w", newline="") as file:
         writer = csv.writer(file)
         names = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -139,8 +140,10 @@ def build_systems(folder: Path) -> dict[str, System]:
         "alpaca": System(
             "alpaca_sft",
             [
-                *(f"--model={decoder}", f"--data={write_rows(folder / 'rows.json')}"),
-                *("--sample_tokens=0", "--baseline=false", "--val_frac=0.1", *short),
+                *(f"--model={tuned}", f"--data={write_rows(folder / 'rows.json')}"),
+                # rows of less would be their preambles, all alike
+                *("--sample_tokens=0", "--baseline=false", "--val_frac=0.1", "--max_length=128"),
+                *few,
             ],
         ),
         "bert": System(
