@@ -273,12 +273,14 @@ def test_the_tests_add_pytest_and_a_later_setup_keeps_it(machine):
     assert machine.run("test", "-x").returncode == 0
     install, tests = machine.calls()
     assert "-r requirements.txt -r requirements-demo.txt -r requirements-dev.txt" in install
-    assert tests.endswith("-m pytest -q tests --ignore=tests/long -x")
+    assert re.search(
+        r"-m pytest -q --numprocesses=\d --dist=loadfile tests --ignore=tests/long -x$", tests
+    )
     assert machine.run("setup").returncode == 0 and machine.calls() == []
     (machine.project / "tests").mkdir()
     (machine.project / "tests" / "test_a.py").touch()
     machine.run("test", "tests/test_a.py::test_b")
-    assert machine.calls()[0].endswith("-m pytest -q --ignore=tests/long tests/test_a.py::test_b")
+    assert machine.calls()[0].endswith("=loadfile --ignore=tests/long tests/test_a.py::test_b")
 
 
 def test_half_made_environment_is_made_again(machine):
