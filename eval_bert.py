@@ -21,10 +21,10 @@ import core
 import runs
 from data import glue
 from evaluation.outcomes import Diverged
-from experiments.experiment import or_embedded
+from experiments.experiment import as_published, or_embedded
 from experiments.glue import EMBEDDED, FineTuning, FineTuningConfig, suite_metrics, with_recipe
 from runs.suite import begin_suite, drop_checkpoints, finish_suite, stop_suite
-from settings import Aliases, precision_words, replace
+from settings import Aliases, precision_words, replace, require_read
 
 
 @dataclass
@@ -38,9 +38,11 @@ class Config(FineTuningConfig):
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
         config = or_embedded(config, given, world, **EMBEDDED)
+        config = as_published(config, world)
         if config.suite == "mlm":
             from commands.validate import validate
 
+            require_read(config, ("suite", "model", "weights"))  # all else is the run's own
             metrics = validate(config.model, world, config.weights)
             return world.say("\n".join(f"{name} {value}" for name, value in metrics.items()))
         tasks = glue.find_tasks(config.suite)

@@ -21,7 +21,7 @@ from typing import Any
 import core
 import runs
 from experiments import pretraining
-from experiments.experiment import or_embedded
+from experiments.experiment import as_published, or_embedded
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Config(pretraining.Config):
 def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
         config = or_embedded(config, given, world, **pretraining.EMBEDDED)
+        config = as_published(config, world)
         with runs.Run(config, world) as run:
             experiment = pretraining.Pretraining(config, world)
             state = experiment.build_state(experiment.load_model())

@@ -335,13 +335,15 @@ def parse_settings(
     types = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in types} | dict(aliases or {})
     valid_names = [*types, *aliases, "config"]
-    words, files = [], []  # files: (path, its settings by name)
+    words, files, published = [], [], False  # files: (path, its settings by name)
     pending = list(argv)
     while pending:
         word = pending.pop(0)
         if word in ("-h", "--help"):
-            words.append("--help")
-            continue
+            from usage import help_text
+
+            print(help_text(kind, prog))
+            raise SystemExit(0)
         key, equals, value = word.removeprefix("--").partition("=")
         key = key.replace("-", "_")
         if not equals and not word.startswith("--") and hasattr(kind, "FIRST_WORD"):
@@ -363,6 +365,7 @@ def parse_settings(
             _check_names(content, types, f"{value}: setting ")
             files.append((value, content))
             continue
+        published = published or (key in aliases and key not in OLD_NAMES)
         named = {meant: value} if isinstance(meant, str) else meant(value)
         words += [f"--{name}={text}" for name, text in named.items()]
     parser = jsonargparse.ArgumentParser(prog=prog or None, exit_on_error=False)
@@ -384,7 +387,7 @@ def parse_settings(
             notes = _refuse_idle(config, given)
         except ValueError as error:
             raise SystemExit(f"{prog}: {error}") from None
-        config.__dict__.update({"_given": given, "_notes": notes})
+        config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
         remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
 
@@ -403,14 +406,14 @@ def _refuse_idle(config: S, given: Mapping[str, str]) -> list[str]:
     for kind in type(config).__mro__:
         for name, why in kind.__dict__.get("REFUSED", {}).items():
             refuse(config, [name], why, given)
-    for name, condition in _conditions(type(config)).items():
+    for name, condition in conditions(type(config)).items():
         if name not in given or _holds(config, condition):
             continue
         file, value = given[name], value_of(config, name)
         if _text(value) in NOTHING or (file and value == defaults[name]):
             continue  # what is off, stays off
         other = _parts(condition)[0]
-        why = f"it counts {_in_words(condition)}, and --{other} is {_text(value_of(config, other))}"
+        why = f"it counts {in_words(condition)}, and --{other} is {_text(value_of(config, other))}"
         if not (file and given.get(other) == ""):
             where = f"{file}: " if file else ""
             raise ValueError(f"{where}--{name} {_text(value)} would change nothing: {why}")
@@ -432,7 +435,7 @@ def refuse(
             raise ValueError(f"--{name} {_text(value)} would change nothing: {why}")
 
 
-def _conditions(kind: type[Section]) -> dict[str, str]:
+def conditions(kind: type[Section]) -> dict[str, str]:
     """ONLY_WITH of the class and of all above it, by full names."""
     conditions: dict[str, str] = {}
     for each in reversed(kind.__mro__):
@@ -457,7 +460,7 @@ def _holds(config: Section, condition: str) -> bool:
     return (_text(value_of(config, name)) in values) == wanted
 
 
-def _in_words(condition: str) -> str:
+def in_words(condition: str) -> str:
     name, wanted, values = _parts(condition)
     if values == NOTHING:
         return f"with --{name}"
@@ -485,6 +488,12 @@ def value_of(config: Any, name: str) -> Any:
 def left_out(config: Section) -> list[str]:
     """The settings of files that do not count beside the command line, a line each."""
     return config.__dict__.get("_notes", [])
+
+
+def in_published_words(config: Section) -> bool:
+    """Whether the command line has an older or published name, and nothing says the precision."""
+    given = config.__dict__.get("_given", {})
+    return config.__dict__.get("_published", False) and "precision" not in given
 
 
 def read_so_far(config: Section) -> list[str]:

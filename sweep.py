@@ -386,6 +386,8 @@ class Plan:
         launcher = [sys.executable]
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, which torchrun undoes
+                launcher += ["--signals-to-handle=SIGTERM,SIGINT"]
             launcher += [f"--nproc_per_node={self.processes}"]
         return [*launcher, str(find_script(run.script)), *words_of(run)]
 

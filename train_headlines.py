@@ -28,7 +28,7 @@ from settings import Optimizer, Schedule, Settings
 class Config(Settings):
     """Settings of train_headlines.py."""
 
-    # not rope_theta: commands of published runs name it beside learned positions
+    # rope_theta: in experiments/headlines.py
     ONLY_WITH = {"r_drop": "dropout"}
 
     model: str = "headlines"

@@ -23,7 +23,7 @@ import files
 from evaluation.metrics import Metrics
 from evaluation.outcomes import Evidence
 from methods.dropout import use_word_dropout
-from settings import Settings, replace
+from settings import Settings, in_published_words, replace
 
 
 class Data(Protocol):
@@ -128,6 +128,25 @@ def or_embedded(
     if fast:
         settings["precision"] = embedded_precision(config.precision, world)
     return replace(config, **settings)
+
+
+def as_published(config: C, world: core.World) -> C:
+    """fp16 on a GPU where the words are those of the published BERT experiments and none of them
+    says bfloat16: that is what they meant, and auto is bf16 on most GPUs of today. It says so.
+
+    A CPU, on which nothing was published, keeps to auto.
+    """
+    gpu = world.device.type in ("cuda", "xpu")
+    if not (gpu and in_published_words(config)):
+        return config
+    world.say(
+        "precision: fp16, as in the published runs whose words these are "
+        "(impl.mixed_precision_target_dtype=bfloat16, or precision=bf16, is the other)"
+    )
+    try:
+        return replace(config, precision="fp16")
+    except ValueError as error:  # Sophia
+        raise ValueError(f"{error} (without a word on it a published command means fp16)") from None
 
 
 def embedded_precision(asked: str, world: core.World) -> str:

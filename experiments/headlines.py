@@ -27,6 +27,7 @@ from methods.muon import muon_flops
 from methods.optimizers import parameter_groups
 from methods.r_drop import r_drop
 from models import gpt, pretrained
+from settings import refuse
 
 A100_FLOPS = 312e12  # a second in bf16, by its data sheet
 A100_SHARE = 0.3  # of that, which so small a model may reach: an assumption
@@ -43,6 +44,7 @@ EMBEDDED: dict[str, Any] = {
     "batch": 64,
     "epochs": 3.0,
 }
+PUBLISHED_THETA = 10_000.0  # which published commands name beside learned positions, too
 SHAPE = (  # settings that gpt.build_gpt takes by the same names
     "n_layer",
     "n_head",
@@ -149,6 +151,8 @@ class Headlines(Training):
     def __init__(self, config: Any, world: core.World, folder: Path | None):
         """folder: of the run, which keeps its tokenizer."""
         self.config, self.world = config, world
+        if config.positions == "learned" and config.rope_theta != PUBLISHED_THETA:
+            refuse(config, ["rope_theta"], "learned positions do not turn")
         self.losses_of = gpt.cross_entropies
         if self.passes == 2:
             self.losses_of = functools.partial(r_drop, alpha=config.r_drop)

@@ -11,11 +11,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.rows import stable_hash
 from data.tokens import added_tokens, encode, keep_ends
+from device import rows_in_parts
 from models import pretrained
 from models.decoding import Chooser, Decoding
 
@@ -96,7 +98,10 @@ def generate(
     decoding: Decoding,
     rows_each: int = 8,
 ) -> list[Answer]:
-    """What the model writes behind each prompt, up to its end of text."""
+    """What the model writes behind each prompt, up to its end of text.
+
+    rows_each: prompts that are answered together; fewer where memory runs out.
+    """
     from transformers import LogitsProcessorList
 
     before, _ = added_tokens(tokenizer)
@@ -108,7 +113,8 @@ def generate(
     own_decoding(model, tokenizer)
     model.eval()
     answers: dict[int, Answer] = {}
-    for rows in _groups(encoded, limits, rows_each):
+
+    def write(rows: np.ndarray) -> list[list[int]]:
         width = max(len(encoded[row]) for row in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -125,11 +131,15 @@ def generate(
             do_sample=False,  # the choice is made already
             logits_processor=LogitsProcessorList([choice]),
         )
-        for row, line in zip(rows, outputs[:, width:].tolist(), strict=True):
-            ended = end in line
-            line = line[: line.index(end)] if ended else line
-            text = tokenizer.decode(line, skip_special_tokens=True).strip()
-            answers[row] = Answer(text, ended, len(whole[row]) - len(encoded[row]))
+        return outputs[:, width:].tolist()
+
+    for group in _groups(encoded, limits, rows_each):
+        for rows, lines in rows_in_parts(write, np.array(group), device):
+            for row, line in zip(rows.tolist(), lines, strict=True):
+                ended = end in line
+                line = line[: line.index(end)] if ended else line
+                text = tokenizer.decode(line, skip_special_tokens=True).strip()
+                answers[row] = Answer(text, ended, len(whole[row]) - len(encoded[row]))
     model.train(training)
     return [answers[row] for row in range(len(prompts))]
 

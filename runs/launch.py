@@ -34,6 +34,8 @@ def launch(
         near = difflib.get_close_matches(word, commands, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected {', '.join(commands)}"
         raise SystemExit(f"{prog}: '{word}' is no command: {hint}")
+    if {"-h", "--help"} & set(argv):
+        return say_help(main, kind, commands, argv, prog)
     try:
         if word in commands:
             action, settings, *own_aliases = commands[argv[0]]
@@ -51,6 +53,20 @@ def launch(
         rank = int(os.environ.get("RANK", "0"))
         where = f"[rank {rank}] " if rank else ""
         raise SystemExit(f"{where}error: {error}{cache_advice(error)}") from None
+
+
+def say_help(
+    main: Callable, kind: type[Settings], commands: dict[str, tuple], argv: list[str], prog: str
+) -> None:
+    """--help of a script or of its command, and --help all."""
+    from usage import help_text
+
+    about, names = sys.modules[main.__module__].__doc__ or "", list(commands)
+    if argv[0] in commands:
+        action, kind, *_ = commands[argv[0]]
+        about, names, prog = action.__doc__ or "", [], f"{prog} {argv[0]}"
+    if os.environ.get("RANK", "0") == "0":
+        console.answer(help_text(kind, prog, about, names, "all" in argv))
 
 
 def end_by_signals() -> None:

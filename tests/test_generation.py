@@ -53,6 +53,24 @@ def prompts_of(tokenizer, lengths) -> list[str]:
     return prompts
 
 
+def test_answers_that_need_too_much_memory_are_written_in_halves(models, monkeypatch):
+    model, tokenizer = load(models, "gpt2")
+    prompts = prompts_of(tokenizer, (9, 9, 7, 12, 9, 5))
+    decoding = Decoding(max_new_tokens=12)
+    expected = generation.generate(model, tokenizer, prompts, decoding)
+    whole, tried = model.generate, []
+
+    def scarce(**inputs):
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(**inputs)
+
+    monkeypatch.setattr(model, "generate", scarce)
+    assert generation.generate(model, tokenizer, prompts, decoding) == expected
+    assert tried[0] == 6 and sum(rows for rows in tried if rows <= 2) == 6
+
+
 def by_hand(model, tokenizer, prompt: str, count: int, penalty: float = 1.0) -> str:
     """Greedily, rereading everything, one prompt alone; up to where two tokens are equally likely,
     so that rounding decides."""

@@ -477,6 +477,14 @@ def test_without_settings_or_hub_the_reviews_are_trained_on(titles_file, monkeyp
     assert metrics_of(tmp_path)["n"] == 41
 
 
+def test_wavelengths_beside_learned_positions_are_refused(titles_file, tmp_path):
+    words = [f"--data={titles_file}", "--positions=learned", f"--out={tmp_path}"]
+    with pytest.raises(ValueError, match="rope_theta 500.* would change nothing"):
+        train_headlines.main(parse(*words, "--rope_theta=500"), given=True)
+    config = parse(*words, "--rope_theta=10000.0")  # as published commands say
+    assert headlines.Headlines(config, core.single_world("cpu"), None).config is config
+
+
 # ------------------------------------------------------------------------------ configs
 
 
@@ -484,6 +492,7 @@ def test_without_settings_or_hub_the_reviews_are_trained_on(titles_file, monkeyp
 def test_every_config_runs_two_steps(path, titles_file, tmp_path, monkeypatch):
     given = yaml.safe_load(path.read_text()) or {}
     defaults = train_headlines.Config()
+    assert given.pop("precision") == "fp32" and given.pop("max_grad_norm") == 1.0  # pinned
     for name, value in given.items():
         assert getattr(defaults, name) != value, f"{path.name}: {name} is the default"
     assert f"train_headlines.py --config configs/headlines/{path.name}" in path.read_text()

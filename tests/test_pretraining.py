@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from conftest import PROJECT, WORDS, run_script
 from safetensors.torch import load_file
 from test_sampler import Rows, one_of, plain
@@ -591,6 +592,10 @@ def test_the_script_runs_under_torchrun_and_is_finished_afterwards(words, tmp_pa
 def test_every_published_run_has_a_config_that_parses(path):
     config = parse([f"--config={path}"])
     assert config.model == "bert-c5" and config.batch == 1536 and config.max_length == 128
+    given = yaml.safe_load(path.read_text())
+    pinned = {"precision", "max_grad_norm"}
+    assert pinned | ({"betas", "eps"} if config.optimizer == "adamw" else set()) <= given.keys()
+    assert config.max_grad_norm == 0.5
     RTX_3090.require(config.model, config.max_length)
     command = next(
         line for line in path.read_text().splitlines() if "pretrain_bert.py --con" in line

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import sys
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import run_5_models
 import runs
 import settings
 from device import Machine
-from settings import FREE_SETTINGS, Settings, field_types, flatten, parse_settings
+from settings import FREE_SETTINGS, Settings, flatten, parse_settings
 
 Config = run_5_models.Config
 
@@ -172,36 +171,10 @@ def test_given_is_false_for_free_settings_alone():
 def test_given_is_true_for_any_other_setting(file):
     defaults = flatten(dataclasses.asdict(Config()))
     # what counts with another setting alone is refused without it
-    for name in defaults.keys() - FREE_SETTINGS - settings._conditions(Config).keys():
+    for name in defaults.keys() - FREE_SETTINGS - settings.conditions(Config).keys():
         value = "null" if defaults[name] is None else defaults[name]
         assert parse("--workers", "1", f"{name}={value}")[1] is True, name
     assert parse("--config", file("lr: 1e-3\n"))[1] is True
-
-
-@pytest.mark.parametrize("word", ["--help", "-h"])
-def test_help_explains_every_field(capsys, word):
-    with pytest.raises(SystemExit) as caught:
-        parse(word)
-    assert not caught.value.code
-    text = capsys.readouterr().out.split("options:")[1]
-    for name in field_types(Config):
-        entry = re.search(rf"^  --{re.escape(name)}[ \n](.*?)(?=^  --|\Z)", text, re.M | re.S)
-        assert entry, name
-        explained = " ".join(entry[1].split("(type:")[0].split()[1:])
-        assert len(re.sub(r"\{.*?\}", "", explained)) > 12, f"{name}: {explained!r}"
-        assert "default:" in entry[1] or "(type:" in entry[1], name
-
-
-def test_a_field_without_a_text_is_noticed(capsys):
-    """The test above can fail: an undocumented field has nothing before its type."""
-
-    @dataclass
-    class Silent(Settings):
-        unexplained: int = 3
-
-    with pytest.raises(SystemExit):
-        parse("--help", kind=Silent)
-    assert re.search(r"--unexplained UNEXPLAINED\s+\(type: int", capsys.readouterr().out)
 
 
 def test_the_config_of_a_run_read_back_is_the_same(tmp_path):

@@ -1,0 +1,94 @@
+"""--help: six groups, examples that a reader can type, every setting explained."""
+
+import importlib
+import re
+import shlex
+from dataclasses import dataclass
+
+import pytest
+from conftest import run_script
+
+from experiments import pretraining
+from settings import Settings, field_types, parse_settings
+from usage import GROUPS, explanations, help_text
+
+SCRIPTS = (
+    *("run_1_distilbert", "run_2_appendprompt", "run_5_models", "run_6_light", "pretrain_bert"),
+    *("eval_bert", "finetune_gpt2", "train_headlines", "alpaca_sft"),
+)
+
+
+def module_and_settings(name: str):
+    module = importlib.import_module(name)
+    return module, module.Config
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_fits_on_a_page_and_names_every_setting(name, monkeypatch):
+    module, kind = module_and_settings(name)
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_text(kind, f"{name}.py", module.__doc__, ["predict"])
+    assert len(text.splitlines()) <= 100
+    wide = [line for line in text.splitlines()[:-1] if len(line) > 80]
+    assert all(re.match("  (python|torchrun) ", line) for line in wide)  # to be typed as they are
+    for setting in field_types(kind):
+        assert re.search(rf"[ -]{re.escape(setting)}[\s,]", text), setting
+    assert not re.search(
+        r"Union|Optional|Literal|NoneType|<class|\bint\b|\bfloat\b|True|False", text
+    )
+    assert text.index("commands:") < text.index("examples") < text.index("\ndata\n")
+    assert text.count(f"{name}.py ") >= 3
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_all_explains_every_setting(name):
+    module, kind = module_and_settings(name)
+    text = help_text(kind, f"{name}.py", module.__doc__, everything=True)
+    for setting in field_types(kind):
+        entry = re.search(rf"^  --{re.escape(setting)}\b(.*?)(?=^  --|^\w|\Z)", text, re.M | re.S)
+        assert entry, setting
+        words = entry[1].split()
+        assert len(" ".join(words)) > 11 or "layers" in words, setting
+    assert "also:" not in text
+
+
+def test_each_setting_is_in_one_group():
+    grouped = [name for pair in GROUPS.values() for name in " ".join(pair).split()]
+    used = {name for script in SCRIPTS for name in field_types(module_and_settings(script)[1])}
+    assert sorted(grouped) == sorted(used)
+
+
+def test_a_setting_without_words_is_noticed():
+    """The tests above can fail."""
+
+    @dataclass
+    class Silent(Settings):
+        unexplained: int = 3
+
+    assert explanations(Silent)["unexplained"] == ""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_examples_can_be_typed(name):
+    module, kind = module_and_settings(name)
+    aliases = getattr(module, "ALIASES", pretraining.ALIASES)
+    examples = help_text(kind, f"{name}.py", module.__doc__).partition("\n\ndata\n")[0]
+    commands = [line for line in examples.splitlines() if re.match("  (python|torchrun) ", line)]
+    assert 1 <= len(commands) <= 3
+    for line in commands:
+        words = shlex.split(line)
+        own = words[[w.endswith(".py") for w in words].index(True) + 1 :]
+        if not own or re.fullmatch("--.*|.*=.*", own[0]):  # else a command of the script
+            parse_settings(kind, own, name, aliases)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--help", "all"], ["-h"], ["predict", "--help"]],
+    ids=" ".join,
+)
+def test_the_script_prints_it(words):
+    said = run_script("run_5_models.py", *words).stdout
+    assert ("predict" in said.splitlines()[0]) == (words[0] == "predict")
+    assert ("--head_lr" in said) == (words[0] != "predict")
+    assert ("--sophia.rho" in said) == ("all" in words)
