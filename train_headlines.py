@@ -15,13 +15,26 @@ counts, nats per character over the whole validation text (data/titles.py says h
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import core
 import runs
-from experiments import headlines
+from data.titles import OFFICIAL_BLOCK
 from experiments.experiment import or_embedded
 from settings import Optimizer, Schedule, Settings
+
+# What the script does without any settings where there is no hub: minutes on a CPU.
+EMBEDDED: dict[str, Any] = {
+    "what": "a smaller model on --data reviews",
+    "fast": True,
+    "data": "reviews",
+    "vocab_size": 2048,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 128,
+    "batch": 64,
+    "epochs": 3.0,
+}
 
 
 @dataclass
@@ -122,14 +135,27 @@ class Config(Settings):
             self._require(name, lambda value: value > 0, "more than 0")
         for name in ("n_layer", "n_head", "n_embd"):
             self._require(name, lambda value: value >= 1, "1 or more")
-        headlines.check_settings(self)
+        if self.sequences == "titles" and not self.within_titles:
+            raise ValueError(
+                "--sequences titles: a title alone sees no other; leave out --within_titles false, "
+                "or use --sequences windows"
+            )
+        bound = self.positions == "learned" and not self.within_titles
+        if bound and self.max_length < OFFICIAL_BLOCK:
+            raise ValueError(
+                f"--positions learned --max_length {self.max_length}: the official figure reads "
+                f"rows of {OFFICIAL_BLOCK} tokens, and no window would teach their last positions; "
+                f"use --max_length {OFFICIAL_BLOCK} or more, or --positions rotary"
+            )
 
 
 def main(config: Config, given: bool) -> None:
+    from experiments.headlines import Headlines  # transformers: seconds, after wrong settings
+
     with core.distributed(config) as world:
-        config = or_embedded(config, given, world, **headlines.EMBEDDED)
+        config = or_embedded(config, given, world, **EMBEDDED)
         with runs.Run(config, world) as run:
-            experiment = headlines.Headlines(config, world, run.folder)
+            experiment = Headlines(config, world, run.folder)
             state = experiment.build_state(experiment.load_model())
             if config.dry_run:
                 run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))

@@ -14,7 +14,6 @@ import core
 from device import autocast, choose_precision
 from experiments.experiment import place
 from methods import clock as clocks
-from models import bert
 
 
 @dataclass
@@ -43,6 +42,8 @@ class CalibrateConfig:
 
 def calibrate(config: CalibrateConfig) -> None:
     """Time forward, and forward with backward, at several depths; AdamW's step once."""
+    from models import bert
+
     world = core.single_world(config.device)
     precision = choose_precision(config.precision, world.device.type, world.machine)
     model = bert.build_masked_lm(config.model, config.vocab_size, 0, config.max_length)

@@ -21,7 +21,6 @@ from data.titles import TitleData
 from data.tokens import Ragged, encode_texts
 from device import to_device
 from files import write_text
-from models import gpt
 from models.decoding import Decoding
 
 MOST_TOKENS = 20  # in the table and picture of frequencies
@@ -158,6 +157,8 @@ def token_frequencies(opened: Opened, rows: Ragged) -> dict[str, Any]:
 
     The latter is its probability, averaged over all places. In shares of all tokens.
     """
+    from models import gpt
+
     size, eos = opened.model.config.vocab_size, opened.tokenizer.eos_token_id
     expected, counts = torch.zeros(size, dtype=torch.float64), torch.zeros(size)
     weight = opened.model.lm_head.weight

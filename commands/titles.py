@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 import console
 import core
@@ -21,7 +22,7 @@ from data import titles
 from data.records import repair_surrogates, strip_control
 from data.tokens import encode
 from files import read_yaml
-from models import gpt, pretrained
+from models import pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
 from settings import replace
@@ -32,7 +33,7 @@ class Opened:
     """A saved run: its settings, model in evaluation mode, tokenizer."""
 
     config: Any
-    model: gpt.SmallGPTForCausalLM
+    model: nn.Module  # models.gpt.SmallGPTForCausalLM
     tokenizer: Any
     device: torch.device
 
@@ -40,6 +41,8 @@ class Opened:
 def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     """ValueError where the folder holds no finished weights of train_headlines.py."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from models import gpt  # noqa: F401, registers our architecture
 
     if not run:
         raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
@@ -145,6 +148,8 @@ def export(config: ExportConfig) -> None:
     if not config.output:
         raise ValueError("export needs --output FOLDER")
     opened = open_titles(config.run_folder, config.weights, "cpu")
+    from models import gpt
+
     exported = gpt.to_transformers(opened.model)
     size, eos = opened.model.config.vocab_size, opened.tokenizer.eos_token_id
     ids = torch.randint(0, size, (4, 24), generator=torch.Generator().manual_seed(0))

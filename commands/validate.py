@@ -16,7 +16,7 @@ from evaluation.outcomes import TokenLoss, collapsed
 from evaluation.stats import Ratio, interval
 from experiments.pretraining import Config, frequencies_alone, load_parts
 from files import damage, write_text
-from models import bert, pretrained
+from models import pretrained
 from settings import parse_settings
 
 ROWS_EACH = 128  # of a forward pass
@@ -27,6 +27,8 @@ def open_pretraining(
 ) -> tuple[Config, Any, Any, Any]:
     """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
     from transformers import AutoModelForMaskedLM
+
+    from models import bert  # noqa: F401, registers our architecture
 
     path = folder / "train/weights" / weights
     if problem := damage(path):
@@ -50,6 +52,8 @@ def sequence_losses(
     bar: tqdm | None = None,
 ) -> np.ndarray:
     """(rows, 2): loss sum and masked tokens of each, under the masks of evaluation."""
+    from models import bert
+
     values = []
     for start in range(0, len(rows), ROWS_EACH):
         if bar is not None:

@@ -87,6 +87,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def with_recipe(config: FineTuningConfig, task: Task) -> FineTuningConfig:
     """The settings of one task, nothing left open."""
+    pretrained.check_model(config.model)
     recipe = RECIPES[task.suite].items()
     return replace(
         config, **{name: value for name, value in recipe if getattr(config, name) is None}

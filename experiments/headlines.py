@@ -31,19 +31,6 @@ from settings import refuse
 
 A100_FLOPS = 312e12  # a second in bf16, by its data sheet
 A100_SHARE = 0.3  # of that, which so small a model may reach: an assumption
-
-# What a script without any settings does where there is no hub: minutes on a CPU.
-EMBEDDED: dict[str, Any] = {
-    "what": "a smaller model on --data reviews",
-    "fast": True,
-    "data": "reviews",
-    "vocab_size": 2048,
-    "n_layer": 4,
-    "n_head": 4,
-    "n_embd": 128,
-    "batch": 64,
-    "epochs": 3.0,
-}
 PUBLISHED_THETA = 10_000.0  # which published commands name beside learned positions, too
 SHAPE = (  # settings that gpt.build_gpt takes by the same names
     "n_layer",
@@ -61,23 +48,6 @@ SHAPE = (  # settings that gpt.build_gpt takes by the same names
     "scale_residual_init",
     "dropout",
 )
-
-
-def check_settings(config: Any) -> None:
-    """ValueError for settings that do not go together."""
-    if config.sequences == "titles" and not config.within_titles:
-        raise ValueError(
-            "--sequences titles: a title alone sees no other; leave out --within_titles false, "
-            "or use --sequences windows"
-        )
-    bound = config.positions == "learned" and not config.within_titles
-    if bound and config.max_length < OFFICIAL_BLOCK:
-        raise ValueError(
-            f"--positions learned --max_length {config.max_length}: the official figure reads rows "
-            f"of {OFFICIAL_BLOCK} tokens, and no window would teach their last positions; use "
-            f"--max_length {OFFICIAL_BLOCK} or more, or --positions rotary"
-        )
-
 
 # ------------------------------------------------------------------------------- figures
 

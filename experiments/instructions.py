@@ -67,6 +67,8 @@ def with_recipe(config: Any) -> Any:
     """The settings of a run, nothing left open; ValueError for those that do not go together."""
     if config.lora_r is not None and config.init != "pretrained":
         raise ValueError("--lora_r keeps the base unchanged, so it needs one: --init pretrained")
+    if config.size is None:
+        pretrained.check_model(config.model)
     base, adapter = find_weights(config.model, config.weights)
     if adapter is not None:
         raise ValueError(

@@ -33,6 +33,8 @@ def with_recipe(config: Any, is_language: bool) -> Any:
             "blocks would not give the same twice; use 0"
         )
     source = config.student_of or config.size or config.model
+    if source != config.size:
+        pretrained.check_model(source)
     shape = causal.load_config(pretrained.weights_folder(source, config.weights), config.init)
     layers = shape.num_hidden_layers
     small = (layers + 1) // 2 <= 6 if config.student_of else layers <= 6  # DistilGPT2 has 6

@@ -137,7 +137,8 @@ class Preference(Training):
     def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
         """folder: of the run, for the list of bad rows."""
         self.config, self.world, self.with_prompt = config, world, with_prompt
-        # before the model, whose imports are slow: what is wrong with the rows is said at once
+        # before the model, whose imports are slow: a wrong name or row is said at once
+        pretrained.check_model(config.model)
         self.rows, self.facts = load_rows(config, world, folder)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)

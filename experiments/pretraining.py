@@ -30,7 +30,7 @@ from methods.batch_selection import IrreducibleLosses, RhoLoss
 from methods.layer_drop import drop_probability, gate_generator, sample_active_layers
 from methods.optimizers import parameter_groups
 from methods.stacking import Stacking
-from models import bert, pretrained
+from models import pretrained
 from settings import (
     Aliases,
     Optimizer,
@@ -196,6 +196,8 @@ def build_clock(config: Config, model: nn.Module, total_steps: int) -> clocks.Bu
             costs = clocks.Costs.load(Path(config.budget_table))
         costs.require(config.model, config.max_length)
     elif config.budget_unit == "flops":
+        from models import bert
+
         shape = model.config
         costs = clocks.flops_costs(
             config.model,
@@ -312,6 +314,8 @@ class Pretraining(Training):
     def load_model(self) -> nn.Module:
         """A new model of the architecture that --model names."""
         config = self.config
+        from models import bert
+
         return bert.build_masked_lm(
             config.model,
             self.corpus.vocab_size,
@@ -392,6 +396,8 @@ class Pretraining(Training):
         """Of all layers nothing need be said: compiled code and hooks then stay unchanged."""
         chosen = None if len(layers) == self.num_layers else list(layers)
         rows = {name: batch[name] for name in ("input_ids", "labels")}
+        from models import bert
+
         return bert.masked_lm_losses(model, rows, chosen)
 
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int | Tensor]:
@@ -507,10 +513,14 @@ class Pretraining(Training):
 
     def export(self, state: core.State, folder: Path) -> None:
         """A folder for AutoModelForMaskedLM (with models.bert imported), of the present layers."""
+        from models import bert
+
         bert.save_model(state.model, folder, self.depth)
         self.corpus.tokenizer.save_pretrained(folder)
 
     def restore(self, state: core.State, folder: Path) -> None:
+        from models import bert
+
         depth = bert.load_weights(state.model, folder)
         if self.stacking:
             self.stacking.depth = depth

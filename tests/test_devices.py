@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from device import (
     sum_dtype,
 )
 from experiments import experiment, pretraining
+from models import pretrained
 from models.pretrained import KERNELS
 from settings import Settings, parse_settings
 
@@ -93,6 +95,35 @@ def test_published_words_without_one_for_bfloat16_mean_fp16(script, words, devic
     config, _ = parse_settings(module.Config, words.split(), script, aliases)
     world = core.World(torch.device(device), Machine())
     assert experiment.as_published(config, world).precision == precision
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("elektra", "did you mean electra?"),
+        ("deberta-v2", "did you mean deberta-v3?"),
+        ("gpt-2", "did you mean gpt2?"),
+        ("minlm", "did you mean minilm?"),
+        ("results/bert/none", "no such folder"),
+        ("./none", "no such folder"),
+        ("/none/at/all", "no such folder"),
+    ],
+)
+def test_names_of_models_that_are_surely_none_are_refused_at_once(name, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pretrained.check_model(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(*pretrained.SHORT_NAMES, *pretrained.REGISTRY.values()),
+        *("bert-base-cased", "bert-large-cased", "roberta-large", "albert-xlarge-v2", "xlnet-base"),
+        *("distilbert-base-cased", "distilroberta-base", "camembert-base", "owner/elektra"),
+    ],
+)
+def test_other_names_may_be_ids_of_the_hub(name):
+    pretrained.check_model(name)
 
 
 def test_sophia_in_published_words_has_to_say_bfloat16():

@@ -471,7 +471,7 @@ def test_settings_that_do_not_go_together(words, problem):
 def test_without_settings_or_hub_the_reviews_are_trained_on(titles_file, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "hub_answers", lambda: False)
     small = {"data": str(titles_file), "vocab_size": 300, "n_layer": 1, "n_embd": 32, "epochs": 0.4}
-    monkeypatch.setattr(headlines, "EMBEDDED", headlines.EMBEDDED | small)
+    monkeypatch.setattr(train_headlines, "EMBEDDED", train_headlines.EMBEDDED | small)
     train_headlines.main(parse(f"--out={tmp_path}"), given=False)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["n_embd"] == 32
     assert metrics_of(tmp_path)["n"] == 41
