@@ -2,6 +2,7 @@
 
     console.open_streams()      # at the start of a script or command
     console.say("step 3 …")     # for whoever looks on: lost where it cannot be written
+    console.doing("evaluating") # on a terminal, until the next line
     console.answer(table)       # what a command was asked for: an error where it cannot be written
 
 A console may be a pipe whose reader has left (| head), a file on a full disk, closed, or a terminal
@@ -67,8 +68,32 @@ def _descriptor(stream: Any) -> _Descriptor | None:
     return raw if isinstance(raw, _Descriptor) else None
 
 
+_shown = False  # whether a line of doing() stands there
+
+
+def doing(what: str) -> None:
+    """On a terminal, what takes seconds from here on; whatever is said next takes its place.
+
+    Written by the first rank alone, and past Python's buffers: a signal's handler may call it.
+    """
+    global _shown
+    with contextlib.suppress(OSError):
+        if os.environ.get("RANK", "0") == "0" and os.isatty(2):
+            os.write(2, f"\r{what} ...\x1b[K\r".encode("ascii", "replace"))
+            _shown = True
+
+
+def _clear() -> None:
+    global _shown
+    if _shown:
+        _shown = False
+        with contextlib.suppress(OSError):
+            os.write(2, b"\r\x1b[K")
+
+
 def say(text: object = "", end: str = "\n") -> None:
     """A line on standard output, above a progress bar if there is one; lost where that fails."""
+    _clear()
     for spelling in (str(text), str(text).encode("ascii", "replace").decode()):
         try:
             if "tqdm" in sys.modules:
@@ -88,6 +113,7 @@ def answer(text: object, end: str = "\n") -> None:
 
     SystemExit(0) where its reader has left; OSError where it cannot be written for another reason.
     """
+    _clear()
     descriptor = _descriptor(sys.stdout)
     if descriptor is not None:
         descriptor.lost = None

@@ -30,6 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import console
+
+console.doing("loading torch")  # a sign of life: it takes seconds
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -40,7 +44,6 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-import console
 from device import (
     Machine,
     again_with_freed_memory,

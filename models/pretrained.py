@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+import console
 import core
 import files
 from data.tokens import added_tokens
@@ -103,6 +104,7 @@ def weights_folder(model: str, which: str) -> str:
 
 def quiet_transformers() -> None:
     """No bars and no loading reports: a missing pooler is meant."""
+    console.doing("loading transformers")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -114,9 +116,9 @@ def load_config(name: str) -> Any:
     path = find_model(name)
     if not Path(path).is_dir() and not files.hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # what the local cache has, at once, not five retries
+    quiet_transformers()
     from transformers import AutoConfig
 
-    quiet_transformers()
     try:
         config = AutoConfig.from_pretrained(path)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import console
 from core import State, Stopped, World
 from device import peak_memory
 from evaluation import outcomes
@@ -100,6 +101,7 @@ class Run:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.world.signal = signal.Signals(number).name
+        console.doing(f"{self.world.signal}: ending this step or evaluation, then saving")
         if not self.training and not self._leaving:  # nothing to save yet
             raise KeyboardInterrupt(self.world.signal)
 
@@ -236,6 +238,7 @@ class Run:
     def _evaluate(self, state: State) -> None:
         """Of the step of the newest checkpoint, which is told what came of it."""
         started = time.perf_counter()
+        console.doing("evaluating")
         # all ranks decide from the same numbers
         with state.averaged():
             metrics = self.world.from_rank_0(self.experiment.evaluate(state))
@@ -308,6 +311,7 @@ class Run:
         tested_with, problem = self._checkpoints.restore(experiment, state, self.config.test_with)
         if problem:
             self.record.verdict(f"tested with the final weights: best cannot be used ({problem})")
+        console.doing("testing")
         try:
             result = experiment.test(state)
         except Stopped:
@@ -333,6 +337,7 @@ class Run:
     def _make_page(self) -> None:
         """In a process of its own: whatever goes wrong there, the run is finished."""
         command = [sys.executable, str(PROJECT / "report.py"), "page", str(self.folder)]
+        console.doing("making the page")
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=600

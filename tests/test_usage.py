@@ -1,12 +1,17 @@
 """--help: six groups, examples that a reader can type, every setting explained."""
 
+import contextlib
 import importlib
+import os
+import pty
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
-from conftest import run_script
+from conftest import PROJECT, run_script
 
 from experiments import pretraining
 from settings import Settings, field_types, parse_settings
@@ -92,3 +97,34 @@ def test_the_script_prints_it(words):
     assert ("predict" in said.splitlines()[0]) == (words[0] == "predict")
     assert ("--head_lr" in said) == (words[0] != "predict")
     assert ("--sophia.rho" in said) == ("all" in words)
+
+
+def test_on_a_terminal_the_first_word_comes_before_torch(tmp_path):
+    """And an error of the command line ends it; a pipe or a log sees no such line."""
+    command = [sys.executable, str(PROJECT / "run_5_models.py"), "--model", "elektra"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs, stdin=theirs) as run:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: the other end was closed
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    assert run.returncode == 1 and said.startswith(b"\rloading torch ...")
+    assert said.index(b"loading torch") < said.index(b"did you mean electra?")
+    piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "loading" not in piped.stdout + piped.stderr and piped.stderr.startswith(
+        "error: --model"
+    )
+
+
+def test_settings_are_read_before_transformers_is_imported():
+    """It takes twice as long as torch: a mistyped setting is not to wait for it."""
+    commands = [path.stem for path in sorted((PROJECT / "commands").glob("[a-z]*.py"))]
+    names = [name for name in SCRIPTS if name != "run_6_light"]  # which is Lightning's
+    code = f"import sys, {', '.join(names)}; from commands import {', '.join(commands)}\n"
+    code += "print('transformers.modeling_utils' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
