@@ -1,6 +1,6 @@
 """How fast is it, beside what people would use instead? Comparisons, measured in pairs.
 
-    python -m pip install -r requirements-bench.txt
+    bash startup.sh setup --bench
     python bench.py mlm                       # pretraining against transformers' Trainer
     python bench.py mlm --repeats 5 --steps 30 --output bench.json
     python bench.py preference --peer lightning
@@ -78,7 +78,7 @@ PLAN = [
     "tokenising --peer processes --repeats 1",
     "scaling --steps 3",
 ]
-INSTALL = "python -m pip install torch==2.13.0 -r requirements-bench.txt"
+INSTALL = "bash startup.sh setup --bench"
 PACKAGES = "torch transformers tokenizers datasets accelerate trl peft lightning"
 
 

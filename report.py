@@ -7,6 +7,8 @@
     python report.py page results/demo                       # results/demo/report.html
     python report.py watch results/demo
     python report.py intervals results                       # older runs' by today's method
+    python report.py commands results                        # what makes each of them again
+    python report.py pack results/sweeps/frozen              # frozen.zip: reports read it as before
     python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
 
 A folder of runs counts as one arm: the seeds of one setting. Fewer than three seeds an arm say
@@ -21,7 +23,7 @@ import sys
 from pathlib import Path
 
 import console
-from reports import folder
+from reports import folder, packed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,6 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
     intervals = command("intervals", "those of older runs once more, by today's method")
     intervals.add_argument("runs", nargs="+", help="runs, or folders of runs")
 
+    again = command("commands", "what makes each line of the table again, as a script")
+    again.add_argument("runs", nargs="+", help="runs, or folders of runs")
+
+    pack = command("pack", "all that reports read, in one compressed file that they read as well")
+    pack.add_argument("folder", type=Path, help="a folder of runs: FOLDER.zip is written beside it")
+
     power = command("power", "how many rows and seeds would show a difference, before any run")
     add_power_options(power)
     return parser
@@ -132,6 +140,9 @@ def add_power_options(power: argparse.ArgumentParser) -> None:
 
 def run_command(arguments: argparse.Namespace) -> str:
     style = getattr(arguments, "style", None) or "simple"
+    for name in ("runs", "like"):
+        if getattr(arguments, name, None):
+            setattr(arguments, name, [*map(packed.folder_name, getattr(arguments, name))])
     if arguments.command == "compare":
         from reports import compare
 
@@ -173,12 +184,22 @@ def run_command(arguments: argparse.Namespace) -> str:
     if arguments.command == "watch":
         from reports import watch
 
-        watch.watch(Path(arguments.run), arguments.every, arguments.once)
+        watch.watch(Path(packed.folder_name(arguments.run)), arguments.every, arguments.once)
         return ""
     if arguments.command == "intervals":
         from reports import recompute
 
         return recompute.report(arguments.runs)
+    if arguments.command == "commands":
+        from reports import table
+
+        return table.commands(folder.load_runs(arguments.runs))
+    if arguments.command == "pack":
+        written = packed.pack(arguments.folder)
+        return (
+            f"packed: {written} ({written.stat().st_size / 1e6:.2f} MB). "
+            f"Reports read {arguments.folder} from it where the folder is gone"
+        )
     from reports import power
 
     found = power.report(arguments)

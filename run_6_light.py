@@ -7,7 +7,7 @@
 
 Rows, tokens, head and test metrics are those of run_2_appendprompt.py; the loop, the processes,
 the checkpoints and the validation metrics are Lightning's, as its users have them. What that
-takes away, and what it costs: docs/lightning.md. Needs requirements-light.txt.
+takes away, and what it costs: docs/lightning.md. Needs `bash startup.sh setup --light`.
 """
 
 import contextlib
@@ -51,10 +51,7 @@ try:
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.utilities import rank_zero_only
 except ModuleNotFoundError as error:
-    raise SystemExit(
-        f"run_6_light.py needs {error.name}: "
-        "python -m pip install torch==2.13.0 -r requirements-light.txt"
-    ) from None
+    raise SystemExit(f"run_6_light.py needs {error.name}: bash startup.sh setup --light") from None
 
 PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name)}}

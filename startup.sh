@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv/ in this folder and starts the common jobs. Nothing is set up outside this folder.
 #
-#   bash startup.sh                              the environment only (the same as `setup`)
+#   bash startup.sh [setup] [--dev] [--bench] …  the environment only; with the extras of pyproject.toml that are named
 #   bash startup.sh demo [--out DIR] [settings]  trains a preference classifier on real reviews, two processes
 #   bash startup.sh test [pytest arguments]      the tests
 #   bash startup.sh smoke [--device xpu]         two steps, save, resume, predict: does this machine work?
@@ -13,6 +13,7 @@
 #   ABLATE_PYTHON=/path/to/python    instead of the first fitting one on the PATH
 #   ABLATE_FLASH_ATTN=1              also tries to install flash-attn (NVIDIA; may compile for an hour)
 #   ABLATE_TORCH_INDEX=URL           a mirror of PyTorch's package index
+#   ABLATE_UV=0                      pip, although uv is on the PATH
 set -euo pipefail
 
 caller=$PWD
@@ -137,21 +138,23 @@ how_to_get_python() {
     else printf 'Install one, or name it: ABLATE_PYTHON=/path/to/python bash startup.sh'; fi
 }
 
-fingerprint() { cat "$@" | if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1; }
+fingerprint() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1; }
 
 venv_version() { .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
+# The packages of an extra of pyproject.toml, a line each.
+extra() { sed -n "/^$1 = \[/,/^\]/ s/^ *\"\([^\"]*\)\".*/\1/p" pyproject.toml; }
+
 # Sets state to none, half, broken, other (python of an unsupported version), stale or ready.
-# $1: base (all that runs need) or dev (with pytest and ruff)
+# $@: extras that are wanted beside demo, which all runs without a hub need
 look_at_venv() {
-    local have
-    base_key=$(fingerprint requirements.txt requirements-demo.txt)
-    dev_key=$(fingerprint requirements-dev.txt)
-    extras=${ABLATE_FLASH_ATTN:-0}
+    local have name
+    base_key=$( { cat requirements.txt; extra demo; } | fingerprint)
+    flash_attn=${ABLATE_FLASH_ATTN:-0}
     venv_python='' why=''
     if [ ! -e .venv ]; then state=none; return; fi
     # an update that had not begun to replace packages (no network, say) has harmed nothing
-    if [ -e "$unfinished" ] && { grep -qx new "$unfinished" || grep -qs '^Installing collected' "$log"; }; then
+    if [ -e "$unfinished" ] && { grep -qx new "$unfinished" || grep -qsE '^(Installing collected|Prepared )' "$log"; }; then
         state=half
         return
     fi
@@ -163,9 +166,13 @@ look_at_venv() {
     elif [ "$have" != "$build" ] && [ "$device" != cpu ]; then why='its torch is for other hardware'   # any runs on a CPU
     elif ! grep -qx "python=$venv_python" "$stamp"; then why='its Python has changed'
     elif ! grep -qx "base=$base_key" "$stamp"; then why='the requirements have changed'
-    elif [ "$1" = dev ] && ! grep -qx "dev=$dev_key" "$stamp"; then why='pytest or ruff is missing'
-    elif [ "$extras" = 1 ] && [ "$device" = cuda ] && ! grep -qx 'flash_attn=tried' "$stamp"; then why='flash-attn is wanted'
-    else state=ready; fi
+    elif [ "$flash_attn" = 1 ] && [ "$device" = cuda ] && ! grep -qx 'flash_attn=tried' "$stamp"; then why='flash-attn is wanted'
+    else
+        for name in "$@"; do
+            grep -qx "$name=$(extra "$name" | fingerprint)" "$stamp" || why="packages of the extra $name are missing"
+        done
+        [ -n "$why" ] || state=ready
+    fi
 }
 
 # Does the page $1 answer within 3 seconds (and then, within 10, turn out to list $2)?
@@ -205,7 +212,7 @@ choose_torch() {
     case $build in
         xpu)
             if answers "$torch_index/xpu/torch/" "torch-$version"; then
-                torch_arguments=(--extra-index-url "$torch_index/xpu" -r requirements-xpu.txt)
+                torch_arguments=(--extra-index-url "$torch_index/xpu" $(extra xpu))
                 torch_words="torch $version for Intel GPUs from $torch_index/xpu" need_gb=9
                 return
             fi
@@ -252,6 +259,7 @@ make_venv() {
     rm -rf .venv
     begin new
     say "making .venv/ with $python (Python $python_version)"
+    if [ -n "$uv" ] && "$uv" venv --allow-existing --seed --python "$python" .venv >>"$log" 2>&1; then return; fi
     if "$python" -c 'import ensurepip, venv' >>"$log" 2>&1 && "$python" -m venv .venv >>"$log" 2>&1; then return; fi
     say "this Python cannot put pip into an environment (Debian and Ubuntu keep that in python3-venv): trying without"
     if "$python" -m venv --without-pip .venv >>"$log" 2>&1; then
@@ -311,7 +319,7 @@ progress() {
         line=${line#"${line%%[![:space:]]*}"}
         case $line in
             Collecting*|Downloading*|Building*|Preparing*) latest=$line ;;
-            Installing\ collected*) latest='unpacking what was downloaded' ;;
+            Installing\ collected*|Prepared*) latest='unpacking what was downloaded' ;;
         esac
         if [ -t 1 ]; then
             [ "$drawn" = "$SECONDS$latest" ] || printf '\r\033[K  %4d s  %.60s' "$((SECONDS - from))" "$latest"
@@ -322,6 +330,18 @@ progress() {
         fi
     done
     [ ! -t 1 ] || printf '\r\033[K'
+}
+
+# By uv where it is there, else, or where it fails (it reads none of pip's settings but the index), by pip.
+packages_install() {
+    if [ -n "$uv" ]; then
+        if UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-https://pypi.org/simple}} \
+            "$uv" pip install --python .venv/bin/python --index-strategy unsafe-best-match --no-progress "$@" </dev/null 2>&1 |
+            tee -a "$log" | progress; then return; fi
+        say "uv could not install them: trying pip (log: $log)"
+        has_pip || bring_pip || die ".venv/ has no pip and none could be brought: see $log"
+    fi
+    pip_install "$@"
 }
 
 pip_install() {
@@ -346,25 +366,23 @@ explain_failure() {
     die "pip failed: see $log"
 }
 
+# $@: extras beside demo; those that were installed before are kept up to date
 install() {
-    local files=(-r requirements.txt -r requirements-demo.txt) goal=$1 before=$SECONDS line
-    local words='requirements.txt, requirements-demo.txt'
-    if [ "$goal" = dev ] || grep -qs '^dev=' "$stamp"; then
-        goal=dev
-        files+=(-r requirements-dev.txt)
-        words="$words, requirements-dev.txt"
-    fi
+    local packages=() before=$SECONDS line name known
+    known=$(sed -n 's/^\([a-z]*\)=[0-9a-f]\{64\}$/\1/p' "$stamp" 2>/dev/null | grep -vx base || true)
+    set -- $(printf '%s\n' "$@" $known | sort -u)
+    for name in demo "$@"; do packages+=($(extra "$name")); done
     if [ -e "$stamp" ] && ! grep -qx "build=$build" "$stamp" && [ "$device" != cpu ]; then
         say "removing the torch that was made for other hardware"
         rm "$stamp"
-        .venv/bin/python -m pip uninstall -q -y torch >>"$log" 2>&1 || true
+        .venv/bin/python -m pip uninstall -q -y torch >>"$log" 2>&1 || "$uv" pip uninstall -q --python .venv/bin/python torch >>"$log" 2>&1 || true
     fi
-    # one command for all files: the torch pin then binds what sentence-transformers would choose
-    say "installing $torch_words; $words (a few minutes; log: $log)"
-    pip_install ${torch_arguments[@]+"${torch_arguments[@]}"} "${files[@]}" || explain_failure
-    if [ "$extras" = 1 ] && [ "$device" = cuda ]; then
+    # one command for all: the torch pin then binds what sentence-transformers would choose
+    say "installing $torch_words; requirements.txt; pyproject.toml's $(printf '%s, ' demo "$@" | sed 's/, $//') (a few minutes; log: $log)"
+    packages_install ${torch_arguments[@]+"${torch_arguments[@]}"} -r requirements.txt "${packages[@]}" || explain_failure
+    if [ "$flash_attn" = 1 ] && [ "$device" = cuda ]; then
         say "installing flash-attn (may compile for up to an hour; log: $log)"
-        if ! pip_install ninja wheel packaging || ! pip_install --no-build-isolation -r requirements-cuda.txt; then
+        if ! packages_install ninja wheel packaging setuptools || ! packages_install --no-build-isolation $(extra cuda); then
             warn "flash-attn could not be installed; PyTorch's own attention (SDPA) is used. See $log"
         fi
     fi
@@ -372,8 +390,8 @@ install() {
     say "installed in $((SECONDS - before)) s: $line"
     {
         printf 'build=%s\npython=%s\nbase=%s\n' "$build" "$venv_python" "$base_key"
-        [ "$goal" = base ] || printf 'dev=%s\n' "$dev_key"
-        [ "$extras" != 1 ] || printf 'flash_attn=tried\n'
+        for name in "$@"; do printf '%s=%s\n' "$name" "$(extra "$name" | fingerprint)"; done
+        [ "$flash_attn" != 1 ] || printf 'flash_attn=tried\n'
     } >"$stamp.tmp"
     mv "$stamp.tmp" "$stamp"
     rm -f "$unfinished"
@@ -407,15 +425,15 @@ report_plan() {
     fi
 }
 
-# $1: base or dev. Leaves a ready environment, or ends with a clear line.
+# $@: extras beside demo. Leaves a ready environment, or ends with a clear line.
 ensure() {
     detect
-    look_at_venv "$1"
+    look_at_venv "$@"
     if [ "$state" = ready ]; then return; fi
     # one at a time: two terminals may start at once. The lock is on this file, so that nothing is left lying about.
     if command -v flock >/dev/null 2>&1 && exec 9<startup.sh; then
         flock -n 9 || { say "another startup.sh is setting up; waiting for it"; flock 9 || true; }
-        look_at_venv "$1"
+        look_at_venv "$@"
         if [ "$state" = ready ]; then exec 9<&-; return; fi
     fi
     report_plan
@@ -434,17 +452,18 @@ ensure() {
             choose_torch
             say "bringing .venv/ up to date: $why"
             begin update
-            has_pip || bring_pip || die ".venv/ has no pip and none could be brought: see $log, or remove .venv/ and run this again" ;;
+            [ -n "$uv" ] || has_pip || bring_pip ||
+                die ".venv/ has no pip and none could be brought: see $log, or remove .venv/ and run this again" ;;
     esac
     rm -rf .venv/apt .venv/bootstrap   # what the two bring_ functions needed
-    install "$1"
+    install "$@"
     exec 9<&- || true
 }
 
 plan() {
     detect
     report_plan
-    look_at_venv base
+    look_at_venv
     if [ "$state" = stale ] || [ "$state" = ready ]; then python=$here/.venv/bin/python python_version=$venv_python
     else find_python; fi
     say "python: $python ($python_version)"
@@ -490,7 +509,7 @@ read_settings() {
 demo() {
     local processes=2 status=0
     read_settings "$@"
-    ensure base
+    ensure
     out=${out:-$here/results/demo}
     [ "${ABLATE_DEVICE:-auto}" = auto ] || settings+=(--device "$ABLATE_DEVICE")
     if [ "$device" = cpu ]; then
@@ -528,7 +547,7 @@ run_tests() {
 
 smoke() {
     read_settings "$@"
-    ensure base
+    ensure
     out=${out:-$here/results/smoke/$(date +%Y%m%d-%H%M%S)}
     local run=(.venv/bin/python run_5_models.py) answer
     local train=("${run[@]}" --config configs/preference/smoke.yaml --out "$out" --device "$device" ${settings[@]+"${settings[@]}"})
@@ -556,13 +575,23 @@ expect_status() {
 
 # ----------------------------------------------------------------
 
+uv=''
+[ "${ABLATE_UV:-1}" = 0 ] || uv=$(command -v uv || true)
 command=${1:-setup}
-[ $# -eq 0 ] || shift
+case $command in
+    --help) ;;
+    --*) command=setup ;;
+    *) [ $# -eq 0 ] || shift ;;
+esac
 case $command in
     setup)
-        goal=base
-        case ${1:-} in '') ;; --dev) goal=dev ;; *) die "setup knows only --dev (pytest and ruff as well), not '$1'" ;; esac
-        ensure "$goal"
+        extras=()
+        for name in "$@"; do
+            [ "$name" != "${name#--}" ] && [ -n "$(extra "${name#--}")" ] ||
+                die "setup knows --$(sed -n 's/^\([a-z]*\) = \[$/\1/p' pyproject.toml | tr '\n' ' ' | sed 's/ *$//; s/ /, --/g'), not '$name'"
+            extras+=("${name#--}")
+        done
+        ensure ${extras[@]+"${extras[@]}"}
         say "ready for $device ($found): .venv/bin/python run_5_models.py --help, or bash startup.sh demo" ;;
     plan) plan ;;
     demo) demo "$@" ;;

@@ -33,10 +33,11 @@ def lines_of(measured: dict[str, Any]) -> Iterator[tuple[str, Line]]:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """A table of all lines, the tables of what has no peer, and where and when it was measured."""
+    """A table of all lines, their commands, the tables of what has no peer, and where and when it
+    was measured."""
     from tabulate import tabulate
 
-    entries = []
+    entries, commands = [], {}  # type: ignore[var-annotated]
     for command, line in lines_of(measured):
         low, high, count = min(line.ratios), max(line.ratios), len(line.ratios)
         pairs = f"{count} pairs" if count > 1 else "1 pair"
@@ -55,10 +56,13 @@ def markdown(measured: dict[str, Any]) -> str:
                 "losses": losses,
                 "share of peak": f"{line.share_of_peak:.0%}" if line.share_of_peak else "",
                 "note": note,
-                "command": f"`{command}`",
             }
         )
+        commands.setdefault(command, line.what)
     parts = [table(tabulate, entries)] if entries else []
+    if commands:
+        lines = [f"# {what}\n{command}" for command, what in commands.items()]
+        parts.append("\n".join(["```bash", *lines, "```"]))
     for comparison in measured.values():
         for title, points in comparison["tables"].items():
             parts += [f"{title}:", table(tabulate, points)]

@@ -1,6 +1,6 @@
 """What PyTorch Lightning costs and what it gets wrong: run 2 beside its twin, run_6_light.py.
 
-python -m pip install -r requirements-light.txt
+bash startup.sh setup --light
 python bench.py lightning_twin --repeats 3 --steps 20 --threads 1
 
 Lines of code; a run that is stopped in mid-epoch and continued; the validation of the same

@@ -126,7 +126,11 @@ class Classification(Phases):
         rows, p = self.test_data.rows, self.probabilities(state, self.test_data)
         groups = [row.group for row in rows]
         figures = metrics.classification_metrics(p, self.test_data.labels, groups, self.classes)
-        return Result(figures, prediction_lines(rows, p, self.classes))
+        return Result(figures, prediction_lines(rows, p, self.classes), read=self.read)
+
+    def read(self, row: int) -> dict[str, str]:
+        """The tokens of a test row, as text."""
+        return {"text, as read": self.tokenizer.decode(self.test_data.sequence(row, None))}
 
     def test(self, state: core.State) -> Result:
         """As `baseline`, of the trained model; it is judged by its answers on validation."""

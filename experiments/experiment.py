@@ -52,6 +52,8 @@ class Result(NamedTuple):
     rows: list[dict]  # a line of predictions.csv each; "text" is kept for those that went wrong
     evidence: Evidence = None  # what evaluation/outcomes.py judges the run by
     files: dict[str, str] = {}  # further files of the part's folder, by path below it
+    # what the model read of rows[i], by name, where it reads less than their text: its tokens
+    read: Callable[[int], dict[str, str]] | None = None
 
 
 class Experiment(Protocol):

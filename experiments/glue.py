@@ -209,7 +209,16 @@ class FineTuning(Training):
         lines = predictions(self.task, rows, values)
         with_text = [line | {"text": row.fields} for line, row in zip(lines, rows, strict=True)]
         figures = score(self.task, rows, values)
-        return Result(figures, with_text, answers(self.task, self.val.rows, chosen))
+        evidence = answers(self.task, self.val.rows, chosen)
+        return Result(figures, with_text, evidence, read=self.read)
+
+    def read(self, row: int) -> dict[str, str]:
+        """The tokens of a test row, as text; one text an answer to choose from."""
+        numbers = self.test_data.numbers[row]
+        names = [f"{n}, as read" for n in range(1, len(numbers) + 1)]
+        names = names if len(numbers) > 1 else ["text, as read"]
+        texts = [self.tokenizer.decode(self.test_data.ids[number]) for number in numbers]
+        return dict(zip(names, texts, strict=True))
 
     # -- weights
 

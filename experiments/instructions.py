@@ -318,7 +318,12 @@ class InstructionTuning(Training):
             }
             for row, part, v, size in zip(data.rows, parts, values, sizes, strict=True)
         ]
-        return Result(figures, lines, self.add_frequencies(figures))
+
+        def read(row: int) -> dict[str, str]:
+            ids = data.ids[data.index[row]][: data.max_length + 1]
+            return {"as read": self.tokenizer.decode(np.where(ids < 0, ~ids, ids))}
+
+        return Result(figures, lines, self.add_frequencies(figures), read=read)
 
     def add_frequencies(self, figures: Metrics) -> TokenLoss | None:
         """Beside the loss of the test tokens that are trained on, what the frequencies of the

@@ -315,7 +315,13 @@ class Preference(Training):
         )
         figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
         lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
-        return Result(figures, lines, self.answers(p_val))
+        return Result(figures, lines, self.answers(p_val), read=self.read)
+
+    def read(self, row: int) -> dict[str, str]:
+        """The tokens of a test row, as text."""
+        first = 2 * self.test_data.index[row]
+        sides = (("A, as read", first), ("B, as read", first + 1))
+        return {name: self.tokenizer.decode(self.test_data.ids[side]) for name, side in sides}
 
     def answers(self, p: np.ndarray) -> Answers:
         """Those on the validation rows, p (rows, 3)."""

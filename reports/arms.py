@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from reports import packed
 from reports.folder import RunFolder, find_runs, is_run, load_runs
 from reports.outcomes import lost_runs
 from reports.predictions import Predictions, load_predictions
@@ -213,8 +214,8 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
             for name in names
         }
         patch = run.path / "diff.patch"
-        if patch.is_file():
-            facts["diff.patch"] = hashlib.sha256(patch.read_bytes()).hexdigest()[:10]
+        if packed.is_file(patch):
+            facts["diff.patch"] = hashlib.sha256(packed.read_bytes(patch)).hexdigest()[:10]
         return facts
 
     tables = {}

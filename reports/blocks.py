@@ -171,7 +171,7 @@ def to_html(page: Page) -> str:
 
 
 def to_markdown(page: Page) -> str:
-    """CommonMark with pipe tables and MyST's figure directive."""
+    """CommonMark with pipe tables."""
     write: dict[str, Callable[[Any], str]] = {
         "heading": lambda b: f"## {escaped(b.text)}\n",
         "text": lambda b: f"{escaped(b.text)}\n",
@@ -205,11 +205,9 @@ def markdown_row(b: Row) -> str:
 
 
 def markdown_figure(b: Figure) -> str:
-    alt = re.sub(r"[\s#<>`\"'\\]+", " ", b.picture.alt)  # an option is a line, # begins a comment
-    name = file_name(b)
     return (
-        f"```{{figure}} {name}\n:alt: {alt}\n:width: 100%\n\n"
-        f"**{escaped(b.title)}**: {escaped(b.caption)}.\n```\n"
+        f"![{escaped(b.picture.alt)}]({file_name(b)})\n\n"
+        f"**{escaped(b.title)}**: {escaped(b.caption)}.\n"
     )
 
 

@@ -4,7 +4,7 @@
     run.status, run.config["lr"], run.metrics["accuracy"], run.notes
 
 What cannot be read becomes a line in `notes`, never an exception; only a path that holds no run
-is refused.
+is refused. A path may lie in a packed folder (reports/packed.py).
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from evaluation import outcomes
-from files import walk
+from reports import packed
 from settings import current_names
 
 SCHEMA_VERSION = 1
@@ -103,7 +103,7 @@ class RunFolder:
         long log."""
         path = self.path / "train/metrics/metrics.jsonl"
         try:
-            lines = path.read_bytes().splitlines()
+            lines = packed.read_bytes(path).splitlines()
         except OSError:
             return {}, []
         last: dict = {}
@@ -120,7 +120,7 @@ class RunFolder:
 def load_run(path: str | Path) -> RunFolder:
     """Read a run folder. ValueError when `path` is none."""
     path = Path(path)
-    if not path.is_dir():
+    if not packed.is_dir(path):
         raise ValueError(f"{path}: no such folder")
     if not is_run(path):
         raise ValueError(f"{path} is no run folder: it has neither run.json nor config.yaml")
@@ -137,7 +137,9 @@ def load_run(path: str | Path) -> RunFolder:
         )
     if run.status == "running":
         age = seconds_since(path / "train/metrics/metrics.jsonl", path / "run.json")
-        run.notes.append(f"still running, or killed: last written {duration(age)} ago")
+        when = f"last written {duration(age)} ago"
+        when = "packed before its end" if packed.is_packed(path) else when
+        run.notes.append(f"still running, or killed: {when}")
     elif run.status in ("stopped", "failed") and "diverged" not in run.kinds:  # said by a verdict
         run.notes.append(f"{run.status}: {run.record.get('exit_reason') or 'no reason given'}")
     if run.status == "finished" and not run.metrics:
@@ -146,14 +148,14 @@ def load_run(path: str | Path) -> RunFolder:
 
 
 def is_run(path: Path) -> bool:
-    return (path / "run.json").exists() or (path / "config.yaml").exists()
+    return packed.is_file(path / "run.json") or packed.is_file(path / "config.yaml")
 
 
 def find_runs(path: str | Path) -> list[RunFolder]:
     """The run at `path`, or all runs below it, sorted by path. ValueError when there is none."""
     path = Path(path)
-    if path.is_dir() and not is_run(path):
-        files = list(walk(path))
+    if packed.is_dir(path) and not is_run(path):
+        files = packed.files_below(path)
         folders = sorted({file.parent for file in files if file.name == "run.json"})
         # the tasks of a suite lie below their run
         folders = [folder for folder in folders if not any(map(is_run, _between(folder, path)))]
@@ -162,8 +164,8 @@ def find_runs(path: str | Path) -> list[RunFolder]:
         if not folders:
             raise ValueError(f"{path}: no run folder in it (none has a run.json)")
         runs = [load_run(folder) for folder in folders]
-        for link in files:
-            if not link.exists() and not any(map(is_run, _between(link, path))):
+        for link in (file for file in files if file.is_symlink() and not file.exists()):
+            if not any(map(is_run, _between(link, path))):
                 runs[0].notes.append(f"beside it, the link {link.name} leads to nothing")
         return runs
     return [load_run(path)]
@@ -207,6 +209,8 @@ class MetricsLog:
         A continued run cuts lines off that it will write again: then all is read anew.
         """
         try:
+            if packed.is_packed(self.path):  # once: nobody writes to it
+                return not self._offset and self._take(packed.read_bytes(self.path))
             with open(self.path, "rb") as file:
                 facts = os.fstat(file.fileno())
                 if facts.st_size < self._offset or facts.st_ino != (self._inode or facts.st_ino):
@@ -216,6 +220,9 @@ class MetricsLog:
                 added = file.read()
         except OSError:
             return False
+        return self._take(added)
+
+    def _take(self, added: bytes) -> bool:
         self._offset += len(added)
         *lines, self.rest = (self.rest + added).split(b"\n")
         for line in lines:
@@ -227,7 +234,7 @@ class MetricsLog:
 
     def notes(self) -> list[str]:
         notes = []
-        if not self.path.exists():
+        if not packed.is_file(self.path):
             notes.append("no train/metrics/metrics.jsonl yet")
         if self.unreadable:
             notes.append(f"{self.unreadable} unreadable lines of metrics.jsonl are left out")
@@ -246,7 +253,7 @@ def _json_object(line: bytes) -> dict:
 
 def _read(path: Path, notes: list[str], needed: bool = False) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = packed.read_bytes(path).decode("utf-8")
         if path.suffix == ".json":
             content = json.loads(text)
         else:

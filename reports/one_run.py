@@ -1,6 +1,7 @@
 """The page of one run: verdicts, results, training, answers, texts, settings."""
 
 import csv
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -12,7 +13,7 @@ from evaluation import outcomes
 from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import FAILED
 from evaluation.stats import proportion_interval
-from reports import plots
+from reports import packed, plots
 from reports.blocks import (
     Block,
     Figure,
@@ -68,7 +69,7 @@ def page_of_run(run: RunFolder) -> Page:
     training, _ = run.lines
     body = [
         *section("Results", results(run)),
-        *section("Training", [*training_figures([run], [""]), *layer_figure(training)]),
+        *section("Training", training_figures([run], [""], layer_figure(training))),
         *section("Answers on the test rows", answers_of(run)),
         *section("Speed and memory", speed([run], [""])),
         *section("Samples before and after training", samples(run)),
@@ -173,7 +174,13 @@ def headlines(metrics: dict[str, Any]) -> list[str]:
     if "log_loss" in names and "loss" in names:
         names.remove("loss")
     others = [name for name in metrics if interval_of(metrics, name) and name not in HEADLINES]
-    return (names or others)[:4]
+    names = names or others
+    first = metrics.get("primary")  # what was trained, and by which weights were chosen
+    if first == "loss" and "log_loss" in names:
+        first = "log_loss"
+    if isinstance(first, str) and number(metrics.get(first)) is not None:
+        names = [first, *(name for name in names if name != first)]
+    return names[:4]
 
 
 def tile(name: str, metrics: dict[str, Any], before: dict[str, Any]) -> Tile:
@@ -213,13 +220,13 @@ def answers_of(run: RunFolder) -> list[Block]:
 
 def read_predictions(run: RunFolder) -> tuple[list[str], list[dict[str, str]]]:
     path = run.path / "test/metrics/predictions.csv"
-    if not path.exists():
+    if not packed.is_file(path):
         return [], []
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            names = list(reader.fieldnames or [])
+        text = packed.read_bytes(path).decode("utf-8", errors="replace")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
+        names = list(reader.fieldnames or [])
     except (OSError, csv.Error) as error:
         run.notes.append(f"predictions.csv cannot be read: {error}")
         return [], []
@@ -329,10 +336,10 @@ def worst_rows(run: RunFolder) -> list[Block]:
 def json_rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
     """The objects of a file in test/analysis, a line each; what cannot be read is noted."""
     path = run.path / "test/analysis" / name
-    if not path.exists():
+    if not packed.is_file(path):
         return []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = packed.read_bytes(path).decode("utf-8", errors="replace").split("\n")
     except OSError as error:
         run.notes.append(f"{name} cannot be read: {error}")
         return []
@@ -361,7 +368,7 @@ def worst_row(row: dict[str, Any]) -> Row:
     if isinstance(shares, dict):
         parts += [f"{name} {p:.1%}" for name, p in shares.items() if number(p) is not None]
     parts.append(f"id {row.get('id', '–')}")
-    texts = row.get("text", "")
+    texts = row.get("read") or row.get("text", "")  # what it could not read explains nothing
     texts = texts if isinstance(texts, dict) else {"text": texts}
     return Row(
         cut(clean(" · ".join(parts)), 300),
@@ -374,10 +381,11 @@ def samples(run: RunFolder) -> list[Block]:
     asked: dict[tuple[str, str], dict[str, str]] = {}
     for part, name in (("baseline", "before"), ("test", "after")):
         path = run.path / part / "analysis/samples.jsonl"
-        if not path.exists():
+        if not packed.is_file(path):
             continue
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            text = packed.read_bytes(path).decode("utf-8")
+            rows = [json.loads(line) for line in text.splitlines()]
             for row in rows:
                 texts = asked.setdefault((row["instruction"], row["input"]), {})
                 texts[name] = shortened(row["response"]) or "(nothing)"
@@ -397,9 +405,11 @@ def samples(run: RunFolder) -> list[Block]:
 def tasks(run: RunFolder) -> list[Block]:
     """The figures of a suite's tasks, which lie below the run."""
     rows = []
-    for path in sorted(run.path.glob("*/test/metrics/metrics.json")):
+    for path in sorted(packed.files_below(run.path)):
+        if path.parts[-3:] != ("test", "metrics", "metrics.json") or path.parents[3] != run.path:
+            continue
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics = json.loads(packed.read_bytes(path))
             count = written("n", metrics.get("n"))
         except (OSError, ValueError, AttributeError):
             run.notes.append(f"{path.relative_to(run.path)} cannot be read")
@@ -421,7 +431,7 @@ def provenance(run: RunFolder) -> list[Block]:
         record[f"session {count}"] = f"from step {plain(step)}, " + (
             f"with another {', '.join(new)}" if new else "with the same machine and versions"
         )
-    if (run.path / "diff.patch").exists():
+    if packed.is_file(run.path / "diff.patch"):
         record["code"] = "differed from the commit: see diff.patch in the run folder"
     return [
         Table([what, "value"], rows, numbers=False, folded=f"{title} ({len(rows)})")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.outcomes import CAUTIONS, FAILED, worst_rank_test
+from reports import packed
 from reports.folder import RunFolder, clean
 
 NAMED = 3  # runs in a note; the others are counted
@@ -26,7 +27,7 @@ def lost_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
 
 
 def has_test_rows(run: RunFolder) -> bool:
-    return (run.path / "test/metrics/predictions.csv").is_file()
+    return packed.is_file(run.path / "test/metrics/predictions.csv")
 
 
 def counted(runs: Sequence[RunFolder]) -> str:

@@ -8,6 +8,7 @@ A page is a list of plain blocks (blocks.py); one_run.py and several.py say whic
 import os
 from pathlib import Path
 
+from reports import packed
 from reports.blocks import file_name, to_html, to_markdown
 from reports.folder import load_runs
 from reports.one_run import page_of_run
@@ -17,22 +18,22 @@ from reports.several import page_of_runs
 def write_page(paths: list[Path], output: Path | None = None, markdown: bool = False) -> Path:
     """Write the page of the runs at or below `paths`; returns its path.
 
-    One run: RUN/report.html, and its pictures into train/analysis and test/analysis; several:
-    ./report.html. `markdown`: page.md with picture files in the folder `output`, by default report
-    in the same place. ValueError when a path holds no run.
+    One run: RUN/report.html, and its pictures into train/analysis and test/analysis; several, or
+    one in a packed folder: ./report.html. `markdown`: page.md with picture files in the folder
+    `output`, by default report in the same place. ValueError when a path holds no run.
     """
     runs = load_runs(paths)
     if not runs:
         raise ValueError("a page needs a run folder")
     one = runs[0] if len(runs) == 1 else None
     page = page_of_run(one) if one else page_of_runs(runs)
-    home = one.path if one else Path()
+    home = one.path if one and not packed.is_packed(one.path) else Path()
     if markdown:
         folder = output or home / "report"
         for figure in page.figures:
             _write(folder / file_name(figure), figure.picture.png())
         return _write(folder / "page.md", to_markdown(page).encode())
-    if one and output is None:
+    if one and output is None and home == one.path:
         for figure in page.figures:
             part, name = figure.picture.name.split("/")
             _write(one.path / part / "analysis" / f"{name}.png", figure.picture.png())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from reports import packed
 from reports.folder import RunFolder, number
 
 PLAN = "sweep.yaml"
@@ -29,7 +30,7 @@ def plan_of(runs: Sequence[RunFolder]) -> Plan:
     if len(plans) != 1 or (path := plans.pop()) is None:
         return Plan()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(packed.read_bytes(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = str(error).splitlines()[0]
         return Plan(notes=[f"note: {path} cannot be read: {why}"])
@@ -40,6 +41,6 @@ def plan_of(runs: Sequence[RunFolder]) -> Plan:
 
 def _plan_above(run: Path) -> Path | None:
     for folder in list(run.absolute().parents)[:3]:
-        if (folder / PLAN).is_file():
+        if packed.is_file(folder / PLAN):
             return folder / PLAN
     return None

@@ -1,5 +1,6 @@
 """test/metrics/predictions.csv as figures: each with what every row adds to it."""
 
+import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from evaluation import glue_metrics, metrics
 from evaluation.stats import Influence, Ratio, Statistic, checked, influence
+from reports import packed
 from reports.folder import RunFolder
 
 MOST_CLASSES = 200  # with an F1 of their own
@@ -84,9 +86,9 @@ def load_predictions(run: RunFolder) -> Predictions | None:
     """The run's test rows; None (and a note in the run) when they cannot be read."""
     import pandas
 
-    path = run.path / "test/metrics/predictions.csv"
     try:
-        frame = pandas.read_csv(path, dtype=TEXT_COLUMNS, keep_default_na=False, na_values={})
+        rows = io.BytesIO(packed.read_bytes(run.path / "test/metrics/predictions.csv"))
+        frame = pandas.read_csv(rows, dtype=TEXT_COLUMNS, keep_default_na=False, na_values={})
         if "group" not in frame:
             frame["group"] = frame["id"]
         frame["group"] = frame["group"].where(frame["group"] != "", frame["id"])  # of its own

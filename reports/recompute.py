@@ -10,6 +10,7 @@ import numpy as np
 from evaluation.metrics import add_interval, interval_facts
 from evaluation.stats import METHOD, Interval, proportion_interval
 from files import write_text
+from reports import packed
 from reports.compare import run_interval
 from reports.folder import RunFolder, load_runs, number
 from reports.predictions import Predictions, load_predictions
@@ -21,7 +22,7 @@ OTHER_NAMES = {"val_loss": "loss", "nats_per_token": "loss"}  # of one figure; l
 def report(paths: Sequence[str]) -> str:
     """What was done, a line a run. Figures stay as they are, and so do the intervals that
     predictions.csv cannot give: `other_interval_method` names those."""
-    lines = []
+    lines, in_packed = [], {}
     for run in load_runs(paths):
         if run.metrics.get("interval_method") == METHOD:
             lines.append(f"{run.path}: intervals are by {METHOD} already")
@@ -30,9 +31,14 @@ def report(paths: Sequence[str]) -> str:
             lines.append(f"{run.path}: unchanged ({why})")
         else:
             metrics, made, others = recomputed(run, rows)
-            write_text(run.path / "test/metrics/metrics.json", json.dumps(metrics, indent=1))
+            file, text = run.path / "test/metrics/metrics.json", json.dumps(metrics, indent=1)
+            if packed.is_packed(file):
+                in_packed[file] = text
+            else:
+                write_text(file, text)
             left = f", as they were: {', '.join(others)}" if others else ""
             lines.append(f"{run.path}: {len(made)} intervals by {METHOD}{left}")
+    packed.write_texts(in_packed)
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from reports.blocks import (
 )
 from reports.folder import RunFolder, clean, interval_of, number
 from reports.one_run import CONSTANTS, findings, headlines
-from reports.training import speed, training_figures
+from reports.training import SAME_CURVE, speed, training_figures
 
 
 def page_of_runs(runs: list[RunFolder]) -> Page:
@@ -63,7 +63,9 @@ def comparable(runs: list[RunFolder]) -> list[Finding]:
 def results_of_runs(runs: list[RunFolder], labels: list[str]) -> list[Block]:
     names = list(dict.fromkeys(name for run in runs for name in headlines(run.metrics)))
     blocks: list[Block] = []
-    for name in names:
+    for place, name in enumerate(names):
+        if any(in_other_unit(runs, name, before) for before in names[:place]):
+            continue  # stands in the table
         rows = [
             (label, run.metrics[name], interval_of(run.metrics, name))
             for run, label in zip(runs, labels, strict=True)
@@ -88,6 +90,22 @@ def results_of_runs(runs: list[RunFolder], labels: list[str]) -> list[Block]:
         ]
         rows.append([readable(name) if name != "n" else "test rows", *cells])
     return [*blocks, Table(["", *labels], rows)] if names else []
+
+
+def in_other_unit(runs: list[RunFolder], name: str, other: str) -> bool:
+    """Whether all figures and intervals of one name are those of the other, times a constant."""
+    ratios = []
+    for run in runs:
+        some, others = (
+            [run.metrics.get(n), *(interval_of(run.metrics, n) or ())] for n in (name, other)
+        )
+        if len(some) != len(others):
+            return False
+        pairs = [(number(a), number(b)) for a, b in zip(some, others, strict=True)]
+        if any((a is None) != (b is None) for a, b in pairs):
+            return False
+        ratios += [a / b for a, b in pairs if a is not None and b]
+    return len(ratios) > 2 and max(ratios) - min(ratios) < SAME_CURVE * abs(max(ratios))
 
 
 def difference_tables(runs: list[RunFolder], labels: list[str]) -> list[Block]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from reports import packed
 from reports.arms import Arm, differences, refusal, shortest_tails, without_repeats
 from reports.compare import (
     SCHEMA,
@@ -88,15 +89,15 @@ def figure_cell(arm: Arm, metric: str) -> Cell:
 def _steps_in(folder: str) -> list[str]:
     """ValueError where a folder is a run, or no folder."""
     path = Path(folder)
-    if not path.is_dir():
+    if not packed.is_dir(path):
         raise ValueError(f"{folder}: no such folder")
     if is_run(path):
         raise ValueError(
             f"{folder}: give two steps or more, or a folder that has one folder a step"
         )
-    folders = {run.parent for run in path.glob("*/run.json")}  # a run a step, or its seeds
-    folders |= {run.parent.parent for run in path.glob("*/*/run.json")}
-    return sorted(map(str, folders))
+    inside = [file.relative_to(path) for file in packed.files_below(path)]
+    runs = [file for file in inside if file.name == "run.json" and len(file.parts) in (2, 3)]
+    return sorted({str(path / run.parts[0]) for run in runs})  # a run a step, or its seeds
 
 
 def _arms_of(paths: Sequence[str]) -> tuple[list[Arm], list[str]]:

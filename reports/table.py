@@ -48,6 +48,7 @@ FIGURES = (
     "minutes",
     "peak_memory_gib",
 )
+COMMAND_WIDTH = 92  # characters of a line
 # These come first, in the order in which researchers keep them.
 SETTINGS_FIRST = (
     "script",
@@ -98,6 +99,26 @@ def command_of(run: RunFolder) -> str:
     processes = run.record.get("world_size") or 1
     launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
     return shlex.join([*launcher, *kept]) if kept else ""
+
+
+def commands(runs: Sequence[RunFolder]) -> str:
+    """For each line of the table what makes it again (of several seeds the first), wrapped."""
+    groups = group_runs(runs)
+    parts = []
+    for label, group in zip(labels_of(groups), groups, strict=True):
+        words = shlex.split(command_of(group[0]))
+        if not words:
+            parts.append(f"# {label}: not recorded")
+            continue
+        lines = [""]
+        # a flag and its value stay together
+        text = shlex.join(words)
+        for word in re.findall(r"--[^\s=]+ (?!-)(?:'[^']*'|\S+)|(?:'[^']*'|\S)+", text):
+            if lines[-1].strip() and len(lines[-1]) + len(word) > COMMAND_WIDTH:
+                lines.append("   ")
+            lines[-1] += f" {word}" if lines[-1] else word
+        parts.append(f"# {label}\n" + " \\\n".join(lines))
+    return "\n".join(parts)
 
 
 def figures_of(run: RunFolder) -> dict[str, Any]:

@@ -3,44 +3,110 @@
 import itertools
 import math
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from reports import plots
-from reports.blocks import SHARE, Block, Figure, Table, Text, figure, readable
+from reports.blocks import SHARE, Block, Figure, Table, Text, figure, readable, written
 from reports.folder import RunFolder, clean, duration, number
 from reports.plots import Curve
 from reports.watch import MACHINE
 
+MOST_VALIDATION = 4  # figures beside the loss
+SAME_CURVE = 1e-3  # relative: values of another name that are the same, but for their unit
 
-def training_figures(runs: list[RunFolder], labels: list[str]) -> list[Figure]:
+
+@dataclass
+class Drawn:
+    """Figures of curves, each curve once: what was seen at one step is a number, and a curve that
+    was drawn before, in the same or another unit, is named below that one."""
+
+    figures: list[Figure] = field(default_factory=list)
+    numbers: list[list[str]] = field(default_factory=list)
+    _curves: list[tuple[list[Curve], Figure]] = field(default_factory=list)
+
+    def add(self, title: str, caption: str, name: str, lines: list[Curve], *how: Any, **more: Any):
+        lines = [curve for curve in lines if len(curve.finite)]
+        if all(len(curve.finite) == 1 for curve in lines):
+            for curve in lines:
+                [at] = np.flatnonzero(np.isfinite(curve.y))
+                label = title if len(lines) == 1 else curve.label
+                if len(lines) > 1 and not label.startswith(title.lower()):
+                    label = f"{title}: {label}"
+                value = written(name.partition("/")[2], float(curve.y[at]))
+                self.numbers.append([label, value, f"{curve.x[at]:,.4g}"])
+            return
+        for before, drawn in self._curves:
+            if same_curves(before, lines):
+                drawn.caption += f"; {title[:1].lower()}{title[1:]} is the same curve"
+                return
+        picture = figure(title, caption, plots.curves(name, lines, *how, **more))
+        if picture:
+            self.figures.append(picture)
+            self._curves.append((lines, picture))
+
+    def knows(self, lines: list[Curve]) -> None:
+        """These stand among the curves of the last figure."""
+        if self.figures and len(lines[0].finite) > 1:
+            self._curves.append((lines, self.figures[-1]))
+
+    @property
+    def blocks(self) -> list[Block]:
+        head = ["measured once", "", "at step"]
+        return [*self.figures, *([Table(head, self.numbers)] if self.numbers else [])]
+
+
+def same_curves(some: list[Curve], others: list[Curve]) -> bool:
+    """Equal, or of another unit (bits for nats, tokens for windows), or e to the other's values."""
+    return len(some) == len(others) > 0 and all(
+        same_curve(*pair) or same_curve(*pair[::-1]) for pair in zip(some, others, strict=True)
+    )
+
+
+def same_curve(one: Curve, other: Curve) -> bool:
+    if not np.array_equal(one.x, other.x) or (np.isfinite(one.y) != np.isfinite(other.y)).any():
+        return False
+    x, y = one.finite, other.finite
+    if np.allclose(x, y, rtol=SAME_CURVE**2, atol=0):
+        return True
+    if (x <= 0).any() or (y <= 0).any() or np.ptp(x) < 10 * SAME_CURVE * np.abs(x).max():
+        return False  # a line that hardly moves is like any other such line
+    ratio = y / x
+    return bool(
+        np.ptp(ratio) < SAME_CURVE * ratio.max()
+        or np.allclose(np.log(y), x, rtol=SAME_CURVE, atol=SAME_CURVE)
+    )
+
+
+def training_figures(
+    runs: list[RunFolder], labels: list[str], more: Sequence[Figure] = ()
+) -> list[Block]:
     """Loss, the other validation figures, learning rates and gradient norm of one or more runs."""
-    one = len(runs) == 1
-    figures = loss_figures(runs, labels, "step")
+    one, drawn = len(runs) == 1, Drawn()
+    loss_figures(drawn, runs, labels, "step")
     if not one and different_pace(runs):
-        figures += loss_figures(runs, labels, "seconds")
-    figures += validation_figures(runs, labels)
+        loss_figures(drawn, runs, labels, "seconds")
+    validation_figures(drawn, runs, labels)
     rates = learning_rates(runs, labels)
     groups = "of each group of parameters" if one and len(rates) > 1 else "at each step"
-    figures.append(
-        figure("Learning rate", groups, plots.curves("train/learning_rate", rates, "learning rate"))
-    )
+    drawn.add("Learning rate", groups, "train/learning_rate", rates, "learning rate")
     limits = {number(run.config.get("max_grad_norm")) for run in runs}
     limit = limits.pop() if len(limits) == 1 else None
     norms = step_curves(runs, labels, "grad_norm", "smoothed")
-    picture = plots.curves(
-        "train/gradient_norm",
-        norms,
+    drawn.add(
+        *("Gradient norm", "over all parameters, before clipping", "train/gradient_norm", norms),
         "gradient norm",
         references=[("clipped to", limit)] * (limit is not None),
         from_zero=True,
     )
-    figures.append(figure("Gradient norm", "over all parameters, before clipping", picture))
-    return [drawn for drawn in figures if drawn]
+    drawn.figures += more
+    return drawn.blocks
 
 
-def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[Figure | None]:
+def loss_figures(drawn: Drawn, runs: list[RunFolder], labels: list[str], x_name: str) -> None:
     """Training and validation loss: on the same axes for one run, side by side for several."""
     training, validation, stars = [], [], []
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
@@ -52,7 +118,8 @@ def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[
         placed = [{x_name: x_of_step.get(line["step"]), **line} for line in evaluations]
         x, y = columns(placed, x_name, "val_loss")
         validation.append(Curve(label or "validation", x, y, i if label else 1, "points"))
-        at = [line for line in placed if line["step"] == best_step(run)]
+        several = sum(map(math.isfinite, y)) > 1  # of one evaluation nothing is the best
+        at = [line for line in placed if several and line["step"] == best_step(run)]
         said = "best of each run" * (not stars) if label else f"best, step {best_step(run):,}"
         stars += [(said, *point) for point in zip(*columns(at, x_name, "val_loss"), strict=True)]
     unit, scale = ("", 1.0) if x_name == "step" else time_unit(training)
@@ -70,19 +137,21 @@ def loss_figures(runs: list[RunFolder], labels: list[str], x_name: str) -> list[
     name, after = ("train/loss", "") if not unit else ("train/loss_by_time", " by training time")
     if len(runs) == 1:
         points = "; points: validation" * any(len(curve.finite) for curve in validation)
-        both = plots.curves(name, training + validation, "loss", x_label, references, stars)
-        return [figure(f"Loss{after}", f"{faint}{points}{dashed}", both)]
-    trained = plots.curves(name, training, "training loss", x_label, references)
-    validated = plots.curves(
-        name.replace("loss", "val_loss"), validation, "validation loss", x_label, references, stars
+        both, caption = training + validation, f"{faint}{points}{dashed}"
+        drawn.add(f"Loss{after}", caption, name, both, "loss", x_label, references, stars)
+        drawn.knows(validation)
+        return
+    named = f"Training loss{after}", f"{faint}{dashed}", name
+    drawn.add(*named, training, "training loss", x_label, references)
+    named = (
+        f"Validation loss{after}",
+        f"at each evaluation{dashed}",
+        name.replace("loss", "val_loss"),
     )
-    return [
-        figure(f"Training loss{after}", f"{faint}{dashed}", trained),
-        figure(f"Validation loss{after}", f"at each evaluation{dashed}", validated),
-    ]
+    drawn.add(*named, validation, "validation loss", x_label, references, stars)
 
 
-def validation_figures(runs: list[RunFolder], labels: list[str]) -> list[Figure | None]:
+def validation_figures(drawn: Drawn, runs: list[RunFolder], labels: list[str]) -> None:
     """One run: all shares on the same axes, and each other figure; several: each figure."""
     names = [name for run in runs for line in run.lines[1] for name in line]
     # the last two are facts that each evaluation of titles repeats: no curves
@@ -91,27 +160,26 @@ def validation_figures(runs: list[RunFolder], labels: list[str]) -> list[Figure 
     shares = [name for name in names if SHARE.search(name)]
     together = [shares] if len(runs) == 1 else [[name] for name in shares]
     together += [[name] for name in names if name not in shares]
-    figures = []
-    for group in [group for group in together if group][:4]:
-        drawn = []
+    before = len(drawn.figures)
+    for group in filter(None, together):
+        if len(drawn.figures) - before == MOST_VALIDATION:
+            return
+        lines = []
         for i, (name, (run, label)) in enumerate(
             itertools.product(group, zip(runs, labels, strict=True))
         ):
             x, y = columns(run.lines[1], "step", name)
-            drawn.append(Curve(label or readable(name), x, y, i, "points"))
+            lines.append(Curve(label or readable(name), x, y, i, "points"))
         constants = {number(run.metrics.get("constant_accuracy")) for run in runs}
         known = "val_accuracy" in group and len(constants) == 1 and None not in constants
         title = "Validation" if len(group) > 1 else readable(group[0]).capitalize()
         caption = "at each evaluation" + "; dashed: a constant answer on the test rows" * known
-        picture = plots.curves(
-            f"train/{group[0]}",
-            drawn,
+        drawn.add(
+            *(title, caption, f"train/{group[0]}", lines),
             "share of rows" if len(group) > 1 else readable(group[0]),
             references=[("constant answer", constants.pop())] * known,
             shares=group[0] in shares,
         )
-        figures.append(figure(title, caption, picture))
-    return figures
 
 
 def learning_rates(runs: list[RunFolder], labels: list[str]) -> list[Curve]:
@@ -127,6 +195,8 @@ def learning_rates(runs: list[RunFolder], labels: list[str]) -> list[Curve]:
 
 def layer_figure(training: list[dict]) -> list[Figure]:
     lines = [line for line in training if isinstance(line.get("grad_norms"), dict)]
+    if len(lines) < 2:
+        return []
     norms = [
         {clean(layer): number(norm) or math.nan for layer, norm in line["grad_norms"].items()}
         for line in lines
@@ -149,21 +219,22 @@ def speed(runs: list[RunFolder], labels: list[str]) -> list[Block]:
     summary = Table(["", *names], rows)
     if len(runs) == 1:
         summary = Text(" · ".join(f"{name}: {value}" for name, value in costs[0].items()))
-    drawn = []
+    drawn = Drawn()
     for title, caption, name, unit, scale in (
-        ("Rows", "per second, at each step", "examples_per_second", "rows a second", 1),
-        ("Tokens", "per second, at each step", "tokens_per_second", "tokens a second", 1),
+        ("Tokens a second", "at each step", "tokens_per_second", "tokens a second", 1),
+        ("Rows a second", "at each step", "examples_per_second", "rows a second", 1),
         ("Memory", "the most that was in use", "peak_memory_bytes", "GiB", 2**30),
     ):
+        if name == "examples_per_second" and drawn.figures:
+            continue  # nearly the curve of tokens once more
         if name == "peak_memory_bytes" and len(runs) == 1 and machine_lines(runs[0]):
             continue  # is in the monitor's picture
         lines = step_curves(runs, labels, name, "smoothed" if scale == 1 else "line")
         lines = [replace(curve, y=curve.y / scale) for curve in lines]
-        picture = plots.curves(f"train/{name}", lines, unit, from_zero=True)
-        drawn.append(figure(title, caption, picture))
+        drawn.add(title, caption, f"train/{name}", lines, unit, from_zero=True)
     if len(runs) == 1:
-        drawn += machine_figures(runs[0])
-    blocks = [summary, *(each for each in drawn if each)]
+        machine_figures(drawn, runs[0])
+    blocks = [summary, *drawn.figures]  # what was measured once is in the summary
     if len(runs) == 1 and len(rows := epoch_rows(runs[0])) > 1:
         blocks.append(Table(["epoch", "training", "tokens"], rows, folded="Seconds per epoch"))
     return blocks
@@ -175,7 +246,7 @@ def machine_lines(run: RunFolder) -> list[dict]:
     return [{**line["machine"], "step": line["step"]} for line in lines]
 
 
-def machine_figures(run: RunFolder) -> list[Figure | None]:
+def machine_figures(drawn: Drawn, run: RunFolder) -> None:
     """How busy the machine was, and its memory, as the monitor saw them."""
     lines = machine_lines(run)
     shares = [
@@ -189,12 +260,10 @@ def machine_figures(run: RunFolder) -> list[Figure | None]:
         memory.append(Curve(title, *columns(lines, "step", name), i))
     memory = [replace(curve, y=curve.y / 2**30) for curve in memory]
     shares, memory = ([c for c in group if len(c.finite)] for group in (shares, memory))
-    busy = plots.curves("train/machine", shares, "share", shares=True, from_zero=True)
     caption = "CPU: of all cores, whoever used them, and by this process; waiting: of the time"
-    return [
-        figure("How busy", caption, busy),
-        figure("Memory", "in use", plots.curves("train/memory", memory, "GiB", from_zero=True)),
-    ]
+    look = {"shares": True, "from_zero": True}
+    drawn.add("How busy", caption, "train/machine", shares, "share", **look)
+    drawn.add("Memory", "in use", "train/memory", memory, "GiB", from_zero=True)
 
 
 def epoch_rows(run: RunFolder) -> list[list[str]]:

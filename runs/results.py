@@ -3,7 +3,7 @@
 import heapq
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ def write_result(folder: Path, result: Result) -> None:
     for name, text in result.files.items():
         write_text(folder / name, text)
     if result.rows:
-        worst = "".join(json.dumps(finite(row)) + "\n" for row in worst_rows(result.rows))
-        write_text(folder / "analysis/worst_rows.jsonl", worst)
+        worst = map(finite, worst_rows(result.rows, result.read))
+        lines = "".join(json.dumps(row) + "\n" for row in worst)
+        write_text(folder / "analysis/worst_rows.jsonl", lines)
         write_text(folder / "metrics/predictions.csv", predictions_csv(result.rows))
     write_text(folder / "metrics/metrics.json", json.dumps(result.metrics, indent=1))
 
@@ -40,13 +41,25 @@ def row_loss(row: dict[str, Any]) -> float:
     return abs(float(row["label"]) - float(row["prediction"]))
 
 
-def worst_rows(rows: Iterable[dict], count: int = 20, characters: int = 2000) -> list[dict]:
-    """The rows with a text that the model got most wrong, worst first, long texts cut."""
-    with_text = [row for row in rows if "text" in row]
-    worst = heapq.nlargest(count, with_text, key=row_loss)
+def worst_rows(
+    rows: Iterable[dict],
+    read: Callable[[int], dict[str, str]] | None = None,
+    count: int = 20,
+    characters: int = 2000,
+) -> list[dict]:
+    """The rows with a text that the model got most wrong, worst first, long texts cut; with what
+    it read of them (Result.read)."""
+    with_text = [(place, row) for place, row in enumerate(rows) if "text" in row]
+    worst = heapq.nlargest(count, with_text, key=lambda each: row_loss(each[1]))
+
+    def cut(texts: dict[str, str]) -> dict[str, str]:
+        return {name: text[:characters] for name, text in texts.items()}
+
     return [
-        row | {"loss": row_loss(row), "text": {k: v[:characters] for k, v in row["text"].items()}}
-        for row in worst
+        row
+        | {"loss": row_loss(row), "text": cut(row["text"])}
+        | ({"read": cut(read(place))} if read else {})
+        for place, row in worst
     ]
 
 

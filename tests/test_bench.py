@@ -154,7 +154,7 @@ def in_this_process(tmp_path_factory):
 def test_quick_comparisons_run_to_their_end(
     name, tiny_bert, pair_csv, tmp_path_factory, tmp_path, monkeypatch
 ):
-    """With the peers that requirements-dev.txt installs; no speed is asserted."""
+    """With the peers that the extra dev installs; no speed is asserted."""
     comparison = importlib.import_module(f"benchmarks.{name}")
     for variable in ("ABLATE_CACHE", "HF_DATASETS_CACHE"):  # sides set them for their processes
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
@@ -177,7 +177,7 @@ def test_quick_comparisons_run_to_their_end(
         assert not Line(**line).void
     for table in measured["tables"].values():
         assert len(table) == 2
-    assert f"`python bench.py {name}" in (tmp_path / "markdown").read_text() or name == "scaling"
+    assert f"\npython bench.py {name}" in (tmp_path / "markdown").read_text() or name == "scaling"
 
 
 def test_output_collects_comparisons_and_shows_them(tmp_path):

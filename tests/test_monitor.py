@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import PROJECT
 
 import core
@@ -241,6 +242,11 @@ def test_the_rows_that_went_most_wrong_keep_their_text(train):
     assert [row["id"] for row in worst] == expected
     assert worst[0]["loss"] == pytest.approx(losses[worst[0]["id"]])
     assert set(worst[0]["text"]) == {"prompt", "response A", "response B"}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for row in worst:  # no word of a text stands in it that the model could not see
+        read = row["read"]["A, as read"], row["read"]["B, as read"]
+        assert all(0 < len(text.split()) <= config["max_length"] for text in read)
+        assert row["text"]["response A"].split()[0].lower()[:3] in read[0]
 
 
 def test_row_losses_of_every_kind():

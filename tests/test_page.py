@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import re
 import time
@@ -186,7 +187,7 @@ def test_a_finished_run_shows_everything_with_the_verdicts_first(finished):
     assert titles == [
         *("Loss", "Validation accuracy", "Learning rate", "Gradient norm"),
         *("Gradient norm of each layer", "Confusion matrix", "Calibration"),
-        *("Rows", "Tokens", "Memory"),
+        *("Tokens a second", "Memory"),
     ]
     assert "this <b>one</b>" in page.text and "label A, predicted B · loss 4.200" in page.text
     # SVG takes its colours from the style sheet, all of which are defined there
@@ -401,11 +402,66 @@ def test_markdown_has_its_headings_and_files(finished):
     assert path == finished / "report/page.md"
     text = path.read_text(encoding="utf-8")
     assert re.findall("^## (.*)", text, re.MULTILINE) == SECTIONS
-    files = re.findall(r"^```{figure} (\S+)$", text, re.MULTILINE)
-    assert len(files) == 10 == len(re.findall(r"^:alt: \S.{20}", text, re.MULTILINE))
+    files = re.findall(r"^!\[\S.{20,}\]\((\S+)\)$", text, re.MULTILINE)
+    assert len(files) == 9
     assert {path.name for path in path.parent.glob("*.png")} == set(files)
     widths = {line.count("|") for line in re.findall(r"^\| (?:accuracy|log loss) .*", text, re.M)}
     assert widths == {5}
+
+
+def labels_of(page) -> list[str]:
+    return [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+
+
+def test_what_was_measured_once_is_a_number_and_no_plot(tmp_path):
+    lines = [*training_lines(1), {"step": 1, "val_loss": 0.75, "val_accuracy": 0.625}]
+    page = page_of(write_run(tmp_path / "r", lines, METRICS))
+    assert not any("against step" in label for label in labels_of(page))
+    for said in ("Loss: validation0.75001", "Validation accuracy62.5\N{NO-BREAK SPACE}%1"):
+        assert said in page.text.replace("\n", "")
+    lines = [*training_lines(9), {"step": 9, "val_loss": 0.75, "val_accuracy": 0.625}]
+    page = page_of(write_run(tmp_path / "s", lines, METRICS))
+    assert "points: validation" in page.text and "best, step" not in page.text
+    assert not any(label.startswith("Validation accuracy") for label in labels_of(page))
+
+
+def test_nothing_is_drawn_twice(tmp_path):
+    lines = training_lines(60)
+    for step in (20, 40, 60):
+        loss = 3 - step / 40
+        figures = {"val_loss": loss, "val_all_loss": loss, "val_perplexity": math.exp(loss)}
+        figures |= {"val_bits_per_byte": loss / math.log(2), "val_response_loss": loss**2}
+        figures |= {"val_f1_macro": 0.5, "val_matthews_correlation": 0.25}  # two that do not move
+        lines.append({"step": step, **figures})
+    page = page_of(write_run(tmp_path / "r", lines, METRICS))
+    curves = [label.split(" against")[0] for label in labels_of(page) if " against step" in label]
+    assert len(curves) == len({*curves})
+    assert {"Loss", "Validation response loss", "Tokens a second"} <= {*curves}
+    assert {"Validation f1 macro", "Validation matthews correlation"} <= {*curves}
+    twice = {"Validation all loss", "Validation perplexity", "Validation bits per byte"}
+    assert not {*twice, "Rows a second"} & {*curves}
+    for name in twice:
+        assert f"{name.lower()} is the same curve" in page.text
+
+
+@pytest.mark.parametrize(
+    ("primary", "first"),
+    [("response_loss", "response loss"), ("loss", "log loss"), ("accuracy", "accuracy")],
+)
+def test_the_figure_that_decides_stands_first(tmp_path, primary, first):
+    metrics = METRICS | {"primary": primary, "response_loss": 1.5, "response_loss_ci95": [1.4, 1.6]}
+    page = page_of(write_run(tmp_path / "r", [], metrics))
+    tiles = re.findall(r'<div class="tile"><span>([^<]*)</span>', page.source)
+    assert tiles[0].startswith(first) and len(tiles) == len({*tiles}) <= 4
+
+
+def test_a_worst_row_shows_what_the_model_read(tmp_path):
+    folder = write_run(tmp_path / "r", [], METRICS)
+    row = {"id": "1", "label": "A", "loss": 2, "text": {"review": "read, and not this"}}
+    row["read"] = {"text, as read": "[CLS] read, [SEP]"}
+    (folder / "test/analysis/worst_rows.jsonl").write_text(json.dumps(row))
+    page = page_of(folder)
+    assert "[CLS] read, [SEP]" in page.text and "and not this" not in page.text
 
 
 def test_escaped_text_reads_as_it_was():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,9 @@ TOOLS = (
     "awk basename bash cat chmod cut date df dirname flock grep head id mkdir mv rm sed sha256sum "
     "sleep sort tail tee tr uname"
 ).split()
+
+with open(PROJECT / "pyproject.toml", "rb") as file:
+    EXTRAS = tomllib.load(file)["project"]["optional-dependencies"]
 
 # Stands for python3 and, copied by `-m venv`, for .venv/bin/python.
 PYTHON = f"""#!{shutil.which("bash")}
@@ -52,8 +56,8 @@ class Machine:
         self.project, self.bin, self.root = folder / "project", folder / "bin", folder / "root"
         for path in (self.project, self.bin, self.root):
             path.mkdir()
-        for path in [PROJECT / "startup.sh", *PROJECT.glob("requirements*.txt")]:
-            shutil.copy(path, self.project)
+        for name in ("startup.sh", "requirements.txt", "pyproject.toml"):
+            shutil.copy(PROJECT / name, self.project)
         for tool in TOOLS:
             if found := shutil.which(tool):
                 (self.bin / tool).symlink_to(found)
@@ -257,22 +261,26 @@ def test_setup_is_one_pip_command_and_is_not_repeated(machine, index):
     first = machine.run("setup", ABLATE_TORCH_INDEX=index.url)
     assert first.returncode == 0, first.stderr
     (call,) = machine.calls()
-    assert f"--extra-index-url {index.url}/cpu -r requirements.txt -r requirements-demo.txt" in call
+    wanted = " ".join(EXTRAS["demo"])
+    assert call.endswith(f" --extra-index-url {index.url}/cpu -r requirements.txt {wanted}")
     assert not (machine.project / ".venv" / "unfinished").exists()
 
     started = time.monotonic()
     assert machine.run("setup").returncode == 0 and machine.calls() == []
     assert time.monotonic() - started < 1
 
-    (machine.project / "requirements.txt").open("a").write("# changed\n")
-    assert "the requirements have changed" in machine.run("setup").stdout
-    assert len(machine.calls()) == 1
+    for name, old, new in (("requirements.txt", "", "# c\n"), ("pyproject.toml", "0.0.2", "0.0.3")):
+        path = machine.project / name
+        path.write_text(path.read_text().replace(old, new, 1))
+        assert "the requirements have changed" in machine.run("setup").stdout
+        assert len(machine.calls()) == 1
 
 
 def test_the_tests_add_pytest_and_a_later_setup_keeps_it(machine):
     assert machine.run("test", "-x").returncode == 0
     install, tests = machine.calls()
-    assert "-r requirements.txt -r requirements-demo.txt -r requirements-dev.txt" in install
+    for package in EXTRAS["demo"] + EXTRAS["dev"]:
+        assert f" {package}" in install
     assert re.search(
         r"-m pytest -q --numprocesses=\d --dist=loadfile tests --ignore=tests/long -x$", tests
     )
@@ -383,14 +391,86 @@ def test_smoke_refuses_a_run_that_leaves_no_record(machine):
     assert machine.calls()[-1].endswith(f"--out {machine.project}/s --device cpu --stop_after 1")
 
 
-def test_requirements_are_pinned_and_torch_is_bound_wherever_it_could_be_pulled():
-    for path in PROJECT.glob("requirements*.txt"):
-        for line in path.read_text().splitlines():
-            line = line.split("#")[0].strip()
-            if line and not line.startswith("-"):
-                assert re.fullmatch(r"[\w.\-]+(\[\w+\])?==[\w.+]+", line), f"{path.name}: {line}"
-    assert re.search(r"^torch==", (PROJECT / "requirements.txt").read_text(), re.M)
-    assert "\n-r requirements.txt\n" in (PROJECT / "requirements-demo.txt").read_text()
+def test_every_package_is_pinned_and_torch_in_the_file_that_each_installation_has():
+    lines = (PROJECT / "requirements.txt").read_text().splitlines()
+    base = [line.split("#")[0].strip() for line in lines]
+    for package in [*filter(None, base), *sum(EXTRAS.values(), [])]:
+        assert re.fullmatch(r"[\w.\-]+(\[\w+\])?==[\w.+]+", package), package
+    [torch] = [package for package in base if package.startswith("torch==")]
+    assert EXTRAS["xpu"] == [f"{torch}+xpu"]
+    named = [line.split("==")[0] for line in lines if line.startswith("# ")]
+    assert {"# flash-attn", "# intel-extension-for-pytorch"} <= set(named)
+    assert any(f"# {EXTRAS['cuda'][0]} " in line for line in lines)
+    by_name = {}
+    for package in sum(EXTRAS.values(), []):
+        name, version = package.split("==")
+        assert by_name.setdefault(name, version) == version, package
+
+
+@pytest.mark.parametrize("name", ["demo", "dev", "bench", "light"])
+def test_an_extra_is_added_by_name_and_kept(machine, name):
+    assert machine.run("setup", f"--{name}").returncode == 0
+    [install] = machine.calls()
+    assert install.split("requirements.txt ")[1].split()[-len(EXTRAS[name]) :] == EXTRAS[name]
+    assert machine.run(f"--{name}").returncode == 0 and machine.calls() == []
+    text = (machine.project / "pyproject.toml").read_text()
+    changed = EXTRAS[name][-1] + "1"
+    (machine.project / "pyproject.toml").write_text(text.replace(EXTRAS[name][-1], changed))
+    assert machine.run("setup", f"--{name}").returncode == 0
+    assert f" {changed}" in machine.calls()[0]
+    machine.run("setup", "--light")
+    kept = machine.calls()
+    assert kept == [] if name == "light" else f" {changed}" in kept[0]
+
+
+def test_an_unknown_extra_is_refused_with_those_there_are(machine):
+    for word in ("--devv", "dev", "--"):
+        result = machine.run("setup", word)
+        assert result.returncode != 0 and "--demo, --dev, --bench, --light" in result.stderr
+    assert machine.calls() == []
+
+
+UV = """echo "uv $*" >>"$CALLS"
+case "$*" in
+    venv*) [ -z "${FAKE_UV_NO_VENV:-}" ] || exit 2
+        mkdir -p .venv/bin && cat "$(command -v python3)" >.venv/bin/python
+        chmod +x .venv/bin/python ;;
+    pip*) echo "${UV_DEFAULT_INDEX:-}" >>"$CALLS"; echo "Prepared 1 package"
+        exit "${FAKE_UV_STATUS:-0}" ;;
+esac"""
+
+
+def test_uv_does_the_work_where_it_is_there(machine, index):
+    machine.stub("uv", UV)
+    result = machine.run("setup", FAKE_NO_VENV="1", ABLATE_TORCH_INDEX=index.url)
+    assert result.returncode == 0, result.stderr
+    venv, install, used = machine.calls()
+    assert venv == f"uv venv --allow-existing --seed --python {machine.bin}/python3 .venv"
+    assert install.startswith("uv pip install --python .venv/bin/python --index-strategy unsafe-b")
+    wanted = " ".join(EXTRAS["demo"])
+    assert install.endswith(f" --extra-index-url {index.url}/cpu -r requirements.txt {wanted}")
+    assert used == "https://pypi.org/simple"
+    assert machine.run("setup").returncode == 0 and machine.calls() == []
+
+
+def test_uv_takes_pips_index_and_can_be_switched_off(machine):
+    machine.stub("uv", UV)
+    machine.run("setup", PIP_INDEX_URL="https://mirror.example/simple")
+    assert machine.calls()[-1] == "https://mirror.example/simple"
+    shutil.rmtree(machine.project / ".venv")
+    machine.run("setup", ABLATE_UV="0")
+    [call] = machine.calls()
+    assert call.startswith("-m pip ")
+
+
+@pytest.mark.parametrize("failure", ["FAKE_UV_NO_VENV", "FAKE_UV_STATUS"])
+def test_pip_does_what_uv_cannot(machine, failure):
+    machine.stub("uv", UV)
+    result = machine.run("setup", **{failure: "1"})
+    assert result.returncode == 0, result.stderr
+    calls = machine.calls()
+    assert ("trying pip" in result.stdout) == (failure == "FAKE_UV_STATUS")
+    assert any(call.startswith("-m pip ") for call in calls) == (failure == "FAKE_UV_STATUS")
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not on this machine")

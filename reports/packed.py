@@ -1,0 +1,154 @@
+"""Run folders in one compressed file: FOLDER.zip is read where FOLDER is not there.
+
+    pack(Path("docs/results/bert"))                        # writes docs/results/bert.zip
+    read_bytes(Path("docs/results/bert/tiny/run.json"))    # out of it, once the folder is gone
+
+Every report reads through here, so that what it says of the file is what it says of the folder.
+Nothing is unpacked to disk. Any zip program unpacks one: the runs lie in a folder of its name.
+"""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from files import cleared, disk_error, remove, walk
+
+SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".patch")  # what reports read, and inspect.json
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
+SAME_DATE = (1980, 1, 1, 0, 0, 0)  # the same runs make the same file
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file on the disk or in a packed folder. OSError where it is not there, or damaged."""
+    if (place := _place(path)) is None:
+        return path.read_bytes()
+    members, name = place
+    if name not in members:
+        raise FileNotFoundError(f"{path}: no such file in {members.file}")
+    try:
+        return members.zip.read(members[name])
+    except DAMAGE as error:
+        raise OSError(f"{path}: damaged in {members.file} ({error})") from None
+
+
+def is_file(path: Path) -> bool:
+    place = _place(path)
+    return path.is_file() if place is None else place[1] in place[0]
+
+
+def is_dir(path: Path) -> bool:
+    place = _place(path)
+    return path.is_dir() if place is None else place[0].has_folder(place[1])
+
+
+def files_below(path: Path) -> list[Path]:
+    """All files in a folder and below it; on the disk also behind links (files.walk)."""
+    if (place := _place(path)) is None:
+        return list(walk(path))
+    members, name = place
+    start = f"{name}/" if name else ""
+    return sorted(path / member[len(start) :] for member in members if member.startswith(start))
+
+
+def is_packed(path: Path) -> bool:
+    return _place(path) is not None
+
+
+def folder_name(path: str) -> str:
+    """The folder that was packed into a file: x/runs for x/runs.zip, and x/runs/a for x/runs.zip/a.
+    A path without such a file, or with the folder beside it, stays as it is."""
+    for part in (Path(path), *Path(path).parents):
+        if part.suffix == ".zip" and part.is_file() and not part.with_suffix("").exists():
+            return str(part.with_suffix("") / Path(path).relative_to(part))
+    return path
+
+
+def pack(folder: Path) -> Path:
+    """Write FOLDER.zip: settings, records, logs, metrics and predictions of the runs at or below
+    `folder`, without weights, pictures and pages. ValueError where no run is."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files = {}
+    for path in walk(folder):
+        inside = path.relative_to(folder).as_posix()
+        if path.suffix in SUFFIXES and path.is_file() and "/weights/" not in f"/{inside}":
+            files[inside] = path.read_bytes()
+    if not any(Path(name).name == "run.json" for name in files):
+        raise ValueError(f"{folder}: no run folder in it (none has a run.json)")
+    packed = folder.with_name(f"{folder.name}.zip")
+    _write(packed, {f"{folder.name}/{name}": content for name, content in files.items()})
+    return packed
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Put texts into files of packed folders, in place of what was there; each zip once."""
+    changed: dict[Path, dict[str, bytes]] = {}
+    for path, text in texts.items():
+        members, name = _place(path)  # type: ignore[misc]
+        changed.setdefault(members.file, {})[members[name]] = text.encode()
+    for file, contents in changed.items():
+        members = _members_of(file)
+        others = {full: members.zip.read(full) for full in members.zip.namelist()}
+        _write(file, others | contents)
+
+
+class _Members(dict[str, str]):
+    """name below the folder → name in the file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            self.zip = zipfile.ZipFile(file)
+        except DAMAGE as error:
+            raise ValueError(f"{file} cannot be read as a packed folder: {error}") from None
+        names = [name for name in self.zip.namelist() if not name.endswith("/")]
+        top = f"{file.stem}/"
+        start = len(top) if all(name.startswith(top) for name in names) else 0
+        super().__init__({name[start:]: name for name in names})
+
+    def has_folder(self, name: str) -> bool:
+        return not name or any(member.startswith(f"{name}/") for member in self)
+
+
+def _place(path: Path) -> tuple[_Members, str] | None:
+    """(the packed folder, the name in it) of what lies in one; None of what is on the disk."""
+    for folder in (path, *path.parents):
+        if folder.is_dir():  # what is not in it is nowhere
+            return None
+        for file in (folder, folder.with_name(f"{folder.name}.zip")):
+            if file.suffix == ".zip" and file.is_file():
+                name = path.relative_to(folder).as_posix()
+                return _members_of(file), "" if name == "." else name
+        if folder.exists():
+            return None
+    return None
+
+
+def _members_of(file: Path) -> _Members:
+    facts = file.stat()
+    return _members(file, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=16)
+def _members(file: Path, changed: int, size: int) -> _Members:
+    return _Members(file)
+
+
+def _write(file: Path, contents: Mapping[str, bytes]) -> None:
+    """All of it or nothing."""
+    beside = cleared(file, "tmp")
+    try:
+        with zipfile.ZipFile(beside, "w") as packed:
+            for name in sorted(contents):
+                info = zipfile.ZipInfo(name, SAME_DATE)
+                info.external_attr = 0o644 << 16
+                packed.writestr(info, contents[name], zipfile.ZIP_BZIP2, 9)
+        with open(beside, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, file)
+    except OSError as error:
+        remove(beside)
+        raise disk_error(error, file) from error
