@@ -60,7 +60,7 @@ from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
 from files import PROJECT, find_file
 from reports import explain, scripts
-from reports.scripts import text_of
+from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
 
 REPORT = PROJECT / "report.py"
@@ -235,7 +235,7 @@ def words_of(run: Run) -> list[str]:
 def label_of(settings: Mapping[str, Any], *before: str) -> str:
     """before,lr=1e-05,freeze=all: fit for a folder."""
     parts = [*before, *(f"{name}={text_of(value)}" for name, value in settings.items())]
-    return explain.folder_name(",".join(parts))
+    return folder_name(",".join(parts))
 
 
 def combinations(values: Mapping[str, list]) -> list[dict[str, Any]]:

@@ -146,6 +146,7 @@ class Comparison:
             row_freedom=max(d.row_freedom, 1.0),
             comparisons=self.family,
             correlation=0.0 if self.paired_seeds else None,
+            weighted=d.weighted,
         )
 
     @property

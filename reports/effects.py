@@ -516,7 +516,7 @@ def contrast(grid: Grid, metric: str, weights: Weights) -> comparisons.Differenc
         cells = [[mean_influence(cell)] for cell in cells]
     index = group_index(grid.rows(0)[0].groups)
     paired = bool(grid.seeds) and len(cells[0]) > 1
-    return comparisons.contrast(cells, list(weights.values()), index, paired)
+    return comparisons.contrast(cells, list(weights.values()), index, paired, weighted=True)
 
 
 def build_effects(

@@ -33,7 +33,7 @@ from reports.effects import Factor, point_name, shown
 from reports.folder import RunFolder, duration, find_runs, number, shared_notes
 from reports.options import add_explain_options
 from reports.outcomes import lost_runs
-from reports.scripts import text_of
+from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
 
 # Settings that say which rows there are and what their labels mean: runs that differ in them are
@@ -112,7 +112,7 @@ class Question:
         result."""
         arms = {}
         for point in self.points:
-            label = self.name(point).replace(", ", ",")
+            label = folder_name(self.name(point).replace(", ", ","))
             label = label if len(label) <= LONGEST_LABEL else f"point_{point}"
             arms[label] = {"script": self.script, "seeds": self.seeds, **self.settings(point)}
         declared = {"paired": True, **({} if margin is None else {"margin": margin})}
@@ -677,14 +677,9 @@ def write_plan(question: Question, out: Path, before: dict[str, Any], margin: fl
         write_text(out / "sweep.yaml", yaml.safe_dump(plan, sort_keys=False))
     labels = list((before or plan)["arms"])
     for (point, seed), run in question.existing.items():
-        place = out / folder_name(labels[question.points.index(point)]) / f"seed_{seed}"
+        place = out / labels[question.points.index(point)] / f"seed_{seed}"
         if place.is_symlink() and not place.exists():
             place.unlink()
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(os.path.relpath(run.path.resolve(), place.parent.resolve()))
-
-
-def folder_name(label: str) -> str:
-    """Without what does not fit into the name of a folder."""
-    return re.sub(r"[^\w.,=+-]+", "_", label).strip("._")

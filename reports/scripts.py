@@ -3,6 +3,7 @@ one of them, asked in a process of its own, makes of settings."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -91,3 +92,8 @@ def ask(script: Path, lines: Sequence[Sequence[str]]) -> list[Answer]:
 def text_of(value: Any) -> str:
     """A value as a script's command line takes it: null, true, 1e-05, all, [1, 2]."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def folder_name(label: str) -> str:
+    """A label without what does not fit into the name of a folder."""
+    return re.sub(r"[^\w.,=+-]+", "_", label).strip("._")

@@ -12,7 +12,9 @@ from conftest import PROJECT
 from run_folders import write_run
 
 import report
-from evaluation import factorial
+from benchmarks import effects as planted
+from evaluation import comparisons, factorial
+from evaluation.stats import Influence
 from reports import effects
 
 ROWS = 120
@@ -248,3 +250,34 @@ def test_the_command_prints_draws_and_gives_json(tmp_path, capsys):
     total = sum(e["difference"] for e in content["effects"] if e["kind"] == "setting")
     assert total == pytest.approx(content["total"]["difference"])
     assert "effects" in (PROJECT / "report.py").read_text()
+
+
+# ---------------------------------------------------------------------- the planted truths
+
+
+def test_the_simulation_judges_as_contrast_does():
+    case = planted.Case(3, "full", "one", "a seed moves all points")
+    values, influences = planted.draw(case, 4, 1.0, 3, np.random.default_rng(0))
+    index = np.arange(planted.GROUPS)
+    for weights in case.lines().values():
+        p, contrast = planted.p_values(values, influences, weights)
+        for repeat in range(3):
+            cells = [
+                [
+                    Influence(value, rows, np.full(planted.GROUPS, 1 / planted.GROUPS))
+                    for value, rows in zip(*both, strict=True)
+                ]
+                for both in zip(values[repeat], influences[repeat], strict=True)
+            ]
+            found = comparisons.contrast(cells, list(weights), index, True, weighted=True)
+            assert found.value == pytest.approx(contrast[repeat])
+            assert found.p == pytest.approx(p[repeat])
+
+
+@pytest.mark.parametrize("truth", ["none", "one", "two together"])
+def test_planted_truths_are_found_and_nothing_else(truth):
+    case = planted.Case(3, "full", truth, "a seed moves those of one prompt")
+    line = planted.line_of(case, 400)
+    assert float(line["false_low"]) <= 0.05
+    if truth != "none":
+        assert line["seeds"] == 6 and float(line["right_high"]) >= 0.8
