@@ -29,6 +29,7 @@ A sweep file is a settings file with these keys besides; all other keys are comm
     tune_by: val_accuracy               # the best of this figure instead
     paired: true                        # the comparison pairs runs of one seed (docs/statistics.md)
     margin: 0.01                        # a difference of the primary metric that does not matter
+    explain: …                          # of `sweep.py explain A B`: docs/explain.md
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log

@@ -37,7 +37,7 @@ from reports.outcomes import notes as notes_on_outcomes
 from reports.plan import Plan, plan_of
 from reports.predictions import Predictions, direction
 
-MOST_FACTORS = 10
+MOST_FACTORS = 16
 SETTING, PAIR, REST, REMAINDER = "setting", "together", "with the rest", "remainder"
 
 
@@ -204,7 +204,7 @@ def _whole_grid(
     wanted = full if is_full else ends
     if extra := len(points.keys() - set(wanted)):
         notes.append(f"note: {extra} further points of the grid are not used: it is not whole")
-    arms = {p: Arm(point_name(factors, p), without_repeats(points[p])) for p in wanted}
+    arms = {p: _usable(Arm(point_name(factors, p), without_repeats(points[p]))) for p in wanted}
     seeds = [{run.seed for run in arm.runs} for arm in arms.values()]
     shared = set.intersection(*seeds)
     is_same = all(each == shared for each in seeds)
@@ -215,9 +215,21 @@ def _whole_grid(
     if dropped := sorted(set.union(*seeds) - shared, key=show):
         names = ", ".join(map(show, dropped))
         notes.append(f"note: seeds that are not at every point are left out: {names}")
-        for arm in arms.values():
-            arm.runs = [run for run in arm.runs if run.seed in shared]
+        arms = {
+            point: Arm(arm.label, [run for run in arm.runs if run.seed in shared])
+            for point, arm in arms.items()
+        }
     return Grid(factors, arms, sorted(shared, key=_seed_order), is_full, notes)
+
+
+def _usable(arm: Arm) -> Arm:
+    """Without runs whose rows cannot be read. ValueError where none is left."""
+    lost = {run.path for run in lost_runs(arm.runs)}
+    there = {run.path for run in arm.tested} | lost
+    if not there:
+        notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
+        raise ValueError("; ".join([f"{arm.label} has no test rows", *notes]))
+    return Arm(arm.label, [run for run in arm.runs if run.path in there])
 
 
 def _seed_order(seed: Any) -> tuple:
@@ -531,6 +543,8 @@ def build_effects(
     plan = plan_of(load_runs(paths))
     grid = read_grid(paths, levels or {}, plan)
     arms = list(grid.points.values())
+    if any(rows.num_groups < 2 for arm in arms for rows in arm.predictions):
+        raise ValueError("all test rows are in one group: how groups differ cannot be known")
     if why := refusal(arms):
         raise ValueError(f"not compared: {why}")
     given = margin is not None

@@ -29,7 +29,7 @@ from files import find_file, read_yaml, write_text
 from reports import scripts
 from reports.arms import Arm, differences, settings_of
 from reports.compare import SCHEMA
-from reports.effects import Factor, point_name, shown
+from reports.effects import MOST_FACTORS, Factor, point_name, shown
 from reports.folder import RunFolder, duration, find_runs, number, shared_notes
 from reports.options import add_explain_options
 from reports.outcomes import lost_runs
@@ -269,7 +269,7 @@ def ask(
     a, b = (_one_setting(path) for path in paths)
     script = _script_of(a, b)
     file = _find_script(script)
-    defaults = scripts.ask(file, [[]])[0].settings if scripts.is_ours(file) else {}
+    defaults = _answers(file, [[]])[0].settings if scripts.is_ours(file) else {}
     told = [_told(arm, defaults, script) for arm in (a, b)]
     texts = [_compared(arm.runs[0], defaults) for arm in (a, b)]
     differing = [n for n in dict.fromkeys([*texts[0], *texts[1]]) if _differ(texts, n)]
@@ -300,6 +300,11 @@ def ask(
         words=_words(full, together, rows or ("a" if other_rows else None), under),
     )
     groups = _together(together, names)
+    if len(groups) > MOST_FACTORS:
+        raise ValueError(
+            f"{len(groups)} settings differ ({', '.join(names)}): {MOST_FACTORS} at most; "
+            "--together takes several as one"
+        )
     _join_refused(question, groups, told, texts, defaults, file, full)
     home = [Path("results"), *(Path(p) for p in under), *(_above(Path(p)) for p in paths)]
     _look_for_runs(question, texts, defaults, seeds, home, leave_out)
@@ -348,6 +353,14 @@ def _find_script(script: str) -> Path:
         return find_file(script)
     except OSError:
         raise ValueError(f"no such script: {script}, neither here nor beside report.py") from None
+
+
+def _answers(file: Path, lines: Sequence[Sequence[str]]) -> list[scripts.Answer]:
+    try:
+        return scripts.ask(file, lines)
+    except ValueError as error:
+        last = str(error).strip().splitlines() or ["no word"]
+        raise ValueError(f"{file} cannot be asked what its settings are: {last[-1]}") from None
 
 
 def _told(arm: Arm, defaults: dict[str, Any], script: str) -> dict[str, Any]:
@@ -445,7 +458,7 @@ def _join_refused(
             [f"--{n}={text_of(v)}" for n, v in question.settings(point).items()]
             for point in question.points
         ]
-        answers = dict(zip(question.points, scripts.ask(file, lines), strict=True))
+        answers = dict(zip(question.points, _answers(file, lines), strict=True))
         refused = {point: answer.error for point, answer in answers.items() if answer.error}
         if not refused:
             return
