@@ -426,7 +426,8 @@ def check_settings(plan: Plan) -> None:
         if not scripts.is_ours(script):
             continue
         try:
-            answers = scripts.ask(script, words)
+            with scripts.Asking(script) as ask:
+                answers = ask(words)
         except ValueError as error:
             raise refuse(last_words(str(error))) from None
         for answer in answers:

@@ -10,6 +10,7 @@ are among those that answer it.
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 import os
@@ -133,7 +134,7 @@ class Question:
         changed = [[name, f.a[name], f.b[name]] for f in self.factors for name in f.a]
         lines += [tabulate(changed, ["settings that differ", "A", "B"], tablefmt=style,
                            disable_numparse=True), ""]  # fmt: skip
-        lines += self.joined
+        lines += [*self.joined, *([""] if self.joined else [])]
         if self.other_rows:
             lines += [self.about_rows, ""]
         for section, rows in self.others.items():
@@ -269,7 +270,29 @@ def ask(
     a, b = (_one_setting(path) for path in paths)
     script = _script_of(a, b)
     file = _find_script(script)
-    defaults = _answers(file, [[]])[0].settings if scripts.is_ours(file) else {}
+    if rows not in (None, "a", "b"):
+        raise ValueError(f"--rows {rows}: expected a or b")
+    with scripts.Asking(file) if scripts.is_ours(file) else contextlib.nullcontext() as asking:
+        question, texts, defaults = _between(a, b, script, asking, full, together, rows, under)
+    home = [Path("results"), *(Path(p) for p in under), *(_above(Path(p)) for p in paths)]
+    _look_for_runs(question, texts, defaults, seeds, home, leave_out)
+    question.seconds = _seconds(question)
+    return question
+
+
+def _between(
+    a: Arm,
+    b: Arm,
+    script: str,
+    asking: scripts.Asking | None,
+    full: bool | None,
+    together: Sequence[Sequence[str]],
+    rows: str | None,
+    under: Sequence[str],
+) -> tuple[Question, list[dict[str, Any]], dict[str, Any]]:
+    """(the question, without its seeds and runs; A's and B's settings as reports compare them; the
+    script's defaults)."""
+    defaults = _answers(asking, [[]])[0].settings if asking else {}
     told = [_told(arm, defaults, script) for arm in (a, b)]
     texts = [_compared(arm.runs[0], defaults) for arm in (a, b)]
     differing = [n for n in dict.fromkeys([*texts[0], *texts[1]]) if _differ(texts, n)]
@@ -290,7 +313,7 @@ def ask(
     if not names:
         what = "and so in rows, data or environment alone" if others or other_rows else "at all"
         raise ValueError(
-            f"{paths[0]} and {paths[1]} differ in no setting {what}: a difference between them is "
+            f"{a.label} and {b.label} differ in no setting {what}: a difference between them is "
             "no setting's work (report.py compare; sweep.py --aa shows what seeds alone do)"
         )
     shared = {n: v for n, v in which.items() if n not in names and not _is_default(n, v, defaults)}
@@ -305,11 +328,8 @@ def ask(
             f"{len(groups)} settings differ ({', '.join(names)}): {MOST_FACTORS} at most; "
             "--together takes several as one"
         )
-    _join_refused(question, groups, told, texts, defaults, file, full)
-    home = [Path("results"), *(Path(p) for p in under), *(_above(Path(p)) for p in paths)]
-    _look_for_runs(question, texts, defaults, seeds, home, leave_out)
-    question.seconds = _seconds(question)
-    return question
+    _join_refused(question, groups, told, texts, defaults, asking, full)
+    return question, texts, defaults
 
 
 def _words(
@@ -355,12 +375,14 @@ def _find_script(script: str) -> Path:
         raise ValueError(f"no such script: {script}, neither here nor beside report.py") from None
 
 
-def _answers(file: Path, lines: Sequence[Sequence[str]]) -> list[scripts.Answer]:
+def _answers(asking: scripts.Asking, lines: Sequence[Sequence[str]]) -> list[scripts.Answer]:
     try:
-        return scripts.ask(file, lines)
+        return asking(lines)
     except ValueError as error:
         last = str(error).strip().splitlines() or ["no word"]
-        raise ValueError(f"{file} cannot be asked what its settings are: {last[-1]}") from None
+        raise ValueError(
+            f"{asking.script} cannot be asked what its settings are: {last[-1]}"
+        ) from None
 
 
 def _told(arm: Arm, defaults: dict[str, Any], script: str) -> dict[str, Any]:
@@ -434,7 +456,7 @@ def _join_refused(
     told: Sequence[dict[str, Any]],
     texts: Sequence[dict[str, Any]],
     defaults: dict[str, Any],
-    file: Path,
+    asking: scripts.Asking | None,
     full: bool | None,
 ) -> None:
     """Set the factors, joining those of which a point between A and B is refused by the script:
@@ -452,13 +474,13 @@ def _join_refused(
             Factor(*({n: shown(side.get(n)) for n in group} for side in texts)) for group in groups
         ]
         question.changes = [_ends_of(group, told, defaults) for group in groups]
-        if not scripts.is_ours(file):
+        if asking is None:
             return
         lines = [
             [f"--{n}={text_of(v)}" for n, v in question.settings(point).items()]
             for point in question.points
         ]
-        answers = dict(zip(question.points, _answers(file, lines), strict=True))
+        answers = dict(zip(question.points, _answers(asking, lines), strict=True))
         refused = {point: answer.error for point, answer in answers.items() if answer.error}
         if not refused:
             return

@@ -1,11 +1,13 @@
 """The scripts as reports know them, which import none: which of them are one experiment, and what
 one of them, asked in a process of its own, makes of settings."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,24 +48,25 @@ class Answer:
     error: str = ""
 
 
-# Imports of a script are heavy, so once for all command lines.
+# Imports of a script are heavy, so once for all questions: a JSON list of command lines a line.
 ASK = """
 import importlib.util, json, sys
 from pathlib import Path
 from settings import as_dict, flatten, parse_settings
-path, answers = Path(sys.argv[1]), []
-lines, sys.stdout = json.load(sys.stdin), sys.stderr
+path, out, sys.stdout = Path(sys.argv[1]), sys.stdout, sys.stderr
 spec = importlib.util.spec_from_file_location(path.stem, path)
 sys.modules[path.stem] = script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
-for words in lines:
-    try:
-        aliases = getattr(script, "ALIASES", None)
-        config, _ = parse_settings(script.Config, words, path.name, aliases)
-        answers.append({"settings": flatten(as_dict(config))})
-    except (SystemExit, ValueError) as error:
-        answers.append({"settings": {}, "error": str(error)})
-json.dump(answers, sys.__stdout__, default=str)
+for line in sys.stdin:
+    answers = []
+    for words in json.loads(line):
+        try:
+            aliases = getattr(script, "ALIASES", None)
+            config, _ = parse_settings(script.Config, words, path.name, aliases)
+            answers.append({"settings": flatten(as_dict(config))})
+        except (SystemExit, ValueError) as error:
+            answers.append({"settings": {}, "error": str(error)})
+    print(json.dumps(answers, default=str), file=out, flush=True)
 """
 
 
@@ -72,21 +75,43 @@ def is_ours(script: Path) -> bool:
     return "runs.launch(" in script.read_text(encoding="utf-8")
 
 
-def ask(script: Path, lines: Sequence[Sequence[str]]) -> list[Answer]:
-    """What the script makes of each list of words. ValueError (with all that was said, for whoever
-    wants its last words) when it cannot be asked."""
-    script = script.resolve()
-    paths = os.pathsep.join([str(PROJECT), str(script.parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, str(script)],
-        input=json.dumps([list(line) for line in lines]),
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ValueError(done.stderr)
-    return [Answer(**answer) for answer in json.loads(done.stdout)]
+class Asking:
+    """A script that is asked what it makes of command lines, several times; a context manager."""
+
+    def __init__(self, script: Path):
+        self.script = script.resolve()
+
+    def __enter__(self) -> "Asking":
+        paths = os.pathsep.join([str(PROJECT), str(self.script.parent)])
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ASK, str(self.script)],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def __call__(self, lines: Sequence[Sequence[str]]) -> list[Answer]:
+        """What it makes of each list of words. ValueError, with all that it said, when it cannot
+        be asked."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([list(line) for line in lines]) + "\n")
+            self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            self._process.wait()
+            self._errors.seek(0)
+            raise ValueError(self._errors.read())
+        return [Answer(**each) for each in json.loads(answer)]
 
 
 def text_of(value: Any) -> str:
