@@ -3,6 +3,8 @@
     python report.py compare results/minilm/run_a results/minilm/run_b
     python report.py compare results/sweeps/frozen/frozen results/sweeps/frozen/trained
     python report.py steps results/sweeps/headlines_steps    # each step against the one before
+    python report.py explain results/run_1 results/run_2     # what differs, what would tell
+    python report.py effects results/sweeps/explain_1_2      # which of them did it, in a grid
     python report.py table results --sort -accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
     python report.py watch results/demo
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import console
 from reports import folder, packed
+from reports.options import add_explain_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument("--margin", type=float, metavar="DIFFERENCE", help=(
             "a difference that does not matter: an interval inside ± it is called the same"
         ))  # fmt: skip
+
+    def styled_as_text(parser: argparse.ArgumentParser) -> None:
+        style = parser.add_mutually_exclusive_group()
+        style.add_argument("--markdown", action="store_const", dest="style", const="github")
+        style.add_argument("--json", action="store_true", help="for programs: docs/explain.md")
 
     compare = command("compare", "what differs between runs, and whether the difference is noise")
     compare.add_argument(
@@ -75,6 +83,21 @@ def build_parser() -> argparse.ArgumentParser:
     steps.add_argument("--metric", help="of the differences, e.g. accuracy; else the primary one")
     margin(steps)
     steps.add_argument("--columns", type=names, help="these beside it, e.g. training_flops,minutes")
+    explain = command("explain", "two runs several settings apart: what would tell which did it")
+    add_explain_options(explain)
+    styled_as_text(explain)
+
+    effects = command("effects", "which setting did it: a grid of settings × seeds, from A to B")
+    effects.add_argument("runs", nargs="+", help="the folder of a grid, or its runs")
+    effects.add_argument("--metric", help="of the contributions; else the primary one")
+    margin(effects)
+    effects.add_argument("--levels", nargs="+", default=[], metavar="NAME=FROM,TO", help=(
+        "from which value to which, e.g. lr=1e-5,5e-5; else as the plan has it"
+    ))  # fmt: skip
+    effects.add_argument("--picture", type=Path, help=(
+        "PNG file of the waterfall (default: effects.png in the folder)"
+    ))  # fmt: skip
+    styled_as_text(effects)
     for parser_with_styles in (compare, table, steps):
         style = parser_with_styles.add_mutually_exclusive_group()
         style.add_argument("--markdown", action="store_const", dest="style", const="github")
@@ -172,6 +195,19 @@ def run_command(arguments: argparse.Namespace) -> str:
         found = steps.report(
             *(arguments.runs, arguments.metric, arguments.columns, style),
             *(arguments.margin, arguments.json),
+        )
+        return found if isinstance(found, str) else as_json(found)
+    if arguments.command == "explain":
+        from reports import explain
+
+        question = explain.ask_of(arguments)
+        return as_json(question.as_json()) if arguments.json else question.as_text(style)
+    if arguments.command == "effects":
+        from reports import effects
+
+        found = effects.report(
+            *(arguments.runs, arguments.metric, arguments.margin),
+            *(effects.parse_levels(arguments.levels), arguments.picture, style, arguments.json),
         )
         return found if isinstance(found, str) else as_json(found)
     if arguments.command == "page":

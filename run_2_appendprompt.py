@@ -22,6 +22,8 @@ from experiments.experiment import or_embedded
 class Config(preference.Config):
     """Settings of run_2_appendprompt.py."""
 
+    REFUSED = {"prompt": "this script reads the prompt: run_5_models.py has --prompt false"}
+
     model: str = "distilbert"
     """distilbert, or any encoder: a short name, a local folder, a hub id"""
 
@@ -30,7 +32,7 @@ def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
         config = or_embedded(config, given, world, **preference.EMBEDDED)
         with runs.Run(config, world) as run:
-            experiment = preference.Preference(config, world, run.folder, with_prompt=True)
+            experiment = preference.Preference(config, world, run.folder)
             state = experiment.build_state(experiment.load_encoder())
             if config.dry_run:
                 return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))

@@ -1,7 +1,8 @@
-"""Run 5: other encoders, initialisations and frozen parts in the experiment of run 2.
+"""Run 5: other encoders, initialisations and frozen parts in the experiment of runs 1 and 2.
 
     torchrun --nproc_per_node=4 run_5_models.py --model electra
     torchrun --nproc_per_node=4 run_5_models.py --model deberta-v3 --head symmetric --swap both
+    python run_5_models.py --model minilm --data reviews --prompt false        # run 1's experiment
     python run_5_models.py --model minilm --data reviews --freeze bottom:3 --max_length 96
     python run_5_models.py predict --run_folder RUN --prompt P --response_a A --response_b B
 
@@ -39,7 +40,7 @@ def main(config: Config, given: bool) -> None:
     with core.distributed(config) as world:
         config = or_embedded(config, given, world, **preference.EMBEDDED)
         with runs.Run(config, world) as run:
-            experiment = preference.Preference(config, world, run.folder, with_prompt=True)
+            experiment = preference.Preference(config, world, run.folder)
             encoder = experiment.load_encoder(config.init)
             pretrained.freeze(encoder, config.freeze)
             state = experiment.build_state(encoder)

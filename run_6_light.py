@@ -309,7 +309,7 @@ def main(config: Config, given: bool) -> None:
             run.record.path = Path(folder)
         else:
             raise ValueError("under torchrun all processes must be told the run folder: --out")
-        task = Task(config, world, run.folder, with_prompt=True)
+        task = Task(config, world, run.folder)
         train(config, task, run)
 
 

@@ -6,6 +6,7 @@
     python sweep.py --config configs/sweeps/models.yaml --processes 4   # each run under torchrun
     python sweep.py run_5_models.py --config configs/preference/demo.yaml --aa     # the controls
     python sweep.py --config configs/sweeps/frozen.yaml --dry_run       # the commands, and stop
+    python sweep.py explain results/run_1 results/run_2 --seeds 3       # which setting did it?
 
 The same command again skips what is finished and continues what was cut off. Ctrl-C and SIGTERM
 let the runs save first. A failed run is listed at the end, and the others are run all the same.
@@ -28,6 +29,7 @@ A sweep file is a settings file with these keys besides; all other keys are comm
     tune_by: val_accuracy               # the best of this figure instead
     paired: true                        # the comparison pairs runs of one seed (docs/statistics.md)
     margin: 0.01                        # a difference of the primary metric that does not matter
+    explain: …                          # of `sweep.py explain A B`: docs/explain.md
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
@@ -57,14 +59,15 @@ import console
 import files
 from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
-from files import find_file
+from files import PROJECT, find_file
+from reports import explain, scripts
+from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
 
-PROJECT = Path(__file__).resolve().parent
 REPORT = PROJECT / "report.py"
 SWEEP_KEYS = (
     *("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by"),
-    *("paired", "margin"),
+    *("paired", "margin", "explain"),
 )
 DECLARED = {"paired": False, "margin": None}  # before the first result, or not at all
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
@@ -224,11 +227,6 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise refuse(str(error)) from None
 
 
-def text_of(value: Any) -> str:
-    """A value as a script's command line takes it: null, true, 1e-05, all, [1, 2]."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def words_of(run: Run) -> list[str]:
     """What the script is told, without --: torchrun takes options that begin as its own do."""
     words = {name: text_of(value) for name, value in run.settings.items()} | {"out": run.folder}
@@ -238,7 +236,7 @@ def words_of(run: Run) -> list[str]:
 def label_of(settings: Mapping[str, Any], *before: str) -> str:
     """before,lr=1e-05,freeze=all: fit for a folder."""
     parts = [*before, *(f"{name}={text_of(value)}" for name, value in settings.items())]
-    return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).strip("._")
+    return folder_name(",".join(parts))
 
 
 def combinations(values: Mapping[str, list]) -> list[dict[str, Any]]:
@@ -310,6 +308,7 @@ class Plan:
         stem = Path(args.config or self.arms[0].script).stem + ("_aa" if args.aa else "")
         self.out = Path(args.out) if args.out else Path("results", "sweeps", stem)
         self.declared = self.read_declared(keys)
+        self.explain = keys.get("explain")  # the runs between two others: reports/explain.py
         self.check_arms()
 
     def read_declared(self, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -397,6 +396,7 @@ class Plan:
             "tune_seed": self.tune_seed,
             "tune_by": self.tune_by,
             **self.declared,
+            **({"explain": self.explain} if self.explain else {}),
             "arms": {
                 arm.label: {
                     "script": arm.script,
@@ -415,20 +415,6 @@ class Plan:
         return f"{self.out}: runs: {runs}{tuning}, arms: {len(self.arms)}"
 
 
-# Reads a list of command lines as the script would; its imports are heavy, so once for all.
-CHECK = """
-import importlib.util, json, sys
-from pathlib import Path
-from settings import parse_settings
-path = Path(sys.argv[1])
-spec = importlib.util.spec_from_file_location(path.stem, path)
-sys.modules[path.stem] = script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-for words in json.load(sys.stdin):
-    parse_settings(script.Config, words, path.name, getattr(script, "ALIASES", None))
-"""
-
-
 def check_settings(plan: Plan) -> None:
     """Refuse settings that a script would, before anything is run. A script that is not one of
     ours is not asked."""
@@ -438,20 +424,17 @@ def check_settings(plan: Plan) -> None:
         for run in [*plan.trials(arm).values(), *plan.runs(arm, point)[:1]]:
             lines.setdefault(arm.script, []).append(words_of(run))
     for name, words in lines.items():
-        script = find_script(name).resolve()
-        if "runs.launch(" not in script.read_text(encoding="utf-8"):
+        script = find_script(name)
+        if not scripts.is_ours(script):
             continue
-        command = [sys.executable, "-c", CHECK, str(script)]
-        paths = os.pathsep.join([str(PROJECT), str(script.parent)])
-        done = subprocess.run(
-            command,
-            input=json.dumps(words),
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise refuse(last_words(done.stderr))
+        try:
+            with scripts.Asking(script) as ask:
+                answers = ask(words)
+        except ValueError as error:
+            raise refuse(last_words(str(error))) from None
+        for answer in answers:
+            if answer.error:
+                raise refuse(last_words(answer.error))
 
 
 def has_labels(script: Path) -> bool:
@@ -485,6 +468,8 @@ def is_finished(run: Run) -> bool:
     """Finished, or diverged, with these very settings; of anything else the script itself is the
     judge."""
     record = read_json(run.folder / "run.json")
+    if run.folder.is_symlink():  # one that there was, which `explain` put in this place
+        return record.get("status") == "finished" or has_diverged(record)
     script, *words = record.get("command") or [""]
     recorded = dict(str(word).removeprefix("--").partition("=")[::2] for word in words)
     settings = {name: text_of(value) for name, value in run.settings.items()}
@@ -790,6 +775,8 @@ def print_commands(plan: Plan) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, 1 when a run failed or leaks, 128 + signal when stopped."""
+    if argv[:1] == ["explain"]:
+        return explain.main(argv[1:], main)
     args = parse_arguments(argv)
     plan = Plan(args)
     check_settings(plan)
@@ -817,7 +804,9 @@ def main(argv: Sequence[str]) -> int:
     if done:
         report("table", str(plan.out))
     compared = [label for label in done if not args.aa or label in ("first", "second")]
-    if len(compared) > 1 and compared[0] == plan.arms[0].label:  # the baseline
+    if plan.explain and done:
+        report("effects", str(plan.out))
+    elif len(compared) > 1 and compared[0] == plan.arms[0].label:  # the baseline
         paths = [plan.out / label for label in compared]
         if runner.failed:  # the folder of a failed run may hold one of other settings
             arms = [runs[label] for label in compared]

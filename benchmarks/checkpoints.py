@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> Measured:
         words = preference.words(arguments)
         config, _ = parse_settings(run_2_appendprompt.Config, [*words, "--stop_after=null"])
         with core.distributed(config) as world, runs.Run(config, world) as under_test:
-            experiment = Preference(config, world, under_test.folder, with_prompt=True)
+            experiment = Preference(config, world, under_test.folder)
             state = experiment.build_state(experiment.load_encoder())
             under_test.resume(state, experiment)
             for block in range(-1, 2 * arguments.repeats):

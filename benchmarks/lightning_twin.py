@@ -263,7 +263,7 @@ def open_task(words: list[str], out: Path) -> tuple[Any, Any]:
     config, _ = parse_settings(run_6_light.Config, [*words, f"--out={out}"], "bench.py")
     world = core.single_world("cpu")
     with contextlib.redirect_stdout(sys.stderr), runs.Run(config, world) as run:
-        experiment = run_6_light.Task(config, world, run.folder, with_prompt=True)
+        experiment = run_6_light.Task(config, world, run.folder)
         run.end("stopped", "measured")
         return experiment, experiment.build_module()
 

@@ -65,7 +65,7 @@ def load_experiment(config: Any) -> Any:
     from experiments.preference import Preference
 
     with contextlib.redirect_stdout(sys.stderr):
-        return Preference(config, core.single_world("cpu"), None, with_prompt=True)
+        return Preference(config, core.single_world("cpu"), None)
 
 
 def build_model(experiment: Any) -> Any:

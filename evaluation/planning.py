@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evaluation.comparisons import ALPHA, MIN_SEEDS
+from evaluation.comparisons import ALPHA, MIN_SEEDS, weighted_quantile
 
 POWER = 0.8
 MOST_SEEDS = 1000
@@ -29,7 +29,8 @@ class Design:
 
     seed_std: standard deviation between the seeds of an arm; row_variance: the part of the
     variance of a difference that rows add, with row_freedom degrees; comparisons: as many share
-    the 5 %; correlation: of the arms' seeds, where pairing is declared, else None.
+    the 5 %; correlation: of the arms' seeds, where pairing is declared, else None; weighted: the
+    test is by `weighted_quantile`.
     """
 
     seeds: int = 1
@@ -38,6 +39,7 @@ class Design:
     row_freedom: float = 1e9
     comparisons: int = 1
     correlation: float | None = None
+    weighted: bool = False
 
 
 def power(design: Design, difference: float) -> float:
@@ -76,7 +78,11 @@ def power(design: Design, difference: float) -> float:
         chance = chance * np.expand_dims(chances, others)
     total = sum(seen)
     freedom = total**2 / sum(part**2 / f for part, (_, f) in zip(seen, parts, strict=True))
-    threshold = stdtrit(freedom, 1 - ALPHA / design.comparisons / 2) * np.sqrt(total)
+    level = 1 - ALPHA / design.comparisons
+    if design.weighted:
+        threshold = weighted_quantile(level, seen, [f for _, f in parts]) * np.sqrt(total)
+    else:
+        threshold = stdtrit(freedom, (1 + level) / 2) * np.sqrt(total)
     error = math.sqrt(sum(variance for variance, _ in parts))
     called = ndtr((abs(difference) - threshold) / error)
     called += ndtr((-abs(difference) - threshold) / error)

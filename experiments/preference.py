@@ -1,6 +1,6 @@
 """Which of two answers would a person prefer? What the preference scripts share.
 
-A script chooses the encoder and whether the prompt is read, and shows its own loop.
+A script chooses the encoder, may fix whether the prompt is read, and shows its own loop.
 """
 
 from collections import Counter
@@ -43,6 +43,8 @@ HUB_DATA = "lmarena-ai/arena-human-preference-55k"
 class Config(Settings):
     """Settings of the preference scripts."""
 
+    ONLY_WITH = {"prompt_frac": "prompt"}
+
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
     split: Literal["prompt", "row"] = "prompt"
@@ -51,6 +53,8 @@ class Config(Settings):
     """share of the prompts (or rows) for validation"""
     test_frac: float = 0.1
     """share of the prompts (or rows) for the test"""
+    prompt: bool = True
+    """put the prompt in front of each answer; false: judge from the answers alone"""
     prompt_frac: float = 0.4
     """share of the tokens that the prompt may keep when prompt and answer do not both fit"""
     head: Literal["concat", "symmetric"] = "concat"
@@ -134,9 +138,9 @@ def load_rows(
 class Preference(Training):
     """The experiment around a script's loop: its data, its loss, its evaluation."""
 
-    def __init__(self, config: Config, world: core.World, folder: Path | None, with_prompt: bool):
+    def __init__(self, config: Config, world: core.World, folder: Path | None):
         """folder: of the run, for the list of bad rows."""
-        self.config, self.world, self.with_prompt = config, world, with_prompt
+        self.config, self.world = config, world
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
         self.rows, self.facts = load_rows(config, world, folder)
@@ -144,7 +148,7 @@ class Preference(Training):
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
         self.ids = pair_data.cached_sequences(
-            self.rows, self.tokenizer, config.max_length, with_prompt, config.prompt_frac, world
+            self.rows, self.tokenizer, config.max_length, config.prompt, config.prompt_frac, world
         )
         labels = np.array([row.label for row in self.rows])
         split = np.array([row.split for row in self.rows])
@@ -334,7 +338,7 @@ class Preference(Training):
         config = self.config
         facts = {
             "head": config.head,
-            "with_prompt": self.with_prompt,
+            "with_prompt": config.prompt,
             "swap": config.swap,
             "max_length": config.max_length,
             "prompt_frac": config.prompt_frac,

@@ -16,6 +16,7 @@ from reports.folder import RunFolder, find_runs, is_run, load_runs
 from reports.outcomes import lost_runs
 from reports.predictions import Predictions, load_predictions
 from reports.ruler import other_ruler
+from reports.scripts import resolved
 from settings import FREE_SETTINGS, flatten
 
 
@@ -73,7 +74,7 @@ def settings_of(run: RunFolder) -> dict[str, Any]:
         settings["data"] = _spellings.setdefault(str(rows), settings["data"])
     command = run.record.get("command")
     first = command[0] if isinstance(command, list) and command else None
-    return {"script": run.record.get("script") or first, **settings}
+    return resolved(run.record.get("script") or first, settings)
 
 
 def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> list[list[RunFolder]]:

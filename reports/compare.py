@@ -146,6 +146,7 @@ class Comparison:
             row_freedom=max(d.row_freedom, 1.0),
             comparisons=self.family,
             correlation=0.0 if self.paired_seeds else None,
+            weighted=d.weighted,
         )
 
     @property
@@ -253,7 +254,12 @@ def compare(
                 by_ranks(name, higher, *both, name in judged)
                 or _compare_metric(name, *both, paired, by, plan, name in judged)
             )
-    family = [comparison for comparison in results if comparison.judged]
+    share_error([comparison for comparison in results if comparison.judged], margin)
+    return results
+
+
+def share_error(family: Sequence[Comparison | ByRanks], margin: float | None) -> None:
+    """Correct the levels and p-values of comparisons that share the 5 %."""
     raw = [comparison.difference.p for comparison in family]
     fixed = margin is not None
     for comparison, level, p in zip(
@@ -264,7 +270,6 @@ def compare(
     ):
         comparison.level, comparison.p = level, p
         comparison.family, comparison.margin = len(family), margin
-    return results
 
 
 def metrics_of(

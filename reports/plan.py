@@ -6,6 +6,7 @@ sweep.py writes it there, and refuses to change either once a run has finished.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,6 +23,7 @@ class Plan:
     paired: bool = False
     margin: float | None = None
     notes: list[str] = field(default_factory=list)
+    content: dict[str, Any] = field(default_factory=dict)  # of the sweep file
 
 
 def plan_of(runs: Sequence[RunFolder]) -> Plan:
@@ -36,7 +38,7 @@ def plan_of(runs: Sequence[RunFolder]) -> Plan:
         return Plan(notes=[f"note: {path} cannot be read: {why}"])
     if not isinstance(content, dict):
         return Plan(notes=[f"note: {path} holds no names and values"])
-    return Plan(content.get("paired") is True, number(content.get("margin")))
+    return Plan(content.get("paired") is True, number(content.get("margin")), content=content)
 
 
 def _plan_above(run: Path) -> Path | None:

@@ -531,6 +531,66 @@ def intervals(
     return Picture(name, alt, draw, height=1.1 + 0.34 * len(rows))
 
 
+@dataclass
+class Bar:
+    """A part of a difference; interval: of the part. tone: better, worse, or none where no verdict
+    calls it. alone: what it is without the other parts."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None
+    tone: str = "none"
+    alone: float | None = None
+
+
+TONES = {"better": LIGHT["green"], "worse": LIGHT["orange"], "none": LIGHT["muted"]}
+
+
+def waterfall(name: str, x_label: str, start: float, bars: Sequence[Bar], end: float) -> Picture:
+    """From A (`start`) to B (`end`), below each other: each bar begins where the one above it
+    ended, so that they add up; its whisker is the interval of where it ends."""
+    begins = [start]
+    for bar in bars:
+        begins.append(begins[-1] + bar.value)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        last = len(bars) + 1
+        for row, value in ((0, start), (last, end)):
+            axes.plot([value], [row], "o", color=LIGHT["ink"], markersize=7)
+        for row, (bar, begin) in enumerate(zip(bars, begins, strict=False), 1):
+            color = TONES[bar.tone]
+            axes.barh(row, bar.value, left=begin, height=0.55, color=color, alpha=0.6)
+            axes.plot([begin, begin], [row - 1, row], color=LIGHT["grid"], linewidth=0.9, zorder=0)
+            if bar.interval:
+                ends = [begin + limit for limit in bar.interval]
+                axes.plot(ends, [row, row], color=LIGHT["ink"], linewidth=1.4)
+            if bar.alone is not None:
+                axes.plot([begin + bar.alone], [row], "D", color=LIGHT["blue"], markersize=5)
+        axes.plot([end, end], [last - 1, last], color=LIGHT["grid"], linewidth=0.9, zorder=0)
+        for tone in dict.fromkeys(bar.tone for bar in bars):
+            label = {"none": "undecided or the same"}.get(tone, tone)
+            axes.barh([0], [0], color=TONES[tone], alpha=0.6, label=label)
+        if any(bar.alone is not None for bar in bars):
+            axes.plot([], [], "D", color=LIGHT["blue"], markersize=5, label="added to A alone")
+        labels = ["A", *(_name(bar.label, 26) for bar in bars), "B"]
+        axes.set_yticks(range(last + 1), labels)
+        axes.set_ylim(last + 0.6, -0.6)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        _finish(figure, axes, x_label, "", grid=False, legend_from=1)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+
+    said = "; ".join(
+        f"{bar.label} {bar.value:+.4f}"
+        + (f" [{bar.interval[0]:+.4f}, {bar.interval[1]:+.4f}]" if bar.interval else "")
+        for bar in bars
+    )
+    alt = f"{x_label.capitalize()} from A {start:.4f} to B {end:.4f}: {said}."
+    return Picture(name, alt, draw, height=1.5 + 0.4 * (len(bars) + 2))
+
+
 def bands(
     name: str, arms: Sequence[tuple[str, Sequence[np.ndarray]]], y_label: str
 ) -> Picture | None:

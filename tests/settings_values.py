@@ -49,6 +49,7 @@ VALUES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "split": ("row", []),
         "val_frac": ("0.3", []),
         "test_frac": ("0.3", []),
+        "prompt": ("false", []),
         "prompt_frac": ("0.1", ["--max_length=10"]),
         "head": ("symmetric", []),
         "swap": ("augment", []),

@@ -36,6 +36,8 @@ from evaluation.metrics import PREFERENCE_CLASSES
 from experiments import experiment, preference
 from methods import dropout
 from models import causal, pretrained
+from reports.arms import settings_of
+from reports.folder import load_run
 from settings import parse_settings
 
 CONFIGS = sorted((PROJECT / "configs/preference").glob("*.yaml"))
@@ -68,6 +70,11 @@ def record_of(out: Path) -> dict:
 
 def metrics_of(out: Path) -> dict:
     return json.loads((out / "test/metrics/metrics.json").read_text())
+
+
+def arms_of(out: Path) -> dict:
+    """What reports compare of a run's settings."""
+    return settings_of(load_run(out))
 
 
 def lines_of(out: Path) -> list[dict]:
@@ -173,6 +180,32 @@ def test_prompt_is_read_from_run_2_on(script, tiny_bert, pair_csv, tmp_path):
     train(script, "--model", tiny_bert, *settings, "--out", tmp_path / "run")
     facts = json.loads((tmp_path / "run/train/weights/best/preference.json").read_text())
     assert facts["with_prompt"] == (script != "run_1_distilbert")
+
+
+@pytest.mark.parametrize(
+    "script, prompt", [("run_1_distilbert", "false"), ("run_2_appendprompt", "true")]
+)
+def test_run_5_has_the_prompt_as_a_setting(script, prompt, tiny_bert, pair_csv, tmp_path):
+    settings = ["--model", tiny_bert, "--data", pair_csv, "--max_length", 32, "--epochs", 0.3]
+    train(script, *settings, "--out", tmp_path / "a")
+    train("run_5_models", *settings, "--prompt", prompt, "--out", tmp_path / "b")
+    a, b = (load_file(tmp_path / name / "train/weights/best/model.safetensors") for name in "ab")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert predictions_of(tmp_path / "a") == predictions_of(tmp_path / "b")
+    assert arms_of(tmp_path / "a") == arms_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("run_1_distilbert", ["--prompt=true"]),
+        ("run_2_appendprompt", ["--prompt=false"]),
+        ("run_5_models", ["--prompt=false", "--prompt_frac=0.3"]),
+    ],
+)
+def test_a_prompt_that_would_not_count_is_refused(script, words):
+    with pytest.raises(SystemExit, match="would change nothing"):
+        parse_settings(importlib.import_module(script).Config, words, script)
 
 
 def test_smoke_takes_two_steps_on_real_reviews():

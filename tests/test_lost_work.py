@@ -142,7 +142,7 @@ def _with_errors_on_one_rank(rank: int, words: list[str], folder: str) -> None:
             if rank == failing:
                 calls.at[at] = fails(torch.OutOfMemoryError("CUDA out of memory"))
             with runs.Run(config, world) as run:
-                experiment = preference.Preference(config, world, run.folder, with_prompt=True)
+                experiment = preference.Preference(config, world, run.folder)
                 state = experiment.build_state(experiment.load_encoder())
                 run.resume(state, experiment)
                 while not run.done(state):
