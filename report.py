@@ -169,7 +169,10 @@ def run_command(arguments: argparse.Namespace) -> str:
             lines = table.sort_lines(lines, arguments.sort)
         from reports.ledger import table_note
 
-        for note in filter(None, [*folder.shared_notes(runs), table_note(runs)]):
+        notes = folder.shared_notes(runs)
+        if not arguments.json and style != "csv":
+            notes += filter(None, [table_note(runs)])
+        for note in notes:
             print(folder.clean(note), file=sys.stderr)
         if arguments.json:
             return as_json(table.as_json(columns, lines))

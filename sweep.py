@@ -74,7 +74,7 @@ SWEEP_KEYS = (
     *("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by"),
     *("paired", "margin", "race"),
 )
-DECLARED = {"paired": False, "margin": None, "race": None}  # before the first result, or not at all
+DECLARED = {"race": None, "paired": False, "margin": None}  # before the first result, or not at all
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {

@@ -58,7 +58,9 @@ def races(
     """Races of `arms` against one baseline, from which each differs by `difference`; heavy: the
     seeds have Student's t with 3 degrees of freedom, and not a normal distribution."""
     total = Races(repeats)
-    draw = np.random.default_rng([most, round(100 * row_share), arms, round(1000 * difference)])
+    draw = np.random.default_rng(
+        [most, round(100 * row_share), arms, round(1000 * abs(difference))]
+    )
     for start in range(0, repeats, CHUNK):
         count = min(CHUNK, repeats - start)
         cells = [_arm(draw, count, most, row_share, heavy) for _ in range(arms + 1)]
@@ -105,7 +107,7 @@ def _race(cells: list, most: int, difference: float, margin: float | None) -> di
                 values, parts, [-1.0, 1.0], groups, paired=True
             )
             value = values[1].mean(1) - values[0].mean(1)
-            half = quantile(1 - level, freedom) * np.sqrt(variance)
+            half = quantile(1 - level, np.minimum(freedom, k - 1)) * np.sqrt(variance)
             low, high = value - half, value + half
             better, worse = low > 0, high < 0
             small = (low > -margin) & (high < margin) if margin else np.zeros(len(low), bool)
@@ -115,7 +117,7 @@ def _race(cells: list, most: int, difference: float, margin: float | None) -> di
                 wrong |= small & (abs(difference) >= margin)
             ((part, degrees),) = parts_of_seeds
             stop = ~settled & sequential.only_rows_help(
-                *(value, part, degrees, of_rows, groups.freedom, level, margin)
+                *(value, part, degrees, of_rows, groups.freedom, levels[most], margin)
             )
             where = np.flatnonzero(here)
             false[number, where] |= wrong & settled
@@ -191,7 +193,7 @@ def bank_lines(repeats: int) -> Iterator[dict]:
             of_a = of_a[:most]
             for k, level in levels.items():
                 found = bank.compare(a, b, of_a[:k], of_b[:k], True)
-                if found.p < level:
+                if found.at_small_levels().p < level:
                     called += 1
                     break
             seeds += k
@@ -270,13 +272,12 @@ def loops(
 
 
 def _welch(base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray) -> tuple:
-    """(difference, its error, degrees of freedom), (count,) each, as `contrast` has them, with the
-    variance of the rows known from many."""
+    """(difference, its error, degrees of freedom), (count,) each, as `contrast` has them
+    `at_small_levels`, with the variance of the rows known from many."""
     parts = [x.var(1, ddof=1) / x.shape[1] for x in (base, runs)]
-    variance = parts[0] + parts[1] + rows
     spread = sum(p**2 / (x.shape[1] - 1) for p, x in zip(parts, (base, runs), strict=True))
     value = runs.mean(1) - base.mean(1) + np.sqrt(rows) * luck
-    return value, np.sqrt(variance), variance**2 / spread
+    return value, np.sqrt(parts[0] + parts[1] + rows), (parts[0] + parts[1]) ** 2 / spread
 
 
 def gate_lines(count: int) -> Iterator[dict]:

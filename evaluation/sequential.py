@@ -9,7 +9,8 @@ the interval at the level of that look; these hold together, whatever the race t
 (repeated confidence intervals: Jennison & Turnbull 1989, J. R. Stat. Soc. B 51(3), section 2), so
 that "better" and "the same" need no further correction. The levels are exact for the sequence of
 paired t statistics, whose joint distribution is simulated: Jennison & Turnbull 1991 (Biometrika
-78(1)) integrate it.
+78(1)) integrate it. What the rows add to the variance can only make a verdict rarer, as the degrees
+of freedom stay those of the seeds (`Difference.at_small_levels`).
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ def rows_alone(found: Difference, level: float, margin: float | None = None) -> 
 def only_rows_help(value, part, freedom, row_variance, row_freedom, level, margin=None):
     """Whether these rows leave a difference undecided however many seeds are added.
 
-    part: of the variance, by the seeds, with so many degrees of freedom. Without limit it goes to
-    0, and the difference to somewhere within the 80 % interval of its seeds. Where every such place
-    would be undecided by the rows' part alone, only more rows help. Stopping there can make no
-    false verdict: it makes none.
+    level: of the last look, which is the largest; part: of the variance, by the seeds, with so many
+    degrees of freedom. Without limit it goes to 0, and the difference to somewhere within the 80 %
+    interval of its seeds. Where every such place would be undecided by the rows' part alone, only
+    more rows help. Stopping there can make no false verdict: it makes none.
     """
     reach = quantile(0.8, np.asarray(freedom, float)) * np.sqrt(part)
     half = quantile(1 - level, np.asarray(row_freedom, float)) * np.sqrt(row_variance)

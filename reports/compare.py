@@ -309,6 +309,8 @@ def _levels_of_race(
     levels = plan.levels(metrics)
     for result in family:
         result.family, result.margin, result.race = plan.arms * metrics, margin, plan.race
+        if isinstance(result, Comparison):
+            result.difference = result.difference.at_small_levels()
         raw = result.difference.p
         if isinstance(result, ByRanks):  # once, with all seeds
             result.level = sequential.ranks_level(result.family)

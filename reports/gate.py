@@ -58,8 +58,9 @@ class Answer:
                 if shown["low"] is not None
                 else f"on the rows that are shown: {shown['difference']:+.4f}, no interval"
             )
-        if seeds := self.facts.get("next_seeds"):
-            lines.append(f"fresh seeds are {', '.join(map(str, seeds))}")
+        for name, what in (("base_seeds", "it, as the base,"), ("next_seeds", "what comes next")):
+            if seeds := self.facts.get(name):
+                lines.append(f"fresh seeds for {what}: {', '.join(map(str, seeds))}")
         return "\n".join(lines)
 
 
@@ -204,7 +205,7 @@ def _judge(arms: list[Arm], lines: list[dict], add: Any, given: argparse.Namespa
         return Answer(
             past[-1]["verdict"],
             f"as before (proposal {past[-1]['proposal']}): what is settled stays settled",
-            {"proposal": past[-1]["proposal"], **_next(ledger, 0)},
+            {key: past[-1][key] for key in ("proposal", "changed")} | _next(ledger, 0),
         )
     _check_base(ledger, names[1], base_seeds)
     _check_seeds(ledger, past, seeds)
@@ -229,11 +230,12 @@ def _judge(arms: list[Arm], lines: list[dict], add: Any, given: argparse.Namespa
         add(look)
         ledger.looks.append(look)
     more = terms["seeds"] - len(seeds) if verdict == "undecided" else 0
-    more = terms["seeds"] if verdict == "keep" else more
     facts = {key: look[key] for key in ("proposal", "changed", "seeds", "level", "shown")}
-    kept = {"kept_back": look["kept_back"]} if verdict == "keep" else {}
+    facts |= _next(ledger, more, len(base_seeds) if verdict == "keep" else 0)
+    if verdict == "keep":
+        facts["kept_back"] = look["kept_back"]
     notes = [note for run in runs for note in run.notes]
-    return Answer(verdict, why, {**facts, **kept, **_next(ledger, more), "notes": notes})
+    return Answer(verdict, why, {**facts, "notes": notes})
 
 
 def _check_base(ledger: Ledger, base: str, seeds: list[int]) -> None:
@@ -268,12 +270,15 @@ def _check_seeds(ledger: Ledger, past: list[dict], seeds: list[int]) -> None:
         raise NotComparable(f"{len(seeds)} seeds: the ledger's terms are {ledger.terms['seeds']}")
 
 
-def _next(ledger: Ledger, more: int) -> dict[str, Any]:
-    """Fresh seeds for what comes next; more: how many, 0: as many as a first look needs."""
+def _next(ledger: Ledger, more: int, of_base: int = 0) -> dict[str, Any]:
+    """Fresh seeds: for what comes next, as many as a first look needs or `more` of an undecided
+    candidate; before those, of_base for a candidate that was kept and becomes the base."""
     first = max(ledger.used, default=-1) + 1
+    begin = first + of_base
     terms = ledger.wealth.terms
     return {
-        "next_seeds": list(range(first, first + (more or MIN_SEEDS))),
+        **({"base_seeds": list(range(first, begin))} if of_base else {}),
+        "next_seeds": list(range(begin, begin + (more or MIN_SEEDS))),
         "proposals_left": terms.proposals - ledger.wealth.made,
     }
 
@@ -320,7 +325,7 @@ def _verdict(
         if is_hopeless(shown.difference, sign, len(base_seeds), level, names):
             return "discard", f"after {seeds} seeds it is not likely to be shown better with {most}"
         return "undecided", f"after {seeds} seeds; with {most} it can be kept"
-    found = kept_back.difference
+    found = kept_back.difference.at_small_levels()
     if found.problem:
         return "discard", f"on the rows that are kept back nothing can be said: {found.problem}"
     if sign * found.value > 0 and found.p < level:

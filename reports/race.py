@@ -55,7 +55,7 @@ class Race:
         if why := refusal(arms):
             raise ValueError(f"the arms cannot be compared: {why}")
         plan = plan_of([run for arm in arms for run in arm.runs])
-        found = {}
+        found, last = {}, plan.levels()[plan.race]  # the level of the last look, the widest
         for result in compare(arms, margin=plan.margin, plan=plan):
             if not result.judged:
                 continue
@@ -67,7 +67,7 @@ class Race:
                 **{"low": number(low), "high": number(high), "level": result.level},
                 "only_rows": known
                 and result.decision == "undecided"
-                and sequential.rows_alone(result.difference, result.level, plan.margin),
+                and sequential.rows_alone(result.difference, last, plan.margin),
             }
         return {"look": count, "seeds": {arm.label: self.seeds[:count] for arm in arms},
                 "race": found}  # fmt: skip

@@ -42,7 +42,7 @@ def test_runs_are_counted_by_the_rows_that_they_looked_at(tmp_path):
 
 
 def test_settings_that_are_alike_leave_the_best_no_lead(tmp_path):
-    found = ledger.build_ledger([arms(tmp_path / "a", [1.0] * 8)]).splits[0].best
+    found = ledger.build_ledger([arms(tmp_path / "a", [1.0] * 9)]).splits[0].best
     assert found.lead.expected < 0.5 * found.claimed
     assert found.lead.low < 0 < found.lead.high
     one = ledger.build_ledger([arms(tmp_path / "b", [1.0] * 8, seeds=1)]).splits[0].best
@@ -56,7 +56,7 @@ def test_shrinking_is_by_the_share_of_the_spread_that_is_noise():
     assert found.expected == pytest.approx(0.75 * 3)
     assert found.high == pytest.approx(3 + 1.96 * error, abs=1e-3)
     assert found.low == pytest.approx(3 - 3.0233 * error, abs=1e-3)  # of one in forty × 20
-    assert shrunk(3.0, error, 1e9, 0.9, 1.0, 20).expected == 0
+    assert shrunk(1.5, error, 1e9, 0.9, 1.0, 20).expected == 0
 
 
 def test_the_lead_of_the_best_of_twenty_nulls_is_gone_and_the_interval_covers():
