@@ -6,8 +6,10 @@ if problem := damage(folder): ...            # None: each file is as the manifes
 """
 
 import bisect
+import contextlib
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import itertools
@@ -211,6 +213,42 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]:
+    """(the objects in a file of JSON lines, a function that adds one): nobody else adds before the
+    block ends, so that what is added may depend on what is there.
+
+    Every line is flushed to disk. One that a kill has torn is left as it is and counts for nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        # where there are no locks, on some network volumes, one writer at a time has to do
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)  # the end of the block closes the file, and unlocks it
+        file.seek(0)
+        content = file.read()
+        torn = bool(content) and not content.endswith(b"\n")
+
+        def add(line: dict) -> None:
+            nonlocal torn
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+            file.write((b"\n" if torn else b"") + text.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            torn = False
+
+        yield json_lines(content), add
+
+
+def json_lines(content: bytes) -> list[dict]:
+    """The objects of a file of JSON lines, without what is none."""
+    found = []
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

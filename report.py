@@ -12,6 +12,8 @@
     python report.py commands results                        # what makes each of them again
     python report.py pack results/sweeps/frozen              # frozen.zip: reports read it as before
     python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
+    python report.py gate results/base results/candidate --ledger loop.jsonl --json
+    python report.py ledger results                          # who looked at which test rows
 
 A folder of runs counts as one arm: the seeds of one setting. Fewer than three seeds an arm say
 something of these models only; from three on, of the change.
@@ -126,6 +128,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     pack = command("pack", "all that reports read, in one compressed file that they read as well")
     pack.add_argument("folder", type=Path, help="a folder of runs: FOLDER.zip is written beside it")
+    gate = command("gate", "keep a proposed change? exits 0 keep, 1 discard, 2 undecided, 3 error")
+    gate.add_argument("base", help="a folder of runs, the seeds of the settings of today")
+    gate.add_argument("candidate", help="a folder of runs with fresh seeds, a change of the base")
+    gate.add_argument("--ledger", type=Path, required=True, help="file of the loop, one for all")
+    gate.add_argument("--proposals", type=int, help="most that the loop may make (default 500)")
+    gate.add_argument("--seeds", type=int, help="with which one can be kept (default 10)")
+    gate.add_argument("--metric", help="by which it is judged (default: the primary one)")
+    gate.add_argument("--json", action="store_true", help="for programs: docs/gate.md")
+
+    ledger = command(
+        "ledger", "how many runs looked at which test rows, and what the best is worth"
+    )
+    ledger.add_argument("runs", nargs="+", help="runs, or folders of runs")
+    ledger.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
 
     power = command("power", "how many rows and seeds would show a difference, before any run")
     add_power_options(power)
@@ -184,7 +200,12 @@ def run_command(arguments: argparse.Namespace) -> str:
         columns, lines = table.build_table(runs, arguments.columns, fold=not arguments.each)
         if arguments.sort:
             lines = table.sort_lines(lines, arguments.sort)
-        for note in folder.shared_notes(runs):
+        from reports.ledger import table_note
+
+        notes = folder.shared_notes(runs)
+        if not arguments.json and style != "csv":
+            notes += filter(None, [table_note(runs)])
+        for note in notes:
             print(folder.clean(note), file=sys.stderr)
         if arguments.json:
             return as_json(table.as_json(columns, lines))
@@ -236,6 +257,18 @@ def run_command(arguments: argparse.Namespace) -> str:
             f"packed: {written} ({written.stat().st_size / 1e6:.2f} MB). "
             f"Reports read {arguments.folder} from it where the folder is gone"
         )
+    if arguments.command == "gate":
+        from reports import gate
+
+        answer = gate.gate(arguments.base, arguments.candidate, arguments.ledger, arguments)
+        text = as_json(answer.as_json()) if arguments.json else str(answer)
+        console.answer(folder.clean(text))
+        raise gate.Answered(answer.exit)
+    if arguments.command == "ledger":
+        from reports import ledger
+
+        found = ledger.build_ledger(arguments.runs)
+        return as_json(found.as_json()) if arguments.json else str(found)
     from reports import power
 
     found = power.report(arguments)
@@ -270,5 +303,27 @@ def main(words: list[str] | None = None) -> None:
         raise SystemExit(folder.clean(f"error: {error}")) from None
 
 
+def start(words: list[str]) -> None:
+    """main, but that an error of `gate` exits with 3: 1 and 2 are answers of it."""
+    if words[:1] != ["gate"]:
+        main(words)
+        return
+    from reports import gate
+
+    try:
+        main(words)
+    except gate.Answered as answered:
+        raise SystemExit(answered.exit) from None
+    except SystemExit as ended:
+        if not ended.code:  # --help
+            raise
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        raise SystemExit(gate.EXITS["not comparable"]) from None
+    except Exception as error:
+        print(folder.clean(f"error: {type(error).__name__}: {error}"), file=sys.stderr)
+        raise SystemExit(gate.EXITS["not comparable"]) from None
+
+
 if __name__ == "__main__":
-    main()
+    start(sys.argv[1:])

@@ -7,12 +7,16 @@
     python sweep.py run_5_models.py --config configs/preference/demo.yaml --aa     # the controls
     python sweep.py --config configs/sweeps/frozen.yaml --dry_run       # the commands, and stop
     python sweep.py explain results/run_1 results/run_2 --seeds 3       # which setting did it?
+    python sweep.py --config configs/sweeps/models.yaml --race --margin 0.01 --max_seeds 12
 
 The same command again skips what is finished and continues what was cut off. Ctrl-C and SIGTERM
 let the runs save first. A failed run is listed at the end, and the others are run all the same.
 A run that diverged is no failure but an outcome: it counts in the table and the comparison.
 --aa runs the same settings with two sets of seeds (first, second: any difference is noise) and
 with shuffled labels, which must stay at chance.
+--race adds one seed at a time to the arms that are still undecided against the first one, up to
+--max_seeds (10), and drops what is better, worse or, with --margin, the same: the looks are planned
+for (docs/statistics.md), and --hours H ends it sooner.
 
 A sweep file is a settings file with these keys besides; all other keys are common to all runs:
     script: run_5_models.py
@@ -30,9 +34,11 @@ A sweep file is a settings file with these keys besides; all other keys are comm
     paired: true                        # the comparison pairs runs of one seed (docs/statistics.md)
     margin: 0.01                        # a difference of the primary metric that does not matter
     explain: …                          # of `sweep.py explain A B`: docs/explain.md
+    race: {max_seeds: 10}               # as --race
 
 OUT/sweep.yaml   the whole plan, itself a sweep file      OUT/tuned.yaml   what tuning chose
 OUT/<arm>/seed_<n>/  seed_<n>.log                         OUT/<arm>/tune/<value>/  <value>.log
+OUT/looks.jsonl  with how many seeds results were looked at, and what a race decided
 """
 
 import argparse
@@ -57,6 +63,7 @@ import yaml
 
 import console
 import files
+from evaluation.comparisons import MIN_SEEDS
 from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
 from files import PROJECT, find_file
@@ -65,11 +72,12 @@ from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
 
 REPORT = PROJECT / "report.py"
+LOOKS = "looks.jsonl"
 SWEEP_KEYS = (
     *("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by"),
-    *("paired", "margin", "explain"),
+    *("paired", "margin", "explain", "race"),
 )
-DECLARED = {"paired": False, "margin": None}  # before the first result, or not at all
+DECLARED = {"race": None, "paired": False, "margin": None}  # before the first result, or not at all
 LOWER_IS_BETTER = re.compile("loss|perplexity|nats|bits")
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {
@@ -134,6 +142,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--processes", type=int, help="processes of each run; more than one: torchrun (default: 1)")
     add("--aa", action="store_true", help="the A/A and shuffled-label controls")
     add("--dry_run", action="store_true", help="print the commands, and stop")
+    add("--margin", type=float, help="a difference of the primary metric that does not matter")
+    add("--race", action="store_true", help="seeds one by one, until each arm is settled")
+    add("--max_seeds", type=int, help="of --race (default: 10)")
+    add("--hours", type=float, help="of runs that --race may take; the same command goes on")
     # --dry-run is --dry_run, as in the scripts
     words = [w.replace("-", "_").replace("__", "--", 1) if w[:2] == "--" else w for w in argv]
     args, unknown = parser.parse_known_args(words)
@@ -206,6 +218,35 @@ def parse_seeds(given: Any) -> list[int]:
     return seeds
 
 
+def read_race(args: argparse.Namespace, keys: Mapping[str, Any]) -> int | None:
+    """The most seeds of an arm in a race; None where all arms have all seeds from the start."""
+    inside = keys.get("race")
+    if inside is not None and (not isinstance(inside, dict) or inside.keys() != {"max_seeds"}):
+        raise refuse(f"race: {text_of(inside)}: expected {{max_seeds: 10}}")
+    if not args.race and inside is None:
+        if args.max_seeds is not None or args.hours is not None:
+            raise refuse("--max_seeds and --hours are for --race")
+        return None
+    if args.aa:
+        raise refuse("--aa is no race")
+    most = args.max_seeds if args.max_seeds is not None else (inside or {}).get("max_seeds", 10)
+    if isinstance(most, bool) or not isinstance(most, int) or not MIN_SEEDS <= most <= MOST_SEEDS:
+        raise refuse(f"max_seeds {text_of(most)}: expected {MIN_SEEDS} to {MOST_SEEDS}")
+    if args.hours is not None and not args.hours > 0:
+        raise refuse(f"--hours {args.hours:g}: expected more than 0")
+    return most
+
+
+def seeds_of_race(given: Any, most: int) -> list[int]:
+    """0, 1, 2 … or those of a list, in its order; a number says nothing in a race."""
+    if isinstance(given, list) or "," in str(given):
+        seeds = parse_seeds(given)
+        if len(seeds) < most:
+            raise refuse(f"seeds {given}: a race of up to {most} seeds needs as many")
+        return seeds[:most]
+    return list(range(most))
+
+
 def find(path: str, what: str) -> Path:
     """As seen from here, else beside sweep.py."""
     try:
@@ -265,7 +306,10 @@ class Plan:
         self.processes = keys.get("processes", 1) if args.processes is None else args.processes
         if not isinstance(self.processes, int) or self.processes < 1:
             raise refuse(f"processes {self.processes}: expected 1 or more")
-        seeds = parse_seeds(keys.get("seeds", 3) if args.seeds is None else args.seeds)
+        self.race = read_race(args, keys)
+        self.hours = args.hours
+        given = keys.get("seeds", 3) if args.seeds is None else args.seeds
+        seeds = seeds_of_race(given, self.race) if self.race else parse_seeds(given)
         fixed = {name: parse_value(text) for name, text in parse_words("--set", args.fixed).items()}
         words = parse_words("--grid", args.grid)
         grid = {name: parse_values(text) for name, text in words.items()}
@@ -307,6 +351,10 @@ class Plan:
             find_script(arm.script)
         stem = Path(args.config or self.arms[0].script).stem + ("_aa" if args.aa else "")
         self.out = Path(args.out) if args.out else Path("results", "sweeps", stem)
+        if args.margin is not None:
+            keys["margin"] = args.margin
+        if self.race:
+            keys |= {"paired": True, "race": {"max_seeds": self.race}}
         self.declared = self.read_declared(keys)
         self.explain = keys.get("explain")  # the runs between two others: reports/explain.py
         self.check_arms()
@@ -321,7 +369,9 @@ class Plan:
         if margin is not None and not (positive and math.isfinite(margin)):
             raise refuse(f"margin: {text_of(margin)}: expected a difference above 0")
         if paired and len({tuple(sorted(arm.seeds)) for arm in self.arms}) > 1:
-            raise refuse("paired: true: all arms need the same seeds")
+            raise refuse("paired: true (so is a race): all arms need the same seeds")
+        if self.race and len(self.arms) < 2:
+            raise refuse("--race: one arm alone: give a --grid, or arms in a sweep file")
         path = self.out / "sweep.yaml"
         before = read_yaml(str(path)) if path.is_file() else {}
         records = [read_json(file) for file in self.out.glob("*/seed_*/run.json")]
@@ -732,6 +782,13 @@ def report(*words: str) -> None:
         console.say(f"warning: no report; again with: python report.py {shlex.join(words)}")
 
 
+def note_look(out: Path, seeds: dict[str, list[int]]) -> None:
+    """That the results of these seeds of each arm were shown; the same ones again are no look."""
+    with files.appending(out / LOOKS) as (looks, add):
+        if all(look.get("seeds") != seeds for look in looks):
+            add({"seeds": seeds})
+
+
 def judge_shuffled(runs: Sequence[Run]) -> bool:
     """Say of each run with shuffled labels whether it stayed at chance; True: all did.
 
@@ -788,10 +845,18 @@ def main(argv: Sequence[str]) -> int:
     written = plan.out / "sweep.yaml"
     if not (args.config and written.exists() and written.samefile(find(args.config, "config"))):
         written.write_text(yaml.safe_dump(plan.as_sweep_file(), sort_keys=False))
+    verdicts: list[str] = []  # of a race
     with Runner(plan) as runner:
         chosen = tune(plan, runner)
         runs = {a.label: plan.runs(a, chosen[a.label]) for a in plan.arms if a.label in chosen}
-        if not runner.stopping:
+        if not runner.stopping and plan.race:
+            from reports import race
+
+            try:
+                runs, verdicts = race.race(plan, runner, runs, is_finished)
+            except ValueError as error:
+                raise refuse(f"the race cannot be judged: {error}") from None
+        elif not runner.stopping:
             runner.run([run for arm_runs in runs.values() for run in arm_runs])
     if runner.signals:
         console.say("stopped; the same command continues")
@@ -811,7 +876,11 @@ def main(argv: Sequence[str]) -> int:
         if runner.failed:  # the folder of a failed run may hold one of other settings
             arms = [runs[label] for label in compared]
             paths = [r.folder for arm in arms for r in arm if r.name not in runner.failed]
+        if not plan.race and not args.aa:
+            note_look(plan.out, {a: [run.settings["seed"] for run in runs[a]] for a in compared})
         report("compare", *map(str, paths))
+    for line in verdicts:
+        console.say(line)
     if args.aa:
         console.say("first and second differ in their seeds alone: what they differ by is noise")
     every = [run for arm in runs.values() for run in arm]

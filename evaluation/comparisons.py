@@ -115,6 +115,13 @@ class Difference:
 
         return float(2 * stdtr(min(self.freedom, 1e9), -abs(self.value) / self.error))
 
+    def at_small_levels(self) -> Difference:
+        """For levels far below 5 %: with no more degrees of freedom than its seeds have. Where few
+        seeds lie together by luck, what rows add by chance would lend them those of many rows."""
+        if not self.seed_parts:
+            return self
+        return replace(self, freedom=min(self.freedom, freedom_of(self.seed_parts)))
+
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
         """It excludes 0 exactly where p < 1 − level. NaN where nothing is known of the error."""
         if self.discordant:
@@ -154,6 +161,12 @@ def weighted_p(t: np.ndarray, variances: Sequence, freedoms: Sequence) -> np.nda
         beyond = t > weighted_quantile(-np.expm1(middle), variances, freedoms)
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
     return np.exp(high)
+
+
+def freedom_of(parts: Sequence[tuple[float, float]]) -> float:
+    """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    return sum(part for part, _ in parts) ** 2 / spread if spread > 0 else 0.0
 
 
 # --------------------------------------------------------------------- accuracy, row by row

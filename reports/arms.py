@@ -28,23 +28,20 @@ class Arm:
     runs: list[RunFolder]
 
     @cached_property
-    def _rows(self) -> list[tuple[RunFolder, Predictions]]:
+    def measured(self) -> list[tuple[RunFolder, Predictions]]:
+        """The runs that have test rows, each with these."""
         lost = {run.path for run in lost_runs(self.runs)}  # counted, and no rows to read
         rows = [(run, load_predictions(run)) for run in self.runs if run.path not in lost]
         return [(run, found) for run, found in rows if found is not None]
 
     @property
-    def measured(self) -> list[tuple[RunFolder, Predictions]]:
-        return self._rows
-
-    @property
     def tested(self) -> list[RunFolder]:
-        """The runs that have test rows, and those rows in `predictions`."""
-        return [run for run, _ in self._rows]
+        """The runs of `measured`, and their rows in `predictions`."""
+        return [run for run, _ in self.measured]
 
     @property
     def predictions(self) -> list[Predictions]:
-        return [rows for _, rows in self._rows]
+        return [rows for _, rows in self.measured]
 
 
 _spellings: dict[str, Any] = {}  # fingerprint of rows → how the first run that was read names them

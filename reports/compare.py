@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from evaluation import comparisons, planning
+from evaluation import comparisons, planning, sequential
 from evaluation.metrics import doubtful_groups, interval_facts
 from evaluation.stats import (
     Influence,
@@ -61,10 +61,19 @@ class Comparison:
     p: float = math.nan
     family: int = 1
     margin: float | None = None
+    race: int = 0  # the most seeds of the race that it belongs to
+    looks: Sequence[int] = ()  # with how many seeds it was looked at, where that was not planned
 
     @property
     def over_seeds(self) -> bool:
         return self.num_seeds >= comparisons.MIN_SEEDS
+
+    @property
+    def error_rate(self) -> float:
+        """How often such a comparison is wrong, after these looks; ALPHA where looks are none."""
+        if len(self.looks) < 2:
+            return comparisons.ALPHA
+        return sequential.error_rate(self.looks, self.paired_seeds)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -111,7 +120,21 @@ class Comparison:
         text = f"{of}: {d.value:+.4f} {interval}, p {show_p(self.p)}: {self.verdict}."
         if not math.isnan(d.correlation):
             text += f" Paired by seed, r {d.correlation:+.2f} over {self.num_seeds} seeds."
-        return " ".join(part for part in (text, self.still_possible, self.needed) if part)
+        return " ".join(p for p in (text, self.still_possible, self.needed, self.looked) if p)
+
+    @property
+    def looked(self) -> str:
+        """What looks at fewer seeds mean for the verdict."""
+        if self.race:
+            return f"A look of a race, with {self.num_seeds} of at most {self.race} seeds."
+        if len(self.looks) < 2:
+            return ""
+        *first, last = self.looks
+        return (
+            f"Looked {len(self.looks)} times, with {', '.join(map(str, first))} and {last} seeds "
+            f"an arm, without a plan for it: the true error rate is about {self.error_rate:.0%}, "
+            f"not {comparisons.ALPHA:.0%}."
+        )
 
     @property
     def still_possible(self) -> str:
@@ -153,7 +176,7 @@ class Comparison:
     def needed(self) -> str:
         """Of an undecided comparison: what this design can see, and what a margin would take. Of
         the difference that was seen it says nothing: that is not the true one."""
-        if self.decision != "undecided" or math.isnan(self.difference.error):
+        if self.race or self.decision != "undecided" or math.isnan(self.difference.error):
             return ""
         design = self.design
         unit = "rows" if self.num_groups == len(self.baseline.predictions[0]) else "groups of rows"
@@ -202,6 +225,8 @@ class Comparison:
             **{"over_seeds": self.over_seeds, "paired_rows": self.paired_rows},
             **{"paired_seeds": self.paired_seeds, "correlation": _finite(d.correlation)},
             **{"blocks": list(self.blocks), "degrees_of_freedom": _finite(d.freedom)},
+            **{"race": self.race or None, "looks": list(self.looks)},
+            "error_rate": round(self.error_rate, 3),
             **{"no_interval": d.problem or None, "sentence": self.sentence if self.judged else ""},
         }
 
@@ -250,11 +275,22 @@ def compare(
     for name in [*judged, *beside]:
         for first, second in pairs:
             both, higher = (arms[first], arms[second]), direction(name) >= 0
+            if plan and plan.race:
+                both = with_shared_seeds(*both)
             results.append(
                 by_ranks(name, higher, *both, name in judged)
                 or _compare_metric(name, *both, paired, by, plan, name in judged)
             )
-    share_error([comparison for comparison in results if comparison.judged], margin)
+    family = [comparison for comparison in results if comparison.judged]
+    if plan and plan.race:
+        _levels_of_race(family, plan, margin)
+        return results
+    share_error(family, margin)
+    for comparison in family:
+        if plan and isinstance(comparison, Comparison) and comparison.over_seeds:
+            both = comparison.arm.tested + comparison.baseline.tested
+            labels = list(dict.fromkeys(run.path.absolute().parent.name for run in both))
+            comparison.looks = plan.looked(labels, comparison.num_seeds)
     return results
 
 
@@ -270,6 +306,27 @@ def share_error(family: Sequence[Comparison | ByRanks], margin: float | None) ->
     ):
         comparison.level, comparison.p = level, p
         comparison.family, comparison.margin = len(family), margin
+
+
+def _levels_of_race(
+    family: Sequence[Comparison | ByRanks], plan: Plan, margin: float | None
+) -> None:
+    """The level of its look for each, in place of Holm's; `evaluation/sequential.py`."""
+    metrics = len({result.metric for result in family})
+    levels = plan.levels(metrics)
+    for result in family:
+        result.family, result.margin, result.race = plan.arms * metrics, margin, plan.race
+        if isinstance(result, Comparison):
+            result.difference = result.difference.at_small_levels()
+        raw = result.difference.p
+        if isinstance(result, ByRanks):  # once, with all seeds
+            result.level = sequential.ranks_level(result.family)
+            raw = raw if result.num_seeds >= plan.race else 1.0
+        elif result.over_seeds:
+            result.level = levels[min(result.num_seeds, plan.race)]
+        else:
+            result.level = comparisons.ALPHA / result.family
+        result.p = min(1.0, raw * comparisons.ALPHA / result.level)
 
 
 def metrics_of(
@@ -421,6 +478,20 @@ def _compare_metric(
     )
 
 
+def with_shared_seeds(first: Arm, second: Arm) -> tuple[Arm, Arm]:
+    """Both arms with the seeds that both have: one that a race dropped has fewer. As they are where
+    they share none."""
+    shared = {run.seed for run in first.runs} & {run.seed for run in second.runs}
+    pair = []
+    for arm in (first, second):
+        if shared and any(run.seed not in shared for run in arm.runs):
+            measured = [x for x in arm.measured if x[0].seed in shared]
+            arm = Arm(arm.label, [run for run in arm.runs if run.seed in shared])
+            arm.measured = measured
+        pair.append(arm)
+    return pair[0], pair[1]
+
+
 def _pooled(cells: Sequence[Cell]) -> Cell:
     return Cell("", [r for cell in cells for r in cell.runs], [s for c in cells for s in c.seeds])
 
@@ -570,7 +641,13 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
     """What has to be said below these comparisons."""
     lines = []
     judged = [result for result in results if result.judged]
-    if len(judged) > 1:
+    if raced := [result for result in judged if result.race]:
+        lines.append(
+            f"A race that was declared: verdicts on up to {raced[0].race} seeds and "
+            f"{raced[0].family} comparisons err together in 5 % at most, however often it was "
+            "looked at (docs/statistics.md)."
+        )
+    elif len(judged) > 1:
         how = "each at 95 %" if judged[0].margin is None else "as both nulls count"
         rule = "Holm" if judged[0].margin is None else "Bonferroni, " + how
         lines.append(
@@ -582,7 +659,7 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
             "Two runs are two models. What a change of method does is judged over seeds: "
             f"{comparisons.MIN_SEEDS} or more an arm."
         )
-    if any(result.over_seeds and result.decision == "undecided" for result in judged):
+    if not raced and any(r.over_seeds and r.decision == "undecided" for r in judged):
         lines.append(
             "Seeds that are added because of this look make a false call likelier (three in ten "
             "after thirty looks): a new comparison has all its seeds planned."

@@ -72,6 +72,7 @@ class ByRanks:
     level: float = ALPHA
     family: int = 1
     margin: float | None = None
+    race: int = 0  # as a Comparison's
     interval = (math.nan, math.nan)
 
     @property

@@ -1,6 +1,7 @@
-"""What was declared before the results: `paired` and `margin` of the sweep file above the runs.
+"""What was declared before the results: `paired`, `margin` and `race` of the sweep file above the
+runs, and how often results were looked at, which looks.jsonl beside it keeps.
 
-sweep.py writes it there, and refuses to change either once a run has finished.
+sweep.py writes both, and refuses to change what was declared once a run has finished.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,40 @@ from typing import Any
 
 import yaml
 
+from evaluation import sequential
+from evaluation.comparisons import MIN_SEEDS
+from files import json_lines
 from reports import packed
 from reports.folder import RunFolder, number
 
-PLAN = "sweep.yaml"
+PLAN, LOOKS = "sweep.yaml", "looks.jsonl"
 
 
 @dataclass
 class Plan:
-    """Without a sweep file: nothing was declared."""
+    """Without a sweep file: nothing was declared.
+
+    race: the most seeds of an arm in a race, 0 where it is none; arms: that race against the first;
+    looks: the seeds of each arm at each look, by its label.
+    """
 
     paired: bool = False
     margin: float | None = None
+    race: int = 0
+    arms: int = 1
+    looks: list[dict[str, list]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)  # of the sweep file
+
+    def levels(self, metrics: int = 1) -> dict[int, float]:
+        """The level of each look of a race, by seeds, with so many metrics judged."""
+        return sequential.levels_of_race(self.race, self.arms * metrics)
+
+    def looked(self, arms: Sequence[str], seeds: int) -> list[int]:
+        """With how many seeds these arms were looked at, now with so many; each number once."""
+        there = [[look[arm] for arm in arms] for look in self.looks if all(a in look for a in arms)]
+        counts = {min(map(len, lists)) for lists in there} | {seeds}
+        return sorted(count for count in counts if MIN_SEEDS <= count <= seeds)
 
 
 def plan_of(runs: Sequence[RunFolder]) -> Plan:
@@ -38,7 +59,29 @@ def plan_of(runs: Sequence[RunFolder]) -> Plan:
         return Plan(notes=[f"note: {path} cannot be read: {why}"])
     if not isinstance(content, dict):
         return Plan(notes=[f"note: {path} holds no names and values"])
-    return Plan(content.get("paired") is True, number(content.get("margin")), content=content)
+    race, arms = content.get("race"), content.get("arms")
+    most = number(race.get("max_seeds")) if isinstance(race, dict) else None
+    return Plan(
+        content.get("paired") is True,
+        number(content.get("margin")),
+        int(most) if most and most >= MIN_SEEDS else 0,
+        max(1, len(arms) - 1) if isinstance(arms, dict) else 1,
+        _looks_in(path.with_name(LOOKS)),
+        content=content,
+    )
+
+
+def _looks_in(path: Path) -> list[dict[str, list]]:
+    try:
+        lines = json_lines(packed.read_bytes(path))
+    except OSError:
+        return []
+    seeds: list[Any] = [line.get("seeds") for line in lines]
+    return [
+        look
+        for look in seeds
+        if isinstance(look, dict) and all(isinstance(each, list) for each in look.values())
+    ]
 
 
 def _plan_above(run: Path) -> Path | None:

@@ -1,7 +1,9 @@
 """test/metrics/predictions.csv as figures: each with what every row adds to it."""
 
+import hashlib
 import io
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +60,19 @@ class Predictions:
             self._influences[metric] = found
         return self._influences[metric]
 
+    def only(self, rows: np.ndarray) -> "Predictions":
+        """Those rows alone; rows: (n,) bool."""
+        return replace(
+            self,
+            ids=self.ids[rows],
+            groups=self.groups[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            columns=self.columns[rows],
+            right=None if self.right is None else self.right[rows],
+            others={name: values[rows] for name, values in self.others.items()},
+            _influences={},
+        )
+
     @property
     def primary(self) -> str:
         """The metric that was trained and chosen, as metrics.json declares it; of runs that are
@@ -80,6 +95,16 @@ def direction(metric: str) -> int:
     if metric in HIGHER_IS_BETTER or metric.startswith(("accuracy", "recall")):
         return 1
     return -1 if any(part in metric for part in LOWER_IS_BETTER) else 0
+
+
+def rows_digest(rows: Predictions) -> str:
+    """16 hex digits of which test rows these are, whatever was answered."""
+    return ids_digest(rows.ids)
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    text = "\n".join(sorted(map(str, ids)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_predictions(run: RunFolder) -> Predictions | None:

@@ -1,0 +1,459 @@
+"""How often races, gates and the best of several err, where the truth is known.
+
+    python -m benchmarks.race                  # all of it: docs/statistics/race.csv
+    python -m benchmarks.race --only gate      # race, bank, gate or best, printed and not kept
+    python -m benchmarks.race --summary        # of the file, as Markdown, and stop
+
+The unit is the standard deviation of the difference of two runs of one seed (race), or between
+seeds (gate, best). Rows are drawn once a race; their part is a share of the variance of the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation import comparisons, planning, sequential
+from evaluation.investing import Terms, Wealth, hopeless, needed_gain
+from evaluation.stats import Groups, quantile, wilson_interval
+from evaluation.winners import noise_of, shrunk
+
+GROUPS = 60  # of rows, in a race
+CHUNK = 1000
+ROW_SHARES = (0.0, 0.05, 0.25, 1.0)
+OWN_ROWS = 0.1  # of a run's own variance, what it does by chance on single rows
+OUT = Path("docs/statistics/race.csv")
+
+
+# ---------------------------------------------------------------------------------- races
+
+
+@dataclass
+class Races:
+    """Of `repeats`: with a false verdict, with a right one on every arm, ended for want of rows;
+    seeds: that an arm took on average."""
+
+    repeats: int
+    false: int = 0
+    right: int = 0
+    rows: int = 0
+    seeds: float = 0.0
+
+
+def races(
+    most: int,
+    row_share: float,
+    difference: float = 0.0,
+    margin: float | None = None,
+    arms: int = 1,
+    repeats: int = 4000,
+    heavy: bool = False,
+) -> Races:
+    """Races of `arms` against one baseline, from which each differs by `difference`; heavy: the
+    seeds have Student's t with 3 degrees of freedom, and not a normal distribution."""
+    total = Races(repeats)
+    draw = np.random.default_rng(
+        [most, round(100 * row_share), arms, round(1000 * abs(difference))]
+    )
+    for start in range(0, repeats, CHUNK):
+        count = min(CHUNK, repeats - start)
+        cells = [_arm(draw, count, most, row_share, heavy) for _ in range(arms + 1)]
+        found = _race(cells, np.full(GROUPS, 1 / GROUPS), most, difference, margin)
+        total.false += int(found["false"].sum())
+        total.right += int(found["right"].sum())
+        total.rows += int(found["rows"].sum())
+        total.seeds += float(found["seeds"].sum()) / arms / repeats
+    return total
+
+
+def _arm(draw, count: int, most: int, row_share: float, heavy: bool) -> tuple:
+    """(values (count, most), influences (count, most, GROUPS)) of the seeds of one setting."""
+    shared = draw.normal(0, np.sqrt(row_share / 2 / GROUPS), (count, 1, GROUPS))
+    own = draw.normal(0, np.sqrt(OWN_ROWS / 2 / GROUPS), (count, most, GROUPS))
+    seeds = draw.standard_t(3, (count, most)) / np.sqrt(3) if heavy else draw.normal(
+        size=(count, most)
+    )  # fmt: skip
+    rows = shared + own
+    values = np.sqrt((1 - OWN_ROWS) / 2) * seeds + rows.sum(-1)
+    return values, rows - rows.mean(-1, keepdims=True)
+
+
+def _race(
+    cells: list, lever: np.ndarray, most: int, difference: float, margin: float | None = None
+) -> dict:
+    """One verdict an arm and race, as reports/race.py makes it: arrays (count,). cells: as _arm has
+    them, the baseline first; lever (G,): the share of the weight that each group of rows has."""
+    (base, base_rows), *others = cells
+    count, arms = len(base), len(others)
+    levels = sequential.levels_of_race(most, arms)
+    running = np.ones((arms, count), bool)
+    false, right, rows = (np.zeros((arms, count), bool) for _ in range(3))
+    seeds = np.zeros((arms, count))
+    for k, level in levels.items():
+        for number, (arm, arm_rows) in enumerate(others):
+            here = running[number]
+            if not here.any():
+                continue
+            seeds[number, here] = k
+            parts = [base_rows[here, :k], arm_rows[here, :k]]
+            values = [base[here, :k], arm[here, :k] + difference]
+            change = parts[1].mean(1) - parts[0].mean(1)
+            groups = Groups(change, change**2, lever[None], lever[None] ** 2)
+            variance, freedom, of_rows, parts_of_seeds, _ = comparisons.contrast_variance(
+                values, parts, [-1.0, 1.0], groups, paired=True
+            )
+            value = values[1].mean(1) - values[0].mean(1)
+            half = quantile(1 - level, np.minimum(freedom, k - 1)) * np.sqrt(variance)
+            low, high = value - half, value + half
+            better, worse = low > 0, high < 0
+            small = (low > -margin) & (high < margin) if margin else np.zeros(len(low), bool)
+            settled = better | worse | small
+            wrong = better & (difference <= 0) | worse & (difference >= 0)
+            if margin:
+                wrong |= small & (abs(difference) >= margin)
+            ((part, degrees),) = parts_of_seeds
+            stop = ~settled & sequential.only_rows_help(
+                *(value, part, degrees, of_rows, groups.freedom, levels[most], margin)
+            )
+            where = np.flatnonzero(here)
+            false[number, where] |= wrong & settled
+            right[number, where] |= settled & ~wrong
+            rows[number, where] |= stop
+            running[number, where] = ~settled & ~stop
+    return {
+        **{"false": false.any(0), "right": right.all(0)},
+        **{"rows": rows.any(0), "seeds": seeds.sum(0)},
+    }
+
+
+def race_lines(repeats: int) -> Iterator[dict]:
+    for share in ROW_SHARES:
+        for most in (6, 10, 20):
+            yield _race_line("null", races(most, share, repeats=repeats), most, share)
+        yield _race_line("null, 4 arms", races(8, share, arms=4, repeats=repeats), 8, share)
+        for difference in (-0.8, 0.8):
+            found = races(20, share, difference, margin=0.8, repeats=repeats)
+            yield _race_line(f"d = {difference:+g}, margin .8", found, 20, share)
+        found = races(20, share, 0.0, margin=0.8, repeats=repeats)
+        yield _race_line("null, margin .8", found, 20, share)
+    found = races(10, 0.0, heavy=True, repeats=repeats)
+    yield _race_line("null, seeds t(3)", found, 10, 0.0)
+    for fixed, share in ((5, 0.0), (10, 0.0), (10, 0.05), (20, 0.0), (20, 0.01)):
+        yield _power_line(fixed, share, repeats)
+
+
+def _power_line(fixed: int, share: float, repeats: int) -> dict:
+    """At the difference that a fixed number of seeds is planned for: a race of the same power."""
+    design = planning.Design(
+        seeds=fixed, seed_std=1.0, row_variance=share, row_freedom=GROUPS - 1, correlation=0.5
+    )
+    difference = planning.detectable(design)
+    for most in range(fixed, 3 * fixed):
+        found = races(most, share, difference, repeats=repeats)
+        if found.right >= 0.8 * repeats:
+            break
+    what = f"planned for {fixed} seeds: d = {difference:.2f}"
+    return _race_line(what, found, most, share) | {"rate": f"{found.right / repeats:.4f}"}
+
+
+def _race_line(what: str, found: Races, most: int, share: float) -> dict:
+    low, high = wilson_interval(found.false, found.repeats)
+    return {
+        **{"part": "race", "case": what, "rows": share, "most": most, "repeats": found.repeats},
+        **{"false": f"{found.false / found.repeats:.4f}", "low": f"{low:.4f}"},
+        **{"high": f"{high:.4f}", "rate": f"{found.right / found.repeats:.4f}"},
+        **{"seeds": f"{found.seeds:.2f}", "for_want_of_rows": f"{found.rows / found.repeats:.4f}"},
+    }
+
+
+# ------------------------------------------------------------------------ the bank of real runs
+
+
+def bank_lines(repeats: int) -> Iterator[dict]:
+    """Races between seeds of one setting, and against a change, drawn from docs/statistics/bank.npz
+    (paired by seed; of one setting, strangers are paired)."""
+    from benchmarks.bank import BANK, Bank
+
+    bank = Bank(BANK)
+    lever = np.bincount(bank.index, bank.weights) / bank.weights.sum()
+    known = {
+        arm: (bank.values(arm), np.stack([np.bincount(bank.index, run.rows) for run in runs]))
+        for arm, runs in bank.runs.items()
+    }
+    for a, b, most in (
+        *(("base", "base", most) for most in (6, 10, 20)),
+        *(("base_in_order", "base_in_order", most) for most in (6, 10, 20)),
+        *(("base", "gelu", most) for most in (10, 20)),
+        *(("base_in_order", "gelu_in_order", most) for most in (10, 20)),
+    ):
+        draw, called, seeds, fixed = np.random.default_rng(most), 0, 0.0, 0
+        many = min(len(known[a][0]), len(known[b][0]))
+        for _ in range(repeats // 250):
+            order = draw.permuted(np.tile(np.arange(many), (250, 1)), axis=1)
+            of_a, of_b = order[:, :most], order[:, most : 2 * most] if a == b else order[:, :most]
+            cells = [tuple(x[of] for x in known[arm]) for arm, of in ((a, of_a), (b, of_b))]
+            found = _race(cells, lever, most, 0.0)
+            called += int(found["false"].sum())  # any verdict, as the difference is said to be 0
+            seeds += float(found["seeds"].sum()) / repeats
+            apart = cells[1][0] - cells[0][0]
+            fixed += int((sequential.paired_p(apart)[:, -1] < comparisons.ALPHA).sum())
+        low, high = wilson_interval(called, repeats)
+        yield {
+            **{"part": "bank", "case": f"{a} against {b}", "rows": "", "most": most},
+            **{"repeats": repeats, "false": f"{called / repeats:.4f}" if a == b else ""},
+            **{"low": f"{low:.4f}", "high": f"{high:.4f}", "rate": f"{called / repeats:.4f}"},
+            **{"seeds": f"{seeds:.2f}", "of_all_seeds": f"{fixed / repeats:.4f}"},
+        }
+
+
+# ------------------------------------------------------------------------------- the gate
+
+
+POLICIES = ("at random", "variants of the best", "the best five together")
+BASE_SEEDS = 10
+
+
+def loops(
+    policy: str,
+    row_share: float,
+    gain: float = 0.0,
+    spread: float = 1.0,
+    count: int = 1000,
+    terms: Terms = Terms(),  # noqa: B008 - frozen
+    blind: bool = True,
+    base_seeds: int = BASE_SEEDS,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(noise was kept, the planted gain was kept; both (count,) bool, seeds a proposal).
+
+    Proposals are noise but for one, planted anywhere, that is better by `gain` standard deviations
+    of a seed. They are chosen from history, by the gains that were shown: a variant has .9 of the
+    luck on single rows of the best so far. spread: of a candidate's seeds, those of the base being
+    1. blind: rows that decide are not those that are shown; otherwise all rows do both.
+    """
+    draw = np.random.default_rng([POLICIES.index(policy), round(100 * row_share), blind])
+    each = np.arange(count)
+    base = draw.normal(size=(count, base_seeds))
+    rows = 2 * row_share * (2 if blind else 1)  # variance of a difference on each half
+    luck, shown = np.zeros((2, terms.proposals, count)), np.full((terms.proposals, count), -np.inf)
+    kept, found = np.zeros(count, bool), np.zeros(count, bool)
+    planted = draw.integers(terms.proposals, size=count) if gain else np.full(count, -1)
+    wealth, seeds = Wealth(terms), 0
+    for number in range(terms.proposals):
+        own = draw.normal(size=(2, count))
+        if policy != "at random" and number > 5:
+            old = draw.random(count) < 0.8
+            if policy.startswith("variants"):
+                best = shown[:number].argmax(0)
+                taken = 0.9 * luck[:, best, each] + np.sqrt(1 - 0.9**2) * own
+            else:
+                best = np.argpartition(shown[:number], -5, axis=0)[-5:]
+                taken = luck[:, best, each[None]].sum(1) / np.sqrt(5)
+            own = np.where(old, taken, own)
+        luck[:, number] = own
+        if not blind:
+            own = own[[0, 0]]
+        truth = np.where(planted == number, gain, 0.0)
+        runs = truth[:, None] + spread * draw.normal(size=(count, terms.seeds))
+        shown[number], lost, better = proposal(base, runs, rows, own, wealth.bid(), terms)
+        if policy.startswith("the best") and number > 5:  # what is combined is not combined again
+            shown[number, old] = -np.inf
+        seeds += np.where(lost, comparisons.MIN_SEEDS, terms.seeds).mean()
+        found |= better & (planted == number)
+        kept |= better & (planted != number)
+    return kept, found, seeds / terms.proposals
+
+
+def proposal(
+    base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray, level: float, terms: Terms
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(gain that is shown after three seeds, discarded then, kept in the end), (count,) each."""
+    value, error, freedom = _welch(base, runs[:, : comparisons.MIN_SEEDS], rows, luck[0])
+    needed = needed_gain(base.var(1, ddof=1), base.shape[1], rows, level, terms)
+    lost = hopeless(value, error, freedom, needed)
+    last, error, freedom = _welch(base, runs, rows, luck[1])
+    return value, lost, ~lost & (last > quantile(1 - level, freedom) * error)
+
+
+def kept_share(gain: float, terms: Terms, count: int = 20_000) -> float:
+    """How often a change that is better by `gain` standard deviations of a seed is kept."""
+    draw = np.random.default_rng(1)
+    base, runs = draw.normal(size=(count, BASE_SEEDS)), draw.normal(size=(count, terms.seeds))
+    level = Wealth(terms).bid()
+    return float(proposal(base, runs + gain, 0.0, np.zeros((2, count)), level, terms)[2].mean())
+
+
+def _welch(base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray) -> tuple:
+    """(difference, its error, degrees of freedom), (count,) each, as `contrast` has them
+    `at_small_levels`, with the variance of the rows known from many."""
+    parts = [x.var(1, ddof=1) / x.shape[1] for x in (base, runs)]
+    spread = sum(p**2 / (x.shape[1] - 1) for p, x in zip(parts, (base, runs), strict=True))
+    value = runs.mean(1) - base.mean(1) + np.sqrt(rows) * luck
+    return value, np.sqrt(parts[0] + parts[1] + rows), (parts[0] + parts[1]) ** 2 / spread
+
+
+def gate_lines(count: int) -> Iterator[dict]:
+    for policy in POLICIES:
+        for share in ROW_SHARES:
+            kept, _, seeds = loops(policy, share, count=count)
+            yield _gate_line(f"nulls, {policy}", share, kept, seeds)
+    kept, _, seeds = loops(POLICIES[0], 0.05, spread=3.0, count=count)
+    yield _gate_line("nulls of three times the spread", 0.05, kept, seeds)
+    for policy in POLICIES[1:]:
+        kept, _, seeds = loops(policy, 0.25, count=count, blind=False)
+        yield _gate_line(f"nulls, {policy}, no half kept back", 0.25, kept, seeds)
+    kept, _, seeds = loops(POLICIES[1], 0.05, count=count, base_seeds=3)
+    yield _gate_line("nulls, variants of the best, a base of 3 seeds", 0.05, kept, seeds)
+    for terms in (Terms(500, 10), Terms(500, 20), Terms(100, 10), Terms(40, 6)):
+        low, high = 1.0, 20.0
+        while high - low > 0.01:
+            gain = (low + high) / 2
+            low, high = (low, gain) if kept_share(gain, terms) >= 0.8 else (gain, high)
+        kept, found, seeds = loops(POLICIES[0], 0.0, high, count=count, terms=terms)
+        line = _gate_line(f"a gain of {high:.2f} among {terms.proposals}", 0.0, kept, seeds)
+        share = f"{found.mean():.4f}"
+        yield line | {"most": terms.seeds, "rate": share, "spread_for_.03": f"{0.03 / high:.4f}"}
+
+
+def _gate_line(case: str, share: float, kept: np.ndarray, seeds: float) -> dict:
+    low, high = wilson_interval(int(kept.sum()), len(kept))
+    return {
+        **{"part": "gate", "case": case, "rows": share, "most": Terms().seeds},
+        **{"repeats": len(kept), "false": f"{kept.mean():.4f}", "low": f"{low:.4f}"},
+        **{"high": f"{high:.4f}", "seeds": f"{seeds:.2f}"},
+    }
+
+
+# ------------------------------------------------------------------------- the best of several
+
+
+TRUTHS = {
+    "all alike": lambda k: np.zeros(k),
+    "one better by 1": lambda k: np.r_[1.0, np.zeros(k - 1)],
+    "one better by 4": lambda k: np.r_[4.0, np.zeros(k - 1)],
+    "evenly spread over 4": lambda k: np.linspace(0, 4, k),
+    "two better by 2": lambda k: np.r_[2.0, 2.0, np.zeros(k - 2)],
+}
+
+
+def best(truth: np.ndarray, seeds: int, row_share: float, repeats: int = 2000) -> dict:
+    """Settings with these true figures, the larger the better: what the best of them claims to be
+    better by than their mean, what `winners.shrunk` expects, and what it is on fresh rows."""
+    draw = np.random.default_rng([len(truth), seeds, round(100 * row_share)])
+    count, claimed, expected, fresh, missed = len(truth), 0.0, 0.0, 0.0, 0
+    for start in range(0, repeats, 250):
+        many = min(250, repeats - start)
+        values, each = [], []
+        for own in truth:
+            rows = draw.normal(0, np.sqrt(row_share / GROUPS), (many, 1, GROUPS))
+            rows = rows + draw.normal(0, np.sqrt(OWN_ROWS / GROUPS), (many, seeds, GROUPS))
+            noise = np.sqrt(1 - OWN_ROWS) * draw.normal(size=(many, seeds))
+            values.append(own + noise + rows.sum(-1))
+            each.append(rows - rows.mean(-1, keepdims=True))
+        means = np.stack([v.mean(-1) for v in values])  # (K, many)
+        chosen = means.argmax(0)
+        # the best first, as the contrast of `reports/ledger.py` has it
+        order = [np.where(np.arange(count)[:, None] == chosen, 0, 1).argsort(0, kind="stable")]
+        picked = order[0]
+        values = [np.stack(values)[picked[i], np.arange(many)] for i in range(count)]
+        each = [np.stack(each)[picked[i], np.arange(many)] for i in range(count)]
+        weights = [1 - 1 / count] + [-1 / count] * (count - 1)
+        change = sum(w * x.mean(1) for w, x in zip(weights, each, strict=True))
+        lever = np.full((many, GROUPS), 1 / GROUPS)
+        groups = Groups(change, change**2, lever, lever**2)
+        variance, freedom, of_rows, parts, _ = comparisons.contrast_variance(
+            values, each, weights, groups
+        )
+        lead = means.max(0) - means.mean(0)
+        spread = means.std(0, ddof=1)
+        noise = noise_of(weights, parts, of_rows)
+        found = shrunk(lead, np.sqrt(variance), freedom, spread, noise, count)
+        true = truth[chosen] - truth.mean()
+        claimed += lead.sum() / repeats
+        expected += found.expected.sum() / repeats
+        fresh += true.sum() / repeats
+        missed += int(((true < found.low) | (true > found.high)).sum())
+    low, high = wilson_interval(missed, repeats)
+    return {
+        **{
+            "rows": row_share,
+            "most": seeds,
+            "repeats": repeats,
+            "false": f"{missed / repeats:.4f}",
+        },
+        **{"low": f"{low:.4f}", "high": f"{high:.4f}", "claimed": f"{claimed:.3f}"},
+        **{"expected": f"{expected:.3f}", "on_fresh_rows": f"{fresh:.3f}"},
+    }
+
+
+def best_lines(repeats: int) -> Iterator[dict]:
+    for name, of in TRUTHS.items():
+        for count, seeds, share in ((20, 3, 0.05), (20, 3, 1.0), (20, 5, 0.25), (5, 3, 0.25)):
+            line = best(of(count), seeds, share, repeats)
+            yield {"part": "best", "case": f"best of {count}, {name}"} | line
+
+
+# ---------------------------------------------------------------------------- the command
+
+COLUMNS = (
+    *("part", "case", "rows", "most", "repeats", "false", "low", "high", "rate", "seeds"),
+    *("for_want_of_rows", "of_all_seeds", "spread_for_.03", "claimed", "expected"),
+    "on_fresh_rows",
+)
+PARTS = {
+    "race": (race_lines, 4000),
+    "bank": (bank_lines, 2000),
+    "gate": (gate_lines, 1000),
+    "best": (best_lines, 2000),
+}
+
+
+def summary(lines: Sequence[dict[str, str]]) -> str:
+    """One table a part, as docs/statistics.md has them."""
+    text = []
+    for part in PARTS:
+        those = [line for line in lines if line["part"] == part]
+        names = [name for name in COLUMNS[1:] if any(line.get(name) for line in those)]
+        names = [name for name in names if name not in ("repeats", "low", "high")]
+        text += ["", "| " + " | ".join(name.replace("_", " ") for name in names) + " |"]
+        text.append("|" + "---|" * len(names))
+        for line in those:
+            cells = [str(line.get(name) or "") for name in names]
+            if line.get("false"):
+                place = names.index("false")
+                cells[place] += f" [{line['low']}, {line['high']}]"
+            text.append("| " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--summary", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        with open(arguments.out, newline="") as file:
+            print(summary(list(csv.DictReader(file))))
+        return
+    lines = []
+    for part, (make, repeats) in PARTS.items():
+        if arguments.only in (None, part):
+            for line in make(arguments.repeats or repeats):
+                lines.append(line)
+                print(*(f"{v}" for v in line.values()), sep="  ", flush=True)
+    if arguments.only is None:
+        with open(arguments.out, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""ledger: how many runs looked at which test rows, and what the best of several is worth on others.
+
+Rows are told apart by their ids in predictions.csv, whatever else of a split differs. Trials of a
+sweep's tuning looked, too, and are counted; they are no settings that a best is chosen from.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation import comparisons
+from evaluation.stats import group_index
+from evaluation.winners import Lead, noise_of, shrunk
+from files import walk
+from reports.arms import Arm, group_runs, labels_of, refusal
+from reports.compare import SCHEMA, mean_influence, metrics_of
+from reports.folder import RunFolder, clean, is_run, load_run, number
+from reports.outcomes import has_test_rows, lost_runs
+from reports.predictions import direction, ids_digest
+
+
+@dataclass
+class Best:
+    """The best of `settings` settings, by its mean over seeds."""
+
+    label: str
+    metric: str
+    settings: int
+    seeds: int
+    value: float
+    mean: float
+    claimed: float  # better than the mean of all, above 0
+    lead: Lead | None  # on fresh rows; None where no interval is known
+    over_seeds: bool
+    higher_is_better: bool
+
+    def on_fresh_rows(self, lead: float) -> float:
+        return self.mean + (lead if self.higher_is_better else -lead)
+
+    def __str__(self) -> str:
+        text = (
+            f"the best of {self.settings} settings is {self.label}: {self.metric} "
+            f"{self.value:.4f}, better than their mean by {self.claimed:.4f}"
+        )
+        if self.lead is None:
+            return f"{text}; what of that is luck cannot be said"
+        low, high = sorted(map(self.on_fresh_rows, self.lead[1:]))
+        what = "fresh rows and seeds" if self.over_seeds else "fresh rows, of these very models,"
+        return (
+            f"{text}. On {what} expect {self.on_fresh_rows(self.lead.expected):.4f} "
+            f"[{low:.4f}, {high:.4f}], better by {self.lead.expected:.4f}: it was chosen by these "
+            "rows, so that some of its lead is luck"
+        )
+
+
+@dataclass
+class Split:
+    """Test rows, and all that looked at them."""
+
+    rows: int
+    digest: str
+    runs: list[RunFolder]
+    trials: int  # of tuning, among them
+    best: Best | None
+    why: str = ""  # there is no best
+
+    def __str__(self) -> str:
+        arms = f"{self.best.settings} settings" if self.best else "settings"
+        trials = f", {self.trials} of them trials of a tuning" if self.trials else ""
+        looked = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        head = f"test rows {self.digest} ({self.rows:,}): {looked} looked{trials}"
+        head += f", {arms}" if self.best else ""
+        return "\n".join([f"{head}.", *([f"  {self.best}."] if self.best else []),
+                          *([f"  {self.why}."] if self.why else [])])  # fmt: skip
+
+
+@dataclass
+class Ledger:
+    splits: list[Split]
+
+    def __str__(self) -> str:
+        return clean("\n".join(map(str, self.splits)))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "splits": [_split_as_json(split) for split in self.splits]}
+
+
+def _split_as_json(split: Split) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        **{"rows": split.rows, "digest": split.digest, "runs": len(split.runs)},
+        **{"trials": split.trials, "best": None, "why": split.why or None},
+    }
+    if (best := split.best) is not None:
+        ends = [None] * 3 if best.lead is None else [number(float(x)) for x in best.lead]
+        found["best"] = {
+            **{"label": best.label, "metric": best.metric, "settings": best.settings},
+            **{"seeds": best.seeds, "value": best.value, "mean": best.mean},
+            **{"claimed": best.claimed, "expected": ends[0], "low": ends[1], "high": ends[2]},
+            "over_seeds": best.over_seeds,
+        }
+    return found
+
+
+def build_ledger(paths: Sequence[str]) -> Ledger:
+    """Of all runs at or below these paths; the rows that most runs looked at come first.
+
+    ValueError where none of them has test rows.
+    """
+    runs = looking_runs(paths)
+    if not runs:
+        raise ValueError(f"{', '.join(paths)}: no run that looked at test rows")
+    splits: dict[str, list[RunFolder]] = {}
+    sizes = {}
+    for run in runs:
+        digest, size = test_rows_of(run.path)
+        splits.setdefault(digest, []).append(run)
+        sizes[digest] = size
+    order = sorted(splits, key=lambda digest: -len(splits[digest]))
+    return Ledger([_split(digest, sizes[digest], splits[digest]) for digest in order])
+
+
+def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
+    """All runs with test rows, the trials of a tuning and the tasks of a suite among them."""
+    folders: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder")
+        files = [f for f in walk(path) if f.match("test/metrics/predictions.csv")]
+        found = [file.parents[2] for file in files]
+        folders |= {folder.resolve(): folder for folder in sorted(found) if is_run(folder)}
+    return [load_run(folder) for folder in folders.values()]
+
+
+def test_rows_of(run: Path) -> tuple[str, int]:
+    """(digest of the ids, how many); of a file without ids, that of its bytes, and 0."""
+    import pandas
+
+    path = run / "test/metrics/predictions.csv"
+    try:
+        ids = pandas.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
+    except (OSError, ValueError):
+        content = path.read_bytes() if path.is_file() else b""
+        return hashlib.sha256(content).hexdigest()[:16], 0
+    return ids_digest(ids), len(ids)
+
+
+def _split(digest: str, size: int, runs: list[RunFolder]) -> Split:
+    results = [run for run in runs if "tune" not in run.path.parts]
+    split = Split(size, digest, runs, len(runs) - len(results), None)
+    groups = group_runs(results)
+    if len(groups) < 2:
+        split.why = "one setting alone: nothing was chosen by these rows" if groups else ""
+        return split
+    arms = [Arm(label, group) for label, group in zip(labels_of(groups), groups, strict=True)]
+    arms = [arm for arm in arms if arm.predictions]
+    if why := refusal(arms):
+        split.why = f"no best of them can be named: {why}"
+        return split
+    try:
+        split.best = best_of(arms)
+    except ValueError as error:
+        split.why = f"no best of them can be named: {error}"
+    return split
+
+
+def best_of(arms: Sequence[Arm]) -> Best:
+    """Which arm has the best mean of the primary metric, and what is left of its lead.
+
+    ValueError where the arms have no such metric, or no better side of it.
+    """
+    (metric, *_), _ = metrics_of(arms)
+    sign = direction(metric)
+    if not sign:
+        raise ValueError(f"{metric}: neither higher nor lower is known to be better")
+    means = np.array([np.mean([rows.value(metric) for rows in arm.predictions]) for arm in arms])
+    if not np.isfinite(means).all():
+        raise ValueError(f"{metric} is not defined in each run")
+    first = int((sign * means).argmax())
+    order = [arms[first], *(arm for arm in arms if arm is not arms[first])]
+    cells = [[rows.influence(metric) for rows in arm.predictions] for arm in order]
+    seeds = min(map(len, cells))
+    over_seeds = seeds >= comparisons.MIN_SEEDS
+    if not over_seeds:
+        cells = [[mean_influence(cell)] for cell in cells]
+    count, claimed = len(arms), float(abs(means[first] - means.mean()))
+    weights = [1 - 1 / count] + [-1 / count] * (count - 1)
+    found = comparisons.contrast(cells, weights, group_index(order[0].predictions[0].groups))
+    lead = None
+    if not found.problem:
+        spread = float(means.std(ddof=1))
+        noise = noise_of(weights, found.seed_parts, found.row_variance)
+        ends = shrunk(claimed, found.error, found.freedom, spread, noise, count)
+        lead = Lead(*(float(end) for end in ends))
+    return Best(
+        *(order[0].label, metric, count, seeds, float(means[first]), float(means.mean())),
+        *(claimed, lead, over_seeds, sign > 0),
+    )
+
+
+def table_note(runs: Sequence[RunFolder]) -> str:
+    """The line below a table of several settings on the same rows; "" for any other."""
+    lost = {run.path for run in lost_runs(runs)}
+    there = [run for run in runs if has_test_rows(run) and run.path not in lost]
+    settings = len(group_runs(there))
+    if settings < 3 or len({str(run.record.get("split_fingerprint")) for run in there}) > 1:
+        return ""
+    return (
+        f"{len(there)} runs of {settings} settings looked at these test rows: the best of them has "
+        "luck on its side; report.py ledger says how much is left on fresh rows"
+    )
