@@ -23,6 +23,7 @@ import argparse
 import difflib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -75,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("runs", nargs="+", help="runs, or folders of runs")
     table.add_argument("--columns", type=names, help="these columns, e.g. model,lr,accuracy")
     table.add_argument("--sort", help="a column; -column: from high to low (as --sort=-column)")
+    table.add_argument("--wide", action="store_true", help=(
+        "all columns, also those that do not fit the terminal"
+    ))  # fmt: skip
     table.add_argument("--each", action="store_true", help="a line a run, seeds not folded")
 
     steps = command("steps", "a ladder of changes: each step against the one before it")
@@ -209,6 +213,15 @@ def run_command(arguments: argparse.Namespace) -> str:
             print(folder.clean(note), file=sys.stderr)
         if arguments.json:
             return as_json(table.as_json(columns, lines))
+        if style == "simple":
+            if not arguments.columns:
+                columns = table.figures_first(columns, runs)
+            below = table.baseline_line(runs, columns)
+            width = shutil.get_terminal_size((100, 24)).columns
+            everything = arguments.wide or arguments.columns
+            return table.render_terminal(
+                columns, [*lines, below] if below else lines, None if everything else width
+            )
         return table.render(columns, lines, style)
     if arguments.command == "steps":
         from reports import steps

@@ -32,6 +32,22 @@ SWAP = [1, 0, 2]  # where the columns A, B, tie stand after A and B changed plac
 CALIBRATION_BINS = 15
 
 Metrics = dict[str, int | float | str | list | dict]
+# What an answer without a model gets: for each figure, its name and whether more is better.
+CONSTANTS = {
+    "accuracy": ("constant_accuracy", True),
+    "log_loss": ("prior_entropy", False),
+    "loss": ("unigram_entropy", False),  # token frequencies, whatever the context
+    "response_loss": ("response_unigram_entropy", False),
+    "nats_per_token": ("unigram_entropy", False),
+}
+
+
+def digits_of(low: float, high: float, most: int = 6) -> int:
+    """Decimal places that leave two digits of half the interval: 3 for [0.621, 0.693]."""
+    half = (high - low) / 2
+    if not (half > 0 and math.isfinite(half)):
+        return 4
+    return min(most, max(0, 1 - math.floor(math.log10(half))))
 
 
 def interval_facts(

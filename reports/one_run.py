@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import outcomes
-from evaluation.metrics import doubtful_groups
+from evaluation.metrics import CONSTANTS, doubtful_groups
 from evaluation.outcomes import FAILED
 from evaluation.stats import proportion_interval
 from reports import packed, plots
@@ -50,15 +50,6 @@ HEADLINES = (
     "f1_macro",
     "expected_calibration_error",
 )
-# What an answer without a model gets: for each figure, its name and whether more is better.
-CONSTANTS = {
-    "accuracy": ("constant_accuracy", True),
-    "log_loss": ("prior_entropy", False),
-    "loss": ("unigram_entropy", False),  # token frequencies, whatever the context
-    "response_loss": ("response_unigram_entropy", False),
-    "nats_per_token": ("unigram_entropy", False),
-}
-
 CALIBRATION_BINS = 15  # as in expected_calibration_error
 MOST_CLASSES = 200  # of a confusion matrix
 WORST_ROWS = 20

@@ -1,5 +1,6 @@
 """The page of several runs on shared axes."""
 
+from evaluation.metrics import CONSTANTS
 from reports import plots
 from reports.blocks import (
     SHARE,
@@ -15,7 +16,7 @@ from reports.blocks import (
     written,
 )
 from reports.folder import RunFolder, clean, interval_of, number
-from reports.one_run import CONSTANTS, findings, headlines
+from reports.one_run import findings, headlines
 from reports.training import SAME_CURVE, speed, training_figures
 
 

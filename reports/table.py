@@ -11,6 +11,7 @@ import io
 import math
 import re
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from evaluation.metrics import doubtful_groups
+from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups
 from evaluation.stats import mean_interval
 from reports.arms import group_runs, labels_of, settings_of, show
 from reports.folder import RunFolder, interval_of, number
@@ -49,6 +50,7 @@ FIGURES = (
     "peak_memory_gib",
 )
 COMMAND_WIDTH = 92  # characters of a line
+DIGITS = {"minutes": 1, "peak_memory_gib": 2, "perplexity": 2}
 # These come first, in the order in which researchers keep them.
 SETTINGS_FIRST = (
     "script",
@@ -243,12 +245,74 @@ def sort_lines(lines: list[dict[str, Cell]], by: str) -> list[dict[str, Cell]]:
     return [lines[i] for i in order]
 
 
+MEASURES = ("minutes", "peak_memory_gib")  # of the machine, not of the model
+LABEL = 32  # characters of a run's name on a line of the terminal
+
+
+def render_terminal(
+    columns: Sequence[str], lines: Sequence[dict[str, Cell]], width: int | None = None
+) -> str:
+    """The columns in this order, figures as exactly as their intervals allow. Columns beyond
+    `width` are left out and named below."""
+    cells = {name: [line[name].text(_digits(name, lines)) for line in lines] for name in columns}
+    shown, left, used = [], [], 0
+    for name in columns:
+        longest = max(len(name), *map(len, cells[name]))
+        needed = min(longest, LABEL) if name == "run" else longest
+        fits = width is None or not shown or used + needed <= width
+        (shown if fits else left).append(name)
+        used += needed + 2 if fits else 0
+    rows = [[cells[name][row] for name in shown] for row in range(len(lines))]
+    number = [any(isinstance(line[name].value, float) for line in lines) for name in shown]
+    table = tabulate(
+        rows,
+        shown,
+        disable_numparse=True,
+        colalign=["right" if each else "left" for each in number],
+        maxcolwidths=[LABEL if name == "run" and width else None for name in shown],
+    )
+    more = f"{len(left)} more columns (--wide): {', '.join(left)}"
+    return f"{table}\n{textwrap.fill(more, width)}" if left and width else str(table)
+
+
+def figures_first(columns: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+    """For a terminal: figures, the runs' primary ones before all others, then what differs."""
+    primary = {run.metrics.get("primary") for run in runs}
+    figures = [name for name in columns if name in FIGURES and name not in MEASURES]
+    figures.sort(key=lambda name: (name not in primary, name in ("train_loss", "val_loss")))
+    states = [name for name in columns if name in ("status", "verdicts", "groups")]
+    order = ["run", *figures[:2], *states, *figures[2:], "seeds"]
+    order = [name for name in order if name in columns]
+    order += [name for name in columns if name not in (*order, *MEASURES)]
+    return order + [name for name in columns if name in MEASURES]
+
+
+def _digits(name: str, lines: Sequence[dict[str, Cell]]) -> int:
+    """Of a column: as many as its best known figure allows."""
+    known = [line[name] for line in lines if not math.isnan(line[name].low)]
+    if known and name not in DIGITS:
+        return max(digits_of(cell.low, cell.high) for cell in known)
+    return DIGITS.get(name, 4)
+
+
+def baseline_line(runs: Sequence[RunFolder], columns: Sequence[str]) -> dict[str, Cell]:
+    """What an answer without a model gets, where that is the same for all runs; else nothing."""
+    cells = {}
+    for name in columns:
+        constant = CONSTANTS.get(name, ("",))[0]
+        values = [number(run.metrics.get(constant)) for run in runs]
+        if None not in values and max(values) - min(values) < 1e-9:
+            cells[name] = Cell(values[0])
+    if not cells:
+        return {}
+    return {name: Cell("") for name in columns} | cells | {"run": Cell("(without a model)")}
+
+
 def render(columns: Sequence[str], lines: Sequence[dict[str, Cell]], style: str) -> str:
     """`style`: csv, with each interval in two columns of its own, or a format of tabulate."""
     if style == "csv":
         return _csv(columns, lines)
-    digits = {"minutes": 1, "peak_memory_gib": 2, "perplexity": 2}
-    rows = [[line[name].text(digits.get(name, 4)) for name in columns] for line in lines]
+    rows = [[line[name].text(DIGITS.get(name, 4)) for name in columns] for line in lines]
     align = [
         "right" if any(isinstance(ln[c].value, float) for ln in lines) else "left" for c in columns
     ]

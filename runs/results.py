@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import doubtful_groups
+from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups
 from experiments.experiment import Result
 from files import csv_text, write_text
 
@@ -64,12 +64,20 @@ def worst_rows(
 
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
-    """The figures that have an interval, one a line."""
-    lines = []
-    for name, value in metrics.items():
-        interval = metrics.get(f"{name}_ci95")
-        if isinstance(value, float) and interval:
-            lines.append(f"  {name:<28} {value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]")
+    """The figures that have an interval, the primary one first, one a line and none twice, as
+    exactly as their intervals allow; beside each what an answer without a model gets."""
+    lines, said = [], set()
+    first = metrics.get("primary")
+    for name in sorted(metrics, key=lambda name: name != first):
+        value, interval = metrics[name], metrics.get(f"{name}_ci95")
+        if not (isinstance(value, float) and interval) or (value, *interval) in said:
+            continue
+        said.add((value, *interval))
+        digits = digits_of(*interval)
+        shown = f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+        constant = metrics.get(CONSTANTS.get(name, ("",))[0])
+        beside = f"  without a model {constant:.{digits}f}" if constant is not None else ""
+        lines.append(f"  {name:<28} {shown}{beside}")
     if lines:
         groups = doubtful_groups(metrics)
         only = f"; {groups}" if groups else ""

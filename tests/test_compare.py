@@ -546,12 +546,39 @@ def test_table_columns_order_and_styles(runs, report):
     assert "--sort nosuch" in report("table", runs, "--sort", "nosuch", fails=True)
 
 
+def test_a_table_fits_the_terminal_and_names_what_it_leaves_out(runs, report, monkeypatch):
+    whole = report("table", runs, "--wide")
+    for width in (40, 60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        text = report("table", runs)  # with a note behind it
+        text = "\n".join(line for line in text.splitlines() if "looked at these" not in line)
+        assert max(map(len, text.splitlines())) <= width
+        shown = text.splitlines()[0].split()
+        left = text.partition("(--wide): ")[2].replace("\n", " ").split(", ")
+        assert set(whole.splitlines()[0].split()) == {*shown, *map(str.strip, left)} - {""}
+        if width < 100:  # what was asked for is shown whole
+            names = "run,lr,val_loss,train_loss,minutes,seeds"
+            assert report("table", runs, "--columns", names).splitlines()[0].split() == names.split(
+                ","
+            )
+
+
+def test_a_table_shows_the_primary_figure_first_as_exactly_as_it_is_known(tmp_path, report):
+    metrics = {"accuracy": 0.70123, "accuracy_ci95": [0.6, 0.8], "constant_accuracy": 0.5123}
+    metrics |= {"log_loss": 0.61234, "log_loss_ci95": [0.6, 0.62], "primary": "log_loss"}
+    run = write_run(tmp_path / "run", classifier(50, 1.0, 0), metrics=metrics)
+    head, _, line, base = report("table", run).splitlines()[:4]
+    assert head.split()[:3] == ["run", "log_loss", "accuracy"]
+    assert "0.612 [0.600, 0.620]  0.70 [0.60, 0.80]" in line
+    assert base.startswith("(without a model)") and "0.51" in base.split()
+
+
 def test_table_of_interval_peak_memory_and_minutes(tmp_path, report):
     facts = {"peak_memory_bytes": 3 * 2**30, "seconds": 90.0}
     metrics = {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8], "perplexity": 12.5}
     run = write_run(tmp_path / "run", classifier(50, 1.0, 0), metrics=metrics, **facts)
     text = report("table", run)
-    assert "0.7000 [0.6000, 0.8000]" in text and "3.00" in text and "1.5" in text
+    assert "0.70 [0.60, 0.80]" in text and "3.00" in text and "1.5" in text
     assert "12.50" in text
 
 
