@@ -257,7 +257,7 @@ def render_terminal(
     cells = {name: [line[name].text(_digits(name, lines)) for line in lines] for name in columns}
     shown, left, used = [], [], 0
     for name in columns:
-        longest = max(len(name), *map(len, cells[name]))
+        longest = max(len(name) + 2, *map(len, cells[name]))  # as tabulate pads headers
         needed = min(longest, LABEL) if name == "run" else longest
         fits = width is None or not shown or used + needed <= width
         (shown if fits else left).append(name)
