@@ -130,7 +130,8 @@ class Classification(Phases):
 
     def read(self, row: int) -> dict[str, str]:
         """The tokens of a test row, as text."""
-        return {"text, as read": self.tokenizer.decode(self.test_data.sequence(row, None))}
+        ids = self.test_data.sequence(row, None).astype(int)  # of floats where nothing is added
+        return {"text, as read": self.tokenizer.decode(ids)}
 
     def test(self, state: core.State) -> Result:
         """As `baseline`, of the trained model; it is judged by its answers on validation."""

@@ -112,6 +112,9 @@ def test_a_run_learns_and_reports_all_and_response_tokens(finished):
     assert len(table) == found["n"] == 6
     assert sums[0] / sums[1] == pytest.approx(found["loss"])
     assert sums[3] / sums[4] == pytest.approx(found["response_loss"])
+    for line in (out / "test/analysis/worst_rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["text"]["response"].strip()[:10] in row["read"]["as read"]
 
 
 def test_the_same_questions_are_asked_before_and_after(finished):

@@ -124,6 +124,10 @@ def test_every_task_trains_and_is_tested_once(suite, name, suites, data):
         right = [row["label"] == row["prediction"] for row in rows]
         assert found["accuracy"] == pytest.approx(np.mean(right))
 
+    worst = (folder / "test/analysis/worst_rows.jsonl").read_text().splitlines()
+    choices = 2 if name == "copa" else 1  # a text an answer to choose from
+    assert all(len(json.loads(line)["read"]) == choices for line in worst)
+
     # the weights that were tested open elsewhere and say the same
     model = AutoModelForSequenceClassification.from_pretrained(folder / "train/weights/best")
     tokenizer = AutoTokenizer.from_pretrained(folder / "train/weights/best")

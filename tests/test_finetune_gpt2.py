@@ -79,7 +79,7 @@ def words_of(models, labelled, name="gpt2", *more: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
 def test_classification(name, models, labelled, tmp_path):
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     run = fine_tune(*words_of(models, labelled, name), f"--out={tmp_path}")
     assert run.status == "finished"
@@ -88,7 +88,11 @@ def test_classification(name, models, labelled, tmp_path):
         rows = (tmp_path / part / "metrics/predictions.csv").read_text().splitlines()
         assert rows[0] == "id,group,label,prediction,p_no,p_yes" and len(rows) == found["n"] + 1
         assert "accuracy_ci95" in found and "f1_macro" in found
-    assert (tmp_path / "baseline/analysis/worst_rows.jsonl").exists()
+    worst = (tmp_path / "baseline/analysis/worst_rows.jsonl").read_text().splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "train/weights/best")
+    for row in map(json.loads, worst):  # --max_length 16
+        ids = tokenizer(row["read"]["text, as read"], add_special_tokens=False)["input_ids"]
+        assert 0 < len(ids) <= 16 and set(row["read"]) == {"text, as read"}
     lines = lines_of(tmp_path)
     first = len(lines) // 2
     assert len(lines) == 2 * first  # an epoch of each phase
