@@ -43,9 +43,10 @@ import benchmarks
 import console
 from benchmarks import Line, Measured, run_side
 
-SIMULATIONS = {"bank", "coverage", "outcomes"}  # of verdicts: python -m benchmarks.NAME
+# of verdicts, and what pages show: python -m benchmarks.NAME
+OTHERS = {"bank", "coverage", "documents", "outcomes"}
 COMPARISONS = sorted(
-    {p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py")} - SIMULATIONS
+    {p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py")} - OTHERS
 )
 # of all; {data}: a file or folder of --data
 PLAN = [
