@@ -16,6 +16,7 @@ import argparse
 import csv
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class Case:
     truth: str
     spread: str = "independent"
     dominate: str = "seeds"
+    seeds: int = 5  # where there is no truth to need any
 
     @property
     def points(self) -> list[int]:
@@ -92,15 +94,17 @@ class Case:
         rows = SETTINGS_PER_ROW[self.dominate] ** 2 * bits @ bits.T / GROUPS
         return seeds, rows
 
-    def seeds_and_effect(self) -> tuple[int, float]:
+    def seeds_and_effect(
+        self, designs: dict[str, planning.Design] | None = None
+    ) -> tuple[int, float]:
         """(seeds, size of the effect): as many as planning promises four of five for; the effect is
         one that six seeds show on the line that needs most."""
         lines = self.lines()
         truths = {n: float(w @ self.values()) for n, w in lines.items()}
         true = {n: value for n, value in truths.items() if abs(value) > 1e-9}
         if not true:
-            return 5, 0.0
-        designs = {n: self._design(lines[n], 6, len(lines)) for n in true}
+            return self.seeds, 0.0
+        designs = designs or {n: self._design(lines[n], 6, len(lines)) for n in true}
         effect = max(planning.detectable(designs[n]) / abs(true[n]) for n in true)
         effect *= 1.001  # bisection ends just below
         needed = [planning.seeds_needed(designs[n], effect * abs(true[n])) for n in true]
@@ -148,15 +152,15 @@ def p_values(
     """
     own = np.einsum("p,rps->rs", weights, values)
     each = np.einsum("p,rpsg->rsg", weights, influences)
-    groups = equal_groups(each.mean(1))
+    return p_of_blocks(own, each, equal_groups(each.mean(1)))
+
+
+def p_of_blocks(own: np.ndarray, each: np.ndarray, groups: Groups) -> tuple[np.ndarray, np.ndarray]:
+    """own (repeats, seeds), each (repeats, seeds, groups): the seeds' contrasts."""
     variance, _, rows, seeds, _ = comparisons.contrast_variance([own], [each], [1.0], groups, True)
-    contrast = own.mean(-1)
-    return weighted_p(np.abs(contrast) / np.sqrt(variance), rows, seeds, groups), contrast
-
-
-def weighted_p(t, rows, seeds, groups: Groups) -> np.ndarray:
     (of_seeds, freedom), *_ = seeds
-    return comparisons.weighted_p(t, (of_seeds, rows), (freedom, groups.freedom))
+    t = np.abs(own.mean(-1)) / np.sqrt(variance)
+    return comparisons.weighted_p(t, (of_seeds, rows), (freedom, groups.freedom)), own.mean(-1)
 
 
 def equal_groups(influence: np.ndarray) -> Groups:
@@ -179,6 +183,7 @@ def called(p: np.ndarray) -> np.ndarray:
 
 def cases() -> list[Case]:
     found = [Case(2, "full", truth) for truth in TRUTHS[:3]]
+    found += [Case(k, "full", "none", seeds=3) for k in (2, 3, 4)]
     for spread in SPREADS:
         for dominate in SETTINGS_PER_ROW:
             found += [Case(3, "full", truth, spread, dominate) for truth in TRUTHS[:3]]
@@ -191,20 +196,27 @@ def line_of(case: Case, repeats: int) -> dict[str, object]:
     """A line of the table."""
     random = np.random.default_rng([case.k, len(case.points), *map(ord, repr(case))])
     seeds, effect = case.seeds_and_effect()
-    lines = case.lines()
-    truths = np.array([weights @ case.values() for weights in lines.values()])
-    is_true = np.abs(truths) > 1e-9
-    right, false = np.zeros(len(lines), int), 0
-    for begin in range(0, repeats, AT_ONCE):
-        count = min(AT_ONCE, repeats - begin)
+
+    def drawn(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         values, influences = draw(case, seeds, effect, count, random)
-        found = [p_values(values, influences, weights) for weights in lines.values()]
+        for weights in case.lines().values():
+            yield p_values(values, influences, weights)
+
+    return counted(case, seeds, repeats, drawn)
+
+
+def counted(case: Case, seeds: int, repeats: int, drawn: Callable) -> dict[str, object]:
+    """drawn(count): of each line (p, contrast), (count,) each."""
+    truths = np.array([weights @ case.values() for weights in case.lines().values()])
+    is_true = np.abs(truths) > 1e-9
+    right, false = np.zeros(len(truths), int), 0
+    for begin in range(0, repeats, AT_ONCE):
+        found = list(drawn(min(AT_ONCE, repeats - begin)))
         calls = called(np.stack([p for p, _ in found], axis=1))
         signs = np.stack([np.sign(contrast) for _, contrast in found], axis=1)
-        right += (calls & (signs == np.sign(truths))).sum(0)
-        # of the wrong sign, too
-        wrong = calls & (~is_true | (signs != np.sign(truths)))
-        false += int(wrong.any(1).sum())
+        as_planted = signs == np.sign(truths)
+        right += (calls & as_planted).sum(0)
+        false += int((calls & ~(is_true & as_planted)).any(1).sum())  # of the wrong sign, too
     worst = int(right[is_true].min()) if is_true.any() else None
     return row(case, seeds, repeats, worst, false)
 
@@ -234,61 +246,61 @@ def line_of_bank(bank: Bank, truth: str, repeats: int) -> dict[str, object]:
     runs = bank.runs["base"]
     spread = float(np.std([run.value for run in runs], ddof=1))
     lines = case.lines()
-    truths = np.array([weights @ case.values() for weights in lines.values()])
-    is_true = np.abs(truths) > 1e-9
-    sizes = {n: math.sqrt(float(w @ w)) * spread / math.sqrt(2) for n, w in lines.items()}
-    seeds, effect = 5, 0.0
-    if is_true.any():
-        true = {n: abs(float(w @ case.values())) for n, w in lines.items()}
-        true = {n: value for n, value in true.items() if value > 1e-9}
-        designs = {
-            n: planning.Design(
-                seeds=6, seed_std=sizes[n], comparisons=3, correlation=0.0, weighted=True
-            )
-            for n in true
-        }
-        effect = 1.001 * max(planning.detectable(designs[n]) / true[n] for n in true)
-        seeds = max(planning.seeds_needed(designs[n], effect * true[n]) for n in true)
+    designs = {
+        name: planning.Design(
+            seeds=6,
+            seed_std=math.sqrt(float(weights @ weights) / 2) * spread,
+            comparisons=len(lines),
+            correlation=0.0,
+            weighted=True,
+        )
+        for name, weights in lines.items()
+    }
+    seeds, effect = case.seeds_and_effect(designs)
     each = np.stack([np.bincount(bank.index, run.rows) for run in runs])  # (runs, G)
     leverage = np.bincount(bank.index, runs[0].leverage)
     squares = np.bincount(bank.index, runs[0].leverage ** 2)
     values = np.array([run.value for run in runs])
-    right, false = np.zeros(3, int), 0
-    for _ in range(repeats):
-        dealt = random.choice(len(runs), (4, seeds), replace=False)
-        p, signs = [], []
+
+    def drawn(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        dealt = np.stack([random.permutation(len(runs))[: 4 * seeds] for _ in range(count)])
+        dealt = dealt.reshape(count, 4, seeds)
+        planted = values[dealt] + effect * case.values()[:, None]
         for weights in lines.values():
-            own = weights @ (values[dealt] + effect * case.values()[:, None])
-            rows = np.einsum("p,psg->sg", weights, each[dealt])
-            groups = Groups(rows.mean(0), rows.mean(0) ** 2, leverage, squares)
-            variance, _, of_rows, of_seeds, _ = comparisons.contrast_variance(
-                [own], [rows], [1.0], groups, True
-            )
-            t = np.array(abs(own.mean()) / math.sqrt(float(variance)))
-            p.append(float(weighted_p(t, of_rows, of_seeds, groups)))
-            signs.append(np.sign(own.mean()))
-        calls = called(np.array([p]))[0]
-        right += calls & (np.array(signs) == np.sign(truths))
-        false += bool((calls & (~is_true | (np.array(signs) != np.sign(truths)))).any())
-    worst = int(right[is_true].min()) if is_true.any() else None
-    return row(case, seeds, repeats, worst, false)
+            own = np.einsum("p,rps->rs", weights, planted)
+            rows = np.einsum("p,rpsg->rsg", weights, each[dealt])
+            influence = rows.mean(1)
+            shares = (np.broadcast_to(x, influence.shape) for x in (leverage, squares))
+            groups = Groups(influence, influence**2, *shares)
+            yield p_of_blocks(own, rows, groups)
+
+    return counted(case, seeds, repeats, drawn)
 
 
-def summary(lines: list[dict[str, str]]) -> str:
+def summary(lines: Sequence[dict[str, str]]) -> str:
+    """A line for each truth of a design: over what seeds and rows do, the fewest that are right
+    and the most that are false."""
     text = [
-        "| settings | points | truth | what a seed does | larger | seeds | right | false |",
-        "|---|---|---|---|---|---|---|---|",
+        "| settings | points | truth | seeds | cases | right, least | any false, most |",
+        "|---|---|---|---|---|---|---|",
     ]
+    alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for line in lines:
-        right, false = (
-            f"{float(line[n]):.3f} [{float(line[n + '_low']):.3f}, {float(line[n + '_high']):.3f}]"
-            if line[n]
-            else "–"
-            for n in ("right", "false")
-        )
-        names = ("settings", "design", "truth", "spread", "dominate", "seeds")
-        text.append(f"| {' | '.join(str(line[n]) for n in names)} | {right} | {false} |")
+        points = f"{line['design']}{', real runs' * (line['spread'] == 'real runs')}"
+        key = (line["settings"], points, line["truth"], line["seeds"])
+        alike.setdefault(key, []).append(line)
+    for key, those in alike.items():
+        cells = ["–"]
+        if those[0]["right"]:
+            cells = [_share(min(those, key=lambda line: float(line["right"])), "right")]
+        cells.append(_share(max(those, key=lambda line: float(line["false"])), "false"))
+        text.append(f"| {' | '.join([*key, str(len(those)), *cells])} |")
     return "\n".join(text)
+
+
+def _share(line: dict[str, str], name: str) -> str:
+    value, low, high = (float(line[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:

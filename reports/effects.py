@@ -56,6 +56,10 @@ class Factor:
         return " + ".join(self.a)
 
     @property
+    def in_a_product(self) -> str:
+        return f"({self.label})" if len(self.a) > 1 else self.label
+
+    @property
     def change(self) -> str:
         """batch 32 → 8"""
         return ", ".join(f"{name} {self.a[name]} → {self.b[name]}" for name in self.a)
@@ -251,9 +255,9 @@ class Effect(Comparison):
     @property
     def label(self) -> str:
         if self.kind == PAIR:
-            return " × ".join(factor.label for factor in self.factors)
+            return " × ".join(factor.in_a_product for factor in self.factors)
         if self.kind == REST:
-            return f"{self.factors[0].label} × the rest"
+            return f"{self.factors[0].in_a_product} × the rest"
         return self.factors[0].label if self.factors else self.kind
 
     @property

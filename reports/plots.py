@@ -550,8 +550,11 @@ def waterfall(name: str, x_label: str, start: float, bars: Sequence[Bar], end: f
     """From A (`start`) to B (`end`), below each other: each bar begins where the one above it
     ended, so that they add up; its whisker is the interval of where it ends."""
     begins = [start]
+    shown = [start, end]
     for bar in bars:
         begins.append(begins[-1] + bar.value)
+        parts = [bar.value, bar.alone, *(bar.interval or ())]
+        shown += [begins[-2] + part for part in parts if part is not None]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -570,10 +573,14 @@ def waterfall(name: str, x_label: str, start: float, bars: Sequence[Bar], end: f
         axes.plot([end, end], [last - 1, last], color=LIGHT["grid"], linewidth=0.9, zorder=0)
         for tone in dict.fromkeys(bar.tone for bar in bars):
             label = {"none": "undecided or the same"}.get(tone, tone)
-            axes.barh([0], [0], color=TONES[tone], alpha=0.6, label=label)
+            axes.barh([0], [math.nan], color=TONES[tone], alpha=0.6, label=label)
         if any(bar.alone is not None for bar in bars):
             axes.plot([], [], "D", color=LIGHT["blue"], markersize=5, label="added to A alone")
-        labels = ["A", *(_name(bar.label, 26) for bar in bars), "B"]
+        texts = [f"{_name(bar.label, 26)}  {bar.value:+.4f}" for bar in bars]
+        labels = [f"A  {start:.4f}", *texts, f"B  {end:.4f}"]
+        low, high = min(shown), max(shown)
+        room = 0.05 * (high - low) or 1.0
+        axes.set_xlim(low - room, high + room)
         axes.set_yticks(range(last + 1), labels)
         axes.set_ylim(last + 0.6, -0.6)
         axes.spines["left"].set_visible(False)
