@@ -21,7 +21,7 @@ import numpy as np
 
 from evaluation import comparisons, planning, sequential
 from evaluation.investing import Terms, Wealth, hopeless, needed_gain
-from evaluation.stats import Groups, quantile, wilson_interval
+from evaluation.stats import Groups, wilson_interval
 from evaluation.winners import shrunk
 
 GROUPS = 60  # of rows, in a race
@@ -105,11 +105,12 @@ def _race(
             values = [base[here, :k], arm[here, :k] + difference]
             change = parts[1].mean(1) - parts[0].mean(1)
             groups = Groups(change, change**2, lever[None], lever[None] ** 2)
-            variance, freedom, of_rows, parts_of_seeds, _ = comparisons.contrast_variance(
+            _, _, of_rows, parts_of_seeds, _ = comparisons.contrast_variance(
                 values, parts, [-1.0, 1.0], groups, paired=True
             )
+            ((part, degrees),) = parts_of_seeds
             value = values[1].mean(1) - values[0].mean(1)
-            half = quantile(1 - level, np.minimum(freedom, k - 1)) * np.sqrt(variance)
+            half = comparisons.small_level_width(part, degrees, of_rows, groups.freedom, level)
             low, high = value - half, value + half
             better, worse = low > 0, high < 0
             small = (low > -margin) & (high < margin) if margin else np.zeros(len(low), bool)
@@ -117,7 +118,6 @@ def _race(
             wrong = better & (difference <= 0) | worse & (difference >= 0)
             if margin:
                 wrong |= small & (abs(difference) >= margin)
-            ((part, degrees),) = parts_of_seeds
             stop = ~settled & sequential.only_rows_help(
                 *(value, part, degrees, of_rows, groups.freedom, levels[most], margin)
             )
@@ -217,6 +217,7 @@ def bank_lines(repeats: int) -> Iterator[dict]:
 
 POLICIES = ("at random", "variants of the best", "the best five together")
 BASE_SEEDS = 10
+ROW_FREEDOM = 100  # of the rows' variance, which is known well
 
 
 def loops(
@@ -273,11 +274,14 @@ def proposal(
     base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray, level: float, terms: Terms
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(gain that is shown after three seeds, discarded then, kept in the end), (count,) each."""
-    value, error, freedom = _welch(base, runs[:, : comparisons.MIN_SEEDS], rows, luck[0])
+    few = runs[:, : comparisons.MIN_SEEDS]
+    value, seeds, freedom = _welch(base, few, rows, luck[0])
+    error = np.sqrt(seeds + rows)
     needed = needed_gain(base.var(1, ddof=1), base.shape[1], rows, level, terms)
-    lost = hopeless(value, error, freedom, needed)
-    last, error, freedom = _welch(base, runs, rows, luck[1])
-    return value, lost, ~lost & (last > quantile(1 - level, freedom) * error)
+    lost = hopeless(value, error, (seeds + rows) ** 2 / (seeds**2 / freedom), needed)
+    last, seeds, freedom = _welch(base, runs, rows, luck[1])
+    width = comparisons.small_level_width(seeds, freedom, rows, ROW_FREEDOM, level)
+    return value, lost, ~lost & (last > width)
 
 
 def kept_share(gain: float, terms: Terms, count: int = 20_000) -> float:
@@ -289,12 +293,11 @@ def kept_share(gain: float, terms: Terms, count: int = 20_000) -> float:
 
 
 def _welch(base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray) -> tuple:
-    """(difference, its error, degrees of freedom), (count,) each, as `contrast` has them
-    `at_small_levels`, with the variance of the rows known from many."""
-    parts = [x.var(1, ddof=1) / x.shape[1] for x in (base, runs)]
-    spread = sum(p**2 / (x.shape[1] - 1) for p, x in zip(parts, (base, runs), strict=True))
-    value = runs.mean(1) - base.mean(1) + np.sqrt(rows) * luck
-    return value, np.sqrt(parts[0] + parts[1] + rows), (parts[0] + parts[1]) ** 2 / spread
+    """(difference, the seeds' part of its variance, its degrees of freedom), (count,) each."""
+    parts = [(x.var(1, ddof=1) / x.shape[1], x.shape[1] - 1) for x in (base, runs)]
+    seeds = parts[0][0] + parts[1][0]
+    spread = sum(part**2 / degrees for part, degrees in parts)
+    return runs.mean(1) - base.mean(1) + np.sqrt(rows) * luck, seeds, seeds**2 / spread
 
 
 def gate_lines(count: int) -> Iterator[dict]:
