@@ -53,9 +53,12 @@ class DiskFull(RuntimeError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename: readers see the old file or the new one."""
+    """Write beside, flush to disk, rename: readers see the old file or the new one.
+
+    Several processes may write the same file of a cache, so that each has a name of its own beside.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp")
+    beside = path.with_name(f"{path.name}.{os.getpid()}tmp")
     try:
         with open(beside, "w", encoding="utf-8", newline="") as file:
             file.write(text)

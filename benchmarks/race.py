@@ -21,8 +21,8 @@ import numpy as np
 
 from evaluation import comparisons, planning, sequential
 from evaluation.investing import Terms, Wealth, hopeless, needed_gain
-from evaluation.stats import Groups, quantile, wilson_interval
-from evaluation.winners import noise_of, shrunk
+from evaluation.stats import Groups, wilson_interval
+from evaluation.winners import shrunk
 
 GROUPS = 60  # of rows, in a race
 CHUNK = 1000
@@ -105,11 +105,12 @@ def _race(
             values = [base[here, :k], arm[here, :k] + difference]
             change = parts[1].mean(1) - parts[0].mean(1)
             groups = Groups(change, change**2, lever[None], lever[None] ** 2)
-            variance, freedom, of_rows, parts_of_seeds, _ = comparisons.contrast_variance(
+            _, _, of_rows, parts_of_seeds, _ = comparisons.contrast_variance(
                 values, parts, [-1.0, 1.0], groups, paired=True
             )
+            ((part, degrees),) = parts_of_seeds
             value = values[1].mean(1) - values[0].mean(1)
-            half = quantile(1 - level, np.minimum(freedom, k - 1)) * np.sqrt(variance)
+            half = comparisons.small_level_width(part, degrees, of_rows, groups.freedom, level)
             low, high = value - half, value + half
             better, worse = low > 0, high < 0
             small = (low > -margin) & (high < margin) if margin else np.zeros(len(low), bool)
@@ -117,7 +118,6 @@ def _race(
             wrong = better & (difference <= 0) | worse & (difference >= 0)
             if margin:
                 wrong |= small & (abs(difference) >= margin)
-            ((part, degrees),) = parts_of_seeds
             stop = ~settled & sequential.only_rows_help(
                 *(value, part, degrees, of_rows, groups.freedom, levels[most], margin)
             )
@@ -217,6 +217,7 @@ def bank_lines(repeats: int) -> Iterator[dict]:
 
 POLICIES = ("at random", "variants of the best", "the best five together")
 BASE_SEEDS = 10
+ROW_FREEDOM = 100  # of the rows' variance, which is known well
 
 
 def loops(
@@ -273,11 +274,14 @@ def proposal(
     base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray, level: float, terms: Terms
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(gain that is shown after three seeds, discarded then, kept in the end), (count,) each."""
-    value, error, freedom = _welch(base, runs[:, : comparisons.MIN_SEEDS], rows, luck[0])
+    few = runs[:, : comparisons.MIN_SEEDS]
+    value, seeds, freedom = _welch(base, few, rows, luck[0])
+    error = np.sqrt(seeds + rows)
     needed = needed_gain(base.var(1, ddof=1), base.shape[1], rows, level, terms)
-    lost = hopeless(value, error, freedom, needed)
-    last, error, freedom = _welch(base, runs, rows, luck[1])
-    return value, lost, ~lost & (last > quantile(1 - level, freedom) * error)
+    lost = hopeless(value, error, (seeds + rows) ** 2 / (seeds**2 / freedom), needed)
+    last, seeds, freedom = _welch(base, runs, rows, luck[1])
+    width = comparisons.small_level_width(seeds, freedom, rows, ROW_FREEDOM, level)
+    return value, lost, ~lost & (last > width)
 
 
 def kept_share(gain: float, terms: Terms, count: int = 20_000) -> float:
@@ -289,12 +293,11 @@ def kept_share(gain: float, terms: Terms, count: int = 20_000) -> float:
 
 
 def _welch(base: np.ndarray, runs: np.ndarray, rows: float, luck: np.ndarray) -> tuple:
-    """(difference, its error, degrees of freedom), (count,) each, as `contrast` has them
-    `at_small_levels`, with the variance of the rows known from many."""
-    parts = [x.var(1, ddof=1) / x.shape[1] for x in (base, runs)]
-    spread = sum(p**2 / (x.shape[1] - 1) for p, x in zip(parts, (base, runs), strict=True))
-    value = runs.mean(1) - base.mean(1) + np.sqrt(rows) * luck
-    return value, np.sqrt(parts[0] + parts[1] + rows), (parts[0] + parts[1]) ** 2 / spread
+    """(difference, the seeds' part of its variance, its degrees of freedom), (count,) each."""
+    parts = [(x.var(1, ddof=1) / x.shape[1], x.shape[1] - 1) for x in (base, runs)]
+    seeds = parts[0][0] + parts[1][0]
+    spread = sum(part**2 / degrees for part, degrees in parts)
+    return runs.mean(1) - base.mean(1) + np.sqrt(rows) * luck, seeds, seeds**2 / spread
 
 
 def gate_lines(count: int) -> Iterator[dict]:
@@ -341,19 +344,25 @@ TRUTHS = {
 }
 
 
-def best(truth: np.ndarray, seeds: int, row_share: float, repeats: int = 2000) -> dict:
+def best(
+    truth: np.ndarray, seeds: int, row_share: float, repeats: int = 2000, uneven: bool = False
+) -> dict:
     """Settings with these true figures, the larger the better: what the best of them claims to be
-    better by than their mean, what `winners.shrunk` expects, and what it is on fresh rows."""
+    better by than their mean, what `winners.shrunk` expects, and what it is on fresh rows.
+
+    uneven: the seeds of every fourth setting spread twice as much.
+    """
     draw = np.random.default_rng([len(truth), seeds, round(100 * row_share)])
     count, claimed, expected, fresh, missed = len(truth), 0.0, 0.0, 0.0, 0
     for start in range(0, repeats, 250):
         many = min(250, repeats - start)
         values, each = [], []
-        for own in truth:
+        for number, own in enumerate(truth):
+            wide = 2.0 if uneven and number % 4 == 1 else 1.0
             rows = draw.normal(0, np.sqrt(row_share / GROUPS), (many, 1, GROUPS))
             rows = rows + draw.normal(0, np.sqrt(OWN_ROWS / GROUPS), (many, seeds, GROUPS))
             noise = np.sqrt(1 - OWN_ROWS) * draw.normal(size=(many, seeds))
-            values.append(own + noise + rows.sum(-1))
+            values.append(own + wide * noise + rows.sum(-1))
             each.append(rows - rows.mean(-1, keepdims=True))
         means = np.stack([v.mean(-1) for v in values])  # (K, many)
         chosen = means.argmax(0)
@@ -366,13 +375,9 @@ def best(truth: np.ndarray, seeds: int, row_share: float, repeats: int = 2000) -
         change = sum(w * x.mean(1) for w, x in zip(weights, each, strict=True))
         lever = np.full((many, GROUPS), 1 / GROUPS)
         groups = Groups(change, change**2, lever, lever**2)
-        variance, freedom, of_rows, parts, _ = comparisons.contrast_variance(
-            values, each, weights, groups
-        )
-        lead = means.max(0) - means.mean(0)
-        spread = means.std(0, ddof=1)
-        noise = noise_of(weights, parts, of_rows)
-        found = shrunk(lead, np.sqrt(variance), freedom, spread, noise, count)
+        _, _, of_rows, parts, _ = comparisons.contrast_variance(values, each, weights, groups)
+        lead, spread = means.max(0) - means.mean(0), means.std(0, ddof=1)
+        found = shrunk(lead, spread, weights, parts, of_rows, groups.freedom)
         true = truth[chosen] - truth.mean()
         claimed += lead.sum() / repeats
         expected += found.expected.sum() / repeats
@@ -396,6 +401,8 @@ def best_lines(repeats: int) -> Iterator[dict]:
         for count, seeds, share in ((20, 3, 0.05), (20, 3, 1.0), (20, 5, 0.25), (5, 3, 0.25)):
             line = best(of(count), seeds, share, repeats)
             yield {"part": "best", "case": f"best of {count}, {name}"} | line
+    line = best(np.zeros(20), 3, 0.25, repeats, uneven=True)
+    yield {"part": "best", "case": "best of 20, all alike, uneven spreads"} | line
 
 
 # ---------------------------------------------------------------------------- the command
@@ -414,20 +421,53 @@ PARTS = {
 
 
 def summary(lines: Sequence[dict[str, str]]) -> str:
-    """One table a part, as docs/statistics.md has them."""
-    text = []
-    for part in PARTS:
-        those = [line for line in lines if line["part"] == part]
-        names = [name for name in COLUMNS[1:] if any(line.get(name) for line in those)]
-        names = [name for name in names if name not in ("repeats", "low", "high")]
-        text += ["", "| " + " | ".join(name.replace("_", " ") for name in names) + " |"]
-        text.append("|" + "---|" * len(names))
-        for line in those:
-            cells = [str(line.get(name) or "") for name in names]
-            if line.get("false"):
-                place = names.index("false")
-                cells[place] += f" [{line['low']}, {line['high']}]"
-            text.append("| " + " | ".join(cells) + " |")
+    """The tables of docs/statistics.md."""
+    of = {part: [line for line in lines if line["part"] == part] for part in PARTS}
+
+    def false(line: dict[str, str]) -> str:
+        ends = [f"{float(line[name]):.3f}" for name in ("false", "low", "high")]
+        return f"{ends[0]} [{ends[1]}, {ends[2]}]"
+
+    shares = [f"{share:g}" for share in ROW_SHARES]
+    text = [
+        "| races with a false verdict; rows have this share of the seeds' variance | most seeds | "
+        + " | ".join(shares) + " |",
+        "|---|---|" + "---|" * len(shares),
+    ]  # fmt: skip
+    cases = {}
+    planned = [line for line in of["race"] if line["case"].startswith("planned")]
+    for line in of["race"]:
+        if line not in planned:
+            cell = cases.setdefault((line["case"], line["most"]), {})
+            cell[f"{float(line['rows']):g}"] = false(line)
+    for (case, most), cells in cases.items():
+        text.append(f"| {case} | {most} | {' | '.join(cells.get(s, '') for s in shares)} |")
+    text += ["", "| a race of the same power | rows | most seeds | called | seeds an arm |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for line in planned:
+        rate = f"{float(line['rate']):.2f}"
+        text.append(
+            f"| {line['case']} | {line['rows']} | {line['most']} | {rate} | {line['seeds']} |"
+        )
+    text += ["", "| of the bank | most seeds | called by the race | seeds an arm | by all seeds |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for line in of["bank"]:
+        rate = false(line) if line["false"] else f"{float(line['rate']):.3f}"
+        each = f"{float(line['of_all_seeds']):.3f}"
+        text.append(f"| {line['case']} | {line['most']} | {rate} | {line['seeds']} | {each} |")
+    text += ["", "| loops | rows | with seeds | noise was kept | the gain was | seeds a proposal | "
+             "a gain of .03 needs a spread of |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for line in of["gate"]:
+        cells = [line[name] for name in ("rate", "seeds", "spread_for_.03")]
+        text.append(
+            f"| {line['case']} | {line['rows']} | {line['most']} | {false(line)} | "
+            f"{' | '.join(cells)} |"
+        )
+    text += ["", "| settings | seeds | rows | claimed | expected | on fresh rows | missed |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for line in of["best"]:
+        cells = [line[name] for name in ("case", "most", "rows", "claimed", "expected")]
+        text.append(f"| {' | '.join(cells)} | {line['on_fresh_rows']} | {false(line)} |")
     return "\n".join(text)
 
 

@@ -115,12 +115,16 @@ class Difference:
 
         return float(2 * stdtr(min(self.freedom, 1e9), -abs(self.value) / self.error))
 
-    def at_small_levels(self) -> Difference:
-        """For levels far below 5 %: with no more degrees of freedom than its seeds have. Where few
-        seeds lie together by luck, what rows add by chance would lend them those of many rows."""
-        if not self.seed_parts:
+    def at_small_level(self, level: float) -> Difference:
+        """For a test far below 5 %: with degrees of freedom that `small_level_width` leaves it."""
+        if not self.seed_parts or math.isnan(self.error):
             return self
-        return replace(self, freedom=min(self.freedom, freedom_of(self.seed_parts)))
+        from scipy.special import stdtridf
+
+        seeds = sum(part for part, _ in self.seed_parts)
+        rows = (self.row_variance, self.row_freedom)
+        width = float(small_level_width(seeds, freedom_of(self.seed_parts), *rows, level))
+        return replace(self, freedom=float(stdtridf(1 - level / 2, width / self.error)))
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
         """It excludes 0 exactly where p < 1 − level. NaN where nothing is known of the error."""
@@ -167,6 +171,17 @@ def freedom_of(parts: Sequence[tuple[float, float]]) -> float:
     """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
     spread = sum(part**2 / freedom for part, freedom in parts)
     return sum(part for part, _ in parts) ** 2 / spread if spread > 0 else 0.0
+
+
+def small_level_width(seeds, freedom, rows, row_freedom, level):
+    """Half of the interval at 1 − level, from the seeds' and the rows' part of the variance, each
+    with Student's t of its own degrees of freedom: never too narrow (Banerjee 1960, Sankhyā 22).
+
+    Satterthwaite's one number is not enough far below 5 %: where few seeds lie together by luck,
+    what rows add by chance lends them the freedom of many rows.
+    """
+    t, of_rows = (quantile(1 - level, np.asarray(f, float)) for f in (freedom, row_freedom))
+    return np.sqrt(t**2 * seeds + of_rows**2 * rows)
 
 
 # --------------------------------------------------------------------- accuracy, row by row

@@ -9,8 +9,8 @@ the interval at the level of that look; these hold together, whatever the race t
 (repeated confidence intervals: Jennison & Turnbull 1989, J. R. Stat. Soc. B 51(3), section 2), so
 that "better" and "the same" need no further correction. The levels are exact for the sequence of
 paired t statistics, whose joint distribution is simulated: Jennison & Turnbull 1991 (Biometrika
-78(1)) integrate it. What the rows add to the variance can only make a verdict rarer, as the degrees
-of freedom stay those of the seeds (`Difference.at_small_levels`).
+78(1)) integrate it. What the rows add to the variance makes a verdict rarer, as each part has its
+own degrees of freedom (`comparisons.small_level_width`).
 """
 
 from __future__ import annotations

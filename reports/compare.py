@@ -316,16 +316,15 @@ def _levels_of_race(
     levels = plan.levels(metrics)
     for result in family:
         result.family, result.margin, result.race = plan.arms * metrics, margin, plan.race
-        if isinstance(result, Comparison):
-            result.difference = result.difference.at_small_levels()
-        raw = result.difference.p
         if isinstance(result, ByRanks):  # once, with all seeds
             result.level = sequential.ranks_level(result.family)
-            raw = raw if result.num_seeds >= plan.race else 1.0
+            raw = result.difference.p if result.num_seeds >= plan.race else 1.0
         elif result.over_seeds:
             result.level = levels[min(result.num_seeds, plan.race)]
+            result.difference = result.difference.at_small_level(result.level)
+            raw = result.difference.p
         else:
-            result.level = comparisons.ALPHA / result.family
+            result.level, raw = comparisons.ALPHA / result.family, result.difference.p
         result.p = min(1.0, raw * comparisons.ALPHA / result.level)
 
 

@@ -325,7 +325,7 @@ def _verdict(
         if is_hopeless(shown.difference, sign, len(base_seeds), level, names):
             return "discard", f"after {seeds} seeds it is not likely to be shown better with {most}"
         return "undecided", f"after {seeds} seeds; with {most} it can be kept"
-    found = kept_back.difference.at_small_levels()
+    found = kept_back.difference.at_small_level(level)
     if found.problem:
         return "discard", f"on the rows that are kept back nothing can be said: {found.problem}"
     if sign * found.value > 0 and found.p < level:

@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation import comparisons
 from evaluation.stats import group_index
-from evaluation.winners import Lead, noise_of, shrunk
+from evaluation.winners import Lead, shrunk
 from files import walk
 from reports.arms import Arm, group_runs, labels_of, refusal
 from reports.compare import SCHEMA, mean_influence, metrics_of
@@ -192,8 +192,8 @@ def best_of(arms: Sequence[Arm]) -> Best:
     lead = None
     if not found.problem:
         spread = float(means.std(ddof=1))
-        noise = noise_of(weights, found.seed_parts, found.row_variance)
-        ends = shrunk(claimed, found.error, found.freedom, spread, noise, count)
+        parts = (found.seed_parts, found.row_variance, found.row_freedom)
+        ends = shrunk(claimed, spread, weights, *parts)
         lead = Lead(*(float(end) for end in ends))
     return Best(
         *(order[0].label, metric, count, seeds, float(means[first]), float(means.mean())),

@@ -282,6 +282,18 @@ def test_two_writers_lose_no_line_and_a_torn_one_counts_for_nothing(tmp_path):
     assert [line["n"] for line in json_lines(path.read_bytes())] == list(range(101))
 
 
+def test_two_writers_of_one_file_do_not_take_each_others_away(tmp_path):
+    """Two runs of one sweep make the same tokenizer at the same time."""
+    code = (
+        "import sys; from pathlib import Path; from files import write_text\n"
+        "for _ in range(200): write_text(Path(sys.argv[1]), 'whole')\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "cached.json")]
+    writers = [subprocess.Popen(words, cwd=PROJECT) for _ in range(2)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["cached.json"]
+
+
 def test_student_quantiles_of_the_first_look_are_far_out():
     """Three seeds settle only what is large: no verdict rests on two degrees of freedom alone."""
     level = sequential.levels_of_race(10, 1)[3]

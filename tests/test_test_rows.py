@@ -51,12 +51,17 @@ def test_settings_that_are_alike_leave_the_best_no_lead(tmp_path):
 
 def test_shrinking_is_by_the_share_of_the_spread_that_is_noise():
     # spread² = 4, of which a figure's own noise is 1: three quarters are real
-    error = np.sqrt(1 - 1 / 20)
-    found = shrunk(3.0, error, 1e9, 2.0, 1.0, 20)
+    weights, error = [1 - 1 / 20] + [-1 / 20] * 19, np.sqrt(1 - 1 / 20)
+    parts = [(w**2, 1e9) for w in weights]
+    found = shrunk(3.0, 2.0, weights, parts, 0.0, 1e9)
     assert found.expected == pytest.approx(0.75 * 3)
     assert found.high == pytest.approx(3 + 1.96 * error, abs=1e-3)
     assert found.low == pytest.approx(3 - 3.0233 * error, abs=1e-3)  # of one in forty × 20
-    assert shrunk(1.5, error, 1e9, 0.9, 1.0, 20).expected == 0
+    assert shrunk(1.5, 0.9, weights, parts, 0.0, 1e9).expected == 0
+    # the best one's seeds lie together by luck: those of all say more; apart, they count
+    narrow, wide = ([(v * weights[0] ** 2, 2), *parts[1:]] for v in (0.01, 9.0))
+    assert shrunk(3.0, 2.0, weights, narrow, 0.0, 1e9).high == pytest.approx(found.high, abs=0.1)
+    assert shrunk(3.0, 2.0, weights, wide, 0.0, 1e9).high > found.high + 3
 
 
 def test_the_lead_of_the_best_of_twenty_nulls_is_gone_and_the_interval_covers():
