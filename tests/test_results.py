@@ -29,6 +29,7 @@ NOT_KEPT = {
         *("Is it noise?", "The control", "Does it help where labels are few?", "AG News"),
         *("Must the encoder learn?", "Pretraining for minutes", "Instructions"),
     },
+    "explain.md": {"Tried"},
 }
 
 
