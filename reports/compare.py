@@ -738,6 +738,8 @@ def contrast_notes(arms: Sequence[Arm], by: Sequence[str] | None) -> list[str]:
             f"The arms are a grid of {' × '.join(factors)}: --group-by {factors[0]} judges "
             f"{factors[0]} alone, over all its runs."
         )
+    else:
+        lines.append("Which runs between two of them could: report.py explain A B.")
     return [*lines, ""]
 
 

@@ -692,12 +692,23 @@ def _seeds_of(plan: dict[str, Any]) -> list[int]:
     return list(next(iter(arms.values())).get("seeds") or [])
 
 
+def _is_same(before: Any, now: dict[str, Any]) -> bool:
+    """Whether a plan was made for the same question, however its paths were written."""
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        return False
+    both = [
+        asked | {end: [Path(str(path)).resolve() for path in asked[end]] for end in "ab"}
+        for asked in (before, now)
+    ]
+    return both[0] == both[1]
+
+
 def write_plan(question: Question, out: Path, before: dict[str, Any], margin: float | None) -> None:
     """OUT/sweep.yaml, where it is not there, and a link for each run that exists elsewhere.
     ValueError where OUT has another plan: results must not choose how they are judged."""
     plan = question.as_sweep_file(margin)
     if before:
-        if before.get("explain") != plan["explain"]:
+        if not _is_same(before.get("explain"), plan["explain"]):
             raise ValueError(f"{out}/sweep.yaml is the plan of another question: another --out")
         if _seeds_of(before) != question.seeds:
             seeds = ", ".join(map(str, _seeds_of(before)))
