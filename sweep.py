@@ -238,13 +238,9 @@ def read_race(args: argparse.Namespace, keys: Mapping[str, Any]) -> int | None:
 
 
 def seeds_of_race(given: Any, most: int) -> list[int]:
-    """0, 1, 2 … or those of a list, in its order; a number says nothing in a race."""
-    if isinstance(given, list) or "," in str(given):
-        seeds = parse_seeds(given)
-        if len(seeds) < most:
-            raise refuse(f"seeds {given}: a race of up to {most} seeds needs as many")
-        return seeds[:most]
-    return list(range(most))
+    """0, 1, 2 …, or those of a list and the numbers after them; how many says nothing in a race."""
+    known = parse_seeds(given) if isinstance(given, list) or "," in str(given) else [0]
+    return [*known, *range(max(known) + 1, max(known) + 1 + most)][:most]
 
 
 def find(path: str, what: str) -> Path:
@@ -309,7 +305,7 @@ class Plan:
         self.race = read_race(args, keys)
         self.hours = args.hours
         given = keys.get("seeds", 3) if args.seeds is None else args.seeds
-        seeds = seeds_of_race(given, self.race) if self.race else parse_seeds(given)
+        seeds = self.seeds_from(given)
         fixed = {name: parse_value(text) for name, text in parse_words("--set", args.fixed).items()}
         words = parse_words("--grid", args.grid)
         grid = {name: parse_values(text) for name, text in words.items()}
@@ -330,7 +326,7 @@ class Plan:
                 raise refuse(f"arm {label}: expected settings, found {own!r}")
             own = dict(own or {})
             arm_script = own.pop("script", script)
-            arm_seeds = parse_seeds(own.pop("seeds", seeds))
+            arm_seeds = self.seeds_from(own.pop("seeds", seeds))
             arm_tune = check_values(f"arm {label}: tune", own.pop("tune", self.tune))
             base = read_yaml(own.pop("config")) if "config" in own else {}
             base, own = flatten(base), flatten(own)
@@ -358,6 +354,9 @@ class Plan:
         self.declared = self.read_declared(keys)
         self.explain = keys.get("explain")  # the runs between two others: reports/explain.py
         self.check_arms()
+
+    def seeds_from(self, given: Any) -> list[int]:
+        return seeds_of_race(given, self.race) if self.race else parse_seeds(given)
 
     def read_declared(self, keys: Mapping[str, Any]) -> dict[str, Any]:
         """`paired` and `margin`, which decide how results are judged: a finished run fixes them."""

@@ -21,6 +21,7 @@ import numpy as np
 from evaluation.comparisons import MIN_SEEDS
 from evaluation.investing import Terms, Wealth, is_hopeless, is_shown
 from files import appending
+from reports import packed
 from reports.arms import Arm, refusal, settings_of
 from reports.compare import Comparison, compare, metrics_of
 from reports.folder import RunFolder, find_runs, number
@@ -107,7 +108,9 @@ def _arm(path: str) -> Arm:
 def identity(run: RunFolder) -> str:
     """16 hex digits of what the run computes, but for the seed: its settings and its code."""
     patch = run.path / "diff.patch"
-    code = [run.record.get("commit"), patch.read_bytes().hex() if patch.is_file() else ""]
+    code = [run.record.get("commit"), ""]
+    if packed.is_file(patch):
+        code[1] = hashlib.sha256(packed.read_bytes(patch)).hexdigest()
     text = json.dumps([sorted(settings_of(run).items()), code], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -5,6 +5,7 @@ sweep's tuning looked, too, and are counted; they are no settings that a best is
 """
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from evaluation import comparisons
 from evaluation.stats import group_index
 from evaluation.winners import Lead, shrunk
-from files import walk
+from reports import packed
 from reports.arms import Arm, group_runs, labels_of, refusal
 from reports.compare import SCHEMA, mean_influence, metrics_of
 from reports.folder import RunFolder, clean, is_run, load_run, number
@@ -127,10 +128,10 @@ def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
     """All runs with test rows, the trials of a tuning and the tasks of a suite among them."""
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not packed.is_dir(path):
             raise ValueError(f"{path}: no such folder")
-        files = [f for f in walk(path) if f.match("test/metrics/predictions.csv")]
-        found = [file.parents[2] for file in files]
+        files = packed.files_below(path)
+        found = [f.parents[2] for f in files if f.match("test/metrics/predictions.csv")]
         folders |= {folder.resolve(): folder for folder in sorted(found) if is_run(folder)}
     return [load_run(folder) for folder in folders.values()]
 
@@ -139,11 +140,14 @@ def test_rows_of(run: Path) -> tuple[str, int]:
     """(digest of the ids, how many); of a file without ids, that of its bytes, and 0."""
     import pandas
 
-    path = run / "test/metrics/predictions.csv"
     try:
-        ids = pandas.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
-    except (OSError, ValueError):
-        content = path.read_bytes() if path.is_file() else b""
+        content = packed.read_bytes(run / "test/metrics/predictions.csv")
+    except OSError:
+        content = b""
+    try:
+        file = io.BytesIO(content)
+        ids = pandas.read_csv(file, usecols=["id"], dtype=str, keep_default_na=False)["id"]
+    except ValueError:  # no such column, or nothing in it
         return hashlib.sha256(content).hexdigest()[:16], 0
     return ids_digest(ids), len(ids)
 

@@ -230,7 +230,6 @@ def test_a_race_is_declared_before_the_first_result(folder):
         (["--race", "--max_seeds", "2"], "expected 3 to"),
         (["--race", "--hours", "0"], "--hours 0"),
         (["--max_seeds", "5"], "are for --race"),
-        (["--race", "--seeds", "1,2,3"], "needs as many"),
         (["--race", "--margin", "-1"], "above 0"),
         (["--race", "--aa"], "no race"),
     ],
@@ -238,6 +237,23 @@ def test_a_race_is_declared_before_the_first_result(folder):
 def test_mistakes_in_a_race_are_one_line(folder, words, message):
     assert message in refusal("--config", write({"a": {}, "b": {"gain": 1}}), *words)
     assert not Path("launches.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "given, seeds",
+    [(3, [0, 1, 2, 3, 4]), ([7, 5], [7, 5, 8, 9, 10]), ("4,", [4, 5, 6, 7, 8]),
+     ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5])],
+)  # fmt: skip
+def test_the_seeds_of_a_race_are_those_that_are_named_and_more(given, seeds):
+    assert sweep.seeds_of_race(given, 5) == seeds
+
+
+def test_an_arms_own_seeds_are_those_of_all_in_a_race(folder):
+    config = write({"a": {"seeds": [3, 4]}, "b": {"gain": 1, "seeds": [3, 4]}})
+    made = sweep.Plan(sweep.parse_arguments(["--config", config, "--race", "--max_seeds", "4"]))
+    assert [arm.seeds for arm in made.arms] == [[3, 4, 5, 6]] * 2
+    other = write({"a": {"seeds": [3, 4]}, "b": {"gain": 1}})
+    assert "need the same seeds" in refusal("--config", other, "--race")
 
 
 def test_a_race_of_one_arm_is_refused(folder):

@@ -1,5 +1,7 @@
 """ledger: who looked at which test rows, and what is left of the lead of the best."""
 
+import shutil
+
 import numpy as np
 import pytest
 from run_folders import classifier, write_run
@@ -7,7 +9,7 @@ from run_folders import classifier, write_run
 import report
 from benchmarks import race as simulated
 from evaluation.winners import shrunk
-from reports import ledger
+from reports import ledger, packed
 
 
 def arms(folder, strengths, seeds=3, **facts):
@@ -39,6 +41,14 @@ def test_runs_are_counted_by_the_rows_that_they_looked_at(tmp_path):
     assert f"expect {best.mean - best.lead.expected:.4f}" in text
     as_json = found.as_json()["splits"][0]["best"]
     assert as_json["claimed"] == best.claimed and as_json["low"] == best.lead.low
+
+
+def test_packed_runs_looked_as_well(tmp_path):
+    path = arms(tmp_path / "a", [0.5, 0.5, 2.0])
+    before = ledger.build_ledger([path]).as_json()
+    packed.pack(tmp_path / "a")
+    shutil.rmtree(path)
+    assert ledger.build_ledger([path]).as_json() == before
 
 
 def test_settings_that_are_alike_leave_the_best_no_lead(tmp_path):
