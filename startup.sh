@@ -528,7 +528,7 @@ demo() {
         say "result: $out/test/metrics/metrics.json (accuracy with its 95 % interval)"
         [ ! -e "$out/report.html" ] || say "page to open: $out/report.html"
         say "next: .venv/bin/python run_2_appendprompt.py predict --run_folder $out --prompt '...' --response_a '...' --response_b '...'"
-        say "      README.md has the other scripts, your own data, and rented GPUs"
+        say "      README.md has the other scripts and your own data, docs/machines.md rented GPUs"
     fi
     return "$status"
 }

@@ -45,12 +45,26 @@ def is_dir(path: Path) -> bool:
 
 
 def files_below(path: Path) -> list[Path]:
-    """All files in a folder and below it; on the disk also behind links (files.walk)."""
+    """All files in a folder and below it, also those of runs that are packed there; on the disk
+    also behind links (files.walk)."""
     if (place := _place(path)) is None:
-        return list(walk(path))
+        files = list(walk(path))
+        return files + [inside for file in files for inside in _runs_in(file)]
     members, name = place
     start = f"{name}/" if name else ""
     return sorted(path / member[len(start) :] for member in members if member.startswith(start))
+
+
+def _runs_in(file: Path) -> list[Path]:
+    """The files of a packed folder that lies on the disk; none of any other zip."""
+    if file.suffix != ".zip" or not file.is_file() or file.with_suffix("").exists():
+        return []
+    try:
+        members = _members_of(file)
+    except (ValueError, OSError):
+        return []
+    runs = any(Path(name).name == "run.json" for name in members)
+    return [file.with_suffix("") / name for name in members] if runs else []
 
 
 def is_packed(path: Path) -> bool:

@@ -60,25 +60,23 @@ class Drawn:
 
 
 def same_curves(some: list[Curve], others: list[Curve]) -> bool:
-    """Equal, or of another unit (bits for nats, tokens for windows), or e to the other's values."""
-    return len(some) == len(others) > 0 and all(
-        same_curve(*pair) or same_curve(*pair[::-1]) for pair in zip(some, others, strict=True)
-    )
-
-
-def same_curve(one: Curve, other: Curve) -> bool:
-    if not np.array_equal(one.x, other.x) or (np.isfinite(one.y) != np.isfinite(other.y)).any():
+    """Equal, or in another unit (bits for nats, but not nats a token for nats a character, whose
+    ratio is each tokenizer's), or e to the other's values."""
+    if len(some) != len(others):
         return False
-    x, y = one.finite, other.finite
+    for one, other in zip(some, others, strict=True):
+        if not np.array_equal(one.x, other.x):
+            return False
+        if (np.isfinite(one.y) != np.isfinite(other.y)).any():
+            return False
+    x, y = (np.concatenate([curve.finite for curve in curves]) for curves in (some, others))
     if np.allclose(x, y, rtol=SAME_CURVE**2, atol=0):
         return True
-    if (x <= 0).any() or (y <= 0).any() or np.ptp(x) < 10 * SAME_CURVE * np.abs(x).max():
+    if (x <= 0).any() or (y <= 0).any() or np.ptp(x) < 10 * SAME_CURVE * x.max():
         return False  # a line that hardly moves is like any other such line
     ratio = y / x
-    return bool(
-        np.ptp(ratio) < SAME_CURVE * ratio.max()
-        or np.allclose(np.log(y), x, rtol=SAME_CURVE, atol=SAME_CURVE)
-    )
+    exponential = (np.allclose(np.log(a), b, SAME_CURVE, SAME_CURVE) for a, b in ((x, y), (y, x)))
+    return bool(np.ptp(ratio) < SAME_CURVE * ratio.max() or any(exponential))
 
 
 def training_figures(

@@ -102,6 +102,19 @@ def test_a_file_may_be_named_as_one(report, places):
     assert report(places[1], "table", "runs.zip") == report(places[0], "table", "runs")
 
 
+def test_a_folder_of_packed_folders_is_read(report, places, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(places[0] / "runs", tmp_path / "a" / name)
+        shutil.copytree(places[0] / "runs", tmp_path / "b" / name)
+        report(tmp_path, "pack", f"b/{name}")
+        shutil.rmtree(tmp_path / "b" / name)
+    (tmp_path / "b/data.zip").write_bytes(b"no zip")
+    shutil.make_archive(str(tmp_path / "b/notes"), "zip", tmp_path / "a/one", "1_weak/seed_0/test")
+    for words in ("table . --each --columns run,log_loss", "steps one --json"):
+        said = report(tmp_path / "a", *words.split())
+        assert report(tmp_path / "b", *words.split()) == said and "1_weak" in said
+
+
 def test_the_folder_is_read_where_both_are_and_the_file_where_it_is_named(report, places, tmp_path):
     shutil.copytree(places[0] / "runs", tmp_path / "runs")
     shutil.copy(places[1] / "runs.zip", tmp_path)

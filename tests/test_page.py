@@ -444,6 +444,21 @@ def test_nothing_is_drawn_twice(tmp_path):
         assert f"{name.lower()} is the same curve" in page.text
 
 
+def test_of_two_tokenizers_each_unit_is_drawn(tmp_path):
+    """Nats a token and a character go up and down together in each run, and not between them."""
+    runs = []
+    for name, characters in (("a", 3.3), ("b", 3.0)):
+        losses = [(step, 3 - step / 40) for step in (20, 40, 60)]
+        lines = [
+            {"step": s, "val_loss": x, "val_nats_per_char": x / characters, "val_twice": 2 * x}
+            for s, x in losses
+        ]
+        runs.append(write_run(tmp_path / name, [*training_lines(60), *lines], METRICS))
+    page = page_of(*runs, output=tmp_path / "both.html")
+    curves = {label.split(" against step")[0] for label in labels_of(page)}
+    assert "Validation nats per char" in curves and "Validation twice" not in curves
+
+
 @pytest.mark.parametrize(
     ("primary", "first"),
     [("response_loss", "response loss"), ("loss", "log loss"), ("accuracy", "accuracy")],
