@@ -142,18 +142,23 @@ class Difference:
 def weighted_quantile(
     level: np.ndarray | float, variances: Sequence, freedoms: Sequence
 ) -> np.ndarray:
-    """The mean of the parts' quantiles of Student's t, each weighted by its variance (Cochran & Cox
-    1957, Experimental Designs, 4.14).
+    """Of a sum of variances, each with Student's t of its own degrees of freedom: never too narrow
+    (Banerjee 1960, Sankhyā 22).
 
-    Satterthwaite's degrees of freedom are right at 5 %, and far out they are not: where a part of
-    two degrees comes out small by luck, the others make it look well known. At 5 % shared by six
-    contrasts that are blocked by three seeds they err .084, this .054 (benchmarks/effects.py).
+    Satterthwaite's one number is not enough far below 5 %: where few seeds lie together by luck,
+    what rows add by chance lends them the freedom of many rows. At 5 % shared by six contrasts that
+    are blocked by three seeds it errs .084 (docs/statistics.md has what this errs).
     """
+    return _width(level, variances, freedoms) / np.sqrt(sum(variances))
+
+
+def _width(level: np.ndarray | float, variances: Sequence, freedoms: Sequence) -> np.ndarray:
+    """Half of the interval."""
     parts = [
-        np.where(np.asarray(v) > 0, v * quantile(level, np.asarray(f)), 0.0)
+        np.where(np.asarray(v) > 0, v * quantile(level, np.asarray(f, float)) ** 2, 0.0)
         for v, f in zip(variances, freedoms, strict=True)
     ]
-    return sum(parts) / sum(variances)
+    return np.sqrt(sum(parts))
 
 
 def weighted_p(t: np.ndarray, variances: Sequence, freedoms: Sequence) -> np.ndarray:
@@ -174,14 +179,9 @@ def freedom_of(parts: Sequence[tuple[float, float]]) -> float:
 
 
 def small_level_width(seeds, freedom, rows, row_freedom, level):
-    """Half of the interval at 1 − level, from the seeds' and the rows' part of the variance, each
-    with Student's t of its own degrees of freedom: never too narrow (Banerjee 1960, Sankhyā 22).
-
-    Satterthwaite's one number is not enough far below 5 %: where few seeds lie together by luck,
-    what rows add by chance lends them the freedom of many rows.
-    """
-    t, of_rows = (quantile(1 - level, np.asarray(f, float)) for f in (freedom, row_freedom))
-    return np.sqrt(t**2 * seeds + of_rows**2 * rows)
+    """Half of the interval at 1 − level, as `weighted_quantile` has it, from the seeds' and the
+    rows' part of the variance."""
+    return _width(1 - level, (seeds, rows), (freedom, row_freedom))
 
 
 # --------------------------------------------------------------------- accuracy, row by row
