@@ -3,7 +3,8 @@
 #
 #   bash startup.sh [setup] [--dev] [--bench] …  the environment only; with the extras of pyproject.toml that are named
 #   bash startup.sh demo [--out DIR] [settings]  trains a preference classifier on real reviews, two processes
-#   bash startup.sh test [pytest arguments]      the tests
+#   bash startup.sh test [pytest arguments]      the tests; --quick: a third of them, in a minute on two idle cores;
+#                                                --long: tests/long, hours (KILLS=20 MANGLED=200: fewer of those)
 #   bash startup.sh smoke [--device xpu]         two steps, save, resume, predict: does this machine work?
 #   bash startup.sh plan                         says what would be done, and stops
 #   bash startup.sh help
@@ -534,15 +535,20 @@ demo() {
 }
 
 run_tests() {
-    local argument cores target=(tests)
+    local argument cores target=(tests --ignore=tests/long) words=()
     for argument in "$@"; do
-        case $argument in -*) ;; *) [ ! -e "${argument%%::*}" ] || target=() ;; esac
+        case $argument in
+        --long) target=(tests/long); continue ;;
+        -*) ;;
+        *) [ ! -e "${argument%%::*}" ] || target=() ;;
+        esac
+        words+=("$argument")
     done
     ensure dev
     # whole files at a time, on as many processes as there are cores (four at most: each needs 2 GiB)
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
     .venv/bin/python -m pytest -q --numprocesses="$((cores < 4 ? cores : 4))" \
-        --dist=loadfile ${target[@]+"${target[@]}"} --ignore=tests/long "$@"
+        --dist=loadfile ${target[@]+"${target[@]}"} ${words[@]+"${words[@]}"}
 }
 
 smoke() {

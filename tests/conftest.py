@@ -20,6 +20,30 @@ WORDS = (
 ).split()
 
 
+# `bash startup.sh test --quick`: files that train next to nothing and start next to no process.
+QUICK = (
+    "settings devices statistics metrics verdicts clock head stacking layer_drop batch_selection "
+    "records texts waits ruler outcomes sampler starts dropout torchrun_names named_files "
+    "report_outcomes recompute optimizers muon"
+).split()
+SLOW = ("gauss_newton_diagonal", "a_quadratic_comes_down", "equals_torchs_muon", "alike")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the quick third of the tests")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    name = collection_path.stem.removeprefix("test_")
+    left_out = collection_path.suffix == ".py" and name not in QUICK
+    return True if config.getoption("--quick") and left_out else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if not any(name in item.name for name in SLOW)]
+
+
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory) -> Path:
     """A token cache that lives as long as the tests."""

@@ -288,7 +288,11 @@ def test_the_tests_add_pytest_and_a_later_setup_keeps_it(machine):
     (machine.project / "tests").mkdir()
     (machine.project / "tests" / "test_a.py").touch()
     machine.run("test", "tests/test_a.py::test_b")
-    assert machine.calls()[0].endswith("=loadfile --ignore=tests/long tests/test_a.py::test_b")
+    assert machine.calls()[0].endswith("=loadfile tests/test_a.py::test_b")
+    machine.run("test", "--quick")
+    assert machine.calls()[0].endswith("=loadfile tests --ignore=tests/long --quick")
+    machine.run("test", "-x", "--long")
+    assert machine.calls()[0].endswith("=loadfile tests/long -x")
 
 
 def test_half_made_environment_is_made_again(machine):
