@@ -577,7 +577,7 @@ def test_table_of_interval_peak_memory_and_minutes(tmp_path, report):
     facts = {"peak_memory_bytes": 3 * 2**30, "seconds": 90.0}
     metrics = {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8], "perplexity": 12.5}
     run = write_run(tmp_path / "run", classifier(50, 1.0, 0), metrics=metrics, **facts)
-    text = report("table", run)
+    text = report("table", run, "--wide")
     assert "0.70 [0.60, 0.80]" in text and "3.00" in text and "1.5" in text
     assert "12.50" in text
 
@@ -604,7 +604,7 @@ def test_a_hundred_runs_in_three_seconds(tmp_path, report):
         write_run(
             tmp_path / f"run_{number:03d}", None, seed=number % 5, settings=settings, steps=500
         )
-    command = [sys.executable, str(PROJECT / "report.py"), "table", str(tmp_path)]
+    command = [sys.executable, str(PROJECT / "report.py"), "table", str(tmp_path), "--wide"]
     started = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

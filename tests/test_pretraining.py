@@ -76,7 +76,7 @@ def words(corpus_file, cache_folder, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("losses") / "table"
     losses = np.random.default_rng(0).normal(4, 0.3, len(split.train))
     IrreducibleLosses(split.train, losses, split.fingerprint).save_part(folder, 0)
-    model = pretraining.bert.build_masked_lm("bert-tiny", corpus.vocab_size, 0, 16)
+    model = bert.build_masked_lm("bert-tiny", corpus.vocab_size, 0, 16)
     costs = pretraining.build_clock(config, model, 1).costs
     budget = 12 * 8 * costs.of("train", 4)
     return [*settings, f"selection.il_losses={folder}", f"budget={budget}"]
@@ -389,7 +389,7 @@ def test_rows_of_predictions_sum_to_the_loss(whole):
 
 def test_budget_units(words):
     config = parse(words)
-    model = pretraining.bert.build_masked_lm("bert-tiny", 200, 0, 16)
+    model = bert.build_masked_lm("bert-tiny", 200, 0, 16)
     steps = pretraining.build_clock(dataclasses.replace(config, budget=None), model, 10)
     assert steps.total_steps == 10
     with pytest.raises(ValueError, match="price bert-c5 at length 128"):
