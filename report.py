@@ -29,7 +29,7 @@ from pathlib import Path
 
 import console
 from reports import folder, packed
-from reports.options import add_explain_options
+from sweeps.options import add_explain_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -232,7 +232,7 @@ def run_command(arguments: argparse.Namespace) -> str:
         )
         return found if isinstance(found, str) else as_json(found)
     if arguments.command == "explain":
-        from reports import explain
+        from sweeps import explain
 
         question = explain.ask_of(arguments)
         return as_json(question.as_json()) if arguments.json else question.as_text(style)
@@ -271,7 +271,7 @@ def run_command(arguments: argparse.Namespace) -> str:
             f"Reports read {arguments.folder} from it where the folder is gone"
         )
     if arguments.command == "gate":
-        from reports import gate
+        from sweeps import gate
 
         answer = gate.gate(arguments.base, arguments.candidate, arguments.ledger, arguments)
         text = as_json(answer.as_json()) if arguments.json else str(answer)
@@ -321,7 +321,7 @@ def start(words: list[str]) -> None:
     if words[:1] != ["gate"]:
         main(words)
         return
-    from reports import gate
+    from sweeps import gate
 
     try:
         main(words)

@@ -2,8 +2,8 @@
 
     config, given = parse_settings(Config, sys.argv[1:], "run_1_distilbert.py")
 
-The names are the same in every script. jsonargparse checks types and writes --help from the
-text below each field.
+The names are the same in every script. jsonargparse checks types; the text below each field is
+what --help says of it (usage.py).
 
 A setting that is given is read or refused. What counts only beside another setting is declared in
 ONLY_WITH, next to the fields, and refused at once; besides, a config remembers which of its fields
@@ -339,11 +339,6 @@ def parse_settings(
     pending = list(argv)
     while pending:
         word = pending.pop(0)
-        if word in ("-h", "--help"):
-            from usage import help_text
-
-            print(help_text(kind, prog))
-            raise SystemExit(0)
         key, equals, value = word.removeprefix("--").partition("=")
         key = key.replace("-", "_")
         if not equals and not word.startswith("--") and hasattr(kind, "FIRST_WORD"):

@@ -67,9 +67,10 @@ from evaluation.comparisons import MIN_SEEDS
 from evaluation.metrics import doubtful_groups
 from evaluation.outcomes import failures
 from files import PROJECT, find_file
-from reports import explain, scripts
+from reports import scripts
 from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
+from sweeps import explain
 
 REPORT = PROJECT / "report.py"
 LOOKS = "looks.jsonl"
@@ -352,7 +353,7 @@ class Plan:
         if self.race:
             keys |= {"paired": True, "race": {"max_seeds": self.race}}
         self.declared = self.read_declared(keys)
-        self.explain = keys.get("explain")  # the runs between two others: reports/explain.py
+        self.explain = keys.get("explain")  # the runs between two others: sweeps/explain.py
         self.check_arms()
 
     def seeds_from(self, given: Any) -> list[int]:
@@ -488,7 +489,7 @@ def check_settings(plan: Plan) -> None:
 
 def has_labels(script: Path) -> bool:
     """Whether a script knows --labels shuffled; asked in a process, as its imports are heavy."""
-    command = [sys.executable, str(script), "--help"]
+    command = [sys.executable, str(script), "--help", "all"]
     answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if answer.returncode:
         raise refuse(f"{script} --help fails: {last_words(answer.stderr)}")
@@ -849,7 +850,7 @@ def main(argv: Sequence[str]) -> int:
         chosen = tune(plan, runner)
         runs = {a.label: plan.runs(a, chosen[a.label]) for a in plan.arms if a.label in chosen}
         if not runner.stopping and plan.race:
-            from reports import race
+            from sweeps import race
 
             try:
                 runs, verdicts = race.race(plan, runner, runs, is_finished)

@@ -87,7 +87,7 @@ def _arm(draw, count: int, most: int, row_share: float, heavy: bool) -> tuple:
 def _race(
     cells: list, lever: np.ndarray, most: int, difference: float, margin: float | None = None
 ) -> dict:
-    """One verdict an arm and race, as reports/race.py makes it: arrays (count,). cells: as _arm has
+    """One verdict an arm and race, as sweeps/race.py makes it: arrays (count,). cells: as _arm has
     them, the baseline first; lever (G,): the share of the weight that each group of rows has."""
     (base, base_rows), *others = cells
     count, arms = len(base), len(others)

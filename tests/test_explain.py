@@ -18,8 +18,9 @@ from tiny_script import finished_run
 
 import report
 import sweep
-from reports import arms, effects, explain
+from reports import arms, effects
 from reports.folder import load_run
+from sweeps import explain
 
 # Losses depend on --prompt alone. `runs.launch(` is by what a script of ours is known.
 SCRIPT = f"""

@@ -14,7 +14,7 @@ from run_folders import write_run
 import report
 from benchmarks import race as simulated
 from evaluation.investing import Terms, Wealth, is_shown
-from reports import gate
+from sweeps import gate
 
 ROWS = 60
 

@@ -32,10 +32,10 @@ from reports.arms import Arm, differences, settings_of
 from reports.compare import SCHEMA
 from reports.effects import MOST_FACTORS, Factor, point_name, shown
 from reports.folder import RunFolder, duration, find_runs, number, shared_notes
-from reports.options import add_explain_options
 from reports.outcomes import lost_runs
 from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
+from sweeps.options import add_explain_options
 
 # Settings that say which rows there are and what their labels mean: runs that differ in them are
 # tested on other rows, or on the same with other labels.
