@@ -1,15 +1,17 @@
 """Of each setting of each script: a value that changes the final weights, or why it changes none.
 
 VALUES[script][setting] = (value, further words): with the further words alone a run has other
-weights than with the value beside them. DECLARED[setting] = why it does not change them.
+weights than with the value beside them (and with a word that the value needs).
+DECLARED[setting] = why it does not change them.
 """
 
 SOPHIA = ["--optimizer=sophiag", "--sophia.every=2", "--sophia.rows=6"]
 BACKPROP = ["--selection.name=selective_backprop"]
 DROPPING = ["--dropout=0.1"]
+STACKING = ["--stacking.enabled=true", "--stacking.initial_layers=1"]
 
 # settings that all scripts have
-COMMON: dict[str, tuple[str, list[str]]] = {
+COMMON: dict[str, tuple] = {
     "epochs": ("2", []),
     "batch": ("8", []),
     "group_by_length": ("true", []),
@@ -43,7 +45,7 @@ COMMON: dict[str, tuple[str, list[str]]] = {
     "train_frac": ("0.6", []),
 }
 
-VALUES: dict[str, dict[str, tuple[str, list[str]]]] = {
+VALUES: dict[str, dict[str, tuple]] = {
     "preference": {
         **COMMON,
         "split": ("row", []),
@@ -91,7 +93,8 @@ VALUES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "data_seed": ("5", []),
         "val_frac": ("0.3", []),
         "tokenizer": ("bpe", []),
-        "vocab_size": ("280", []),
+        "vocab_size": ("280", ["--tokenizer=bpe"]),
+        "weight_decay": ("0.1", []),  # its default is .5
         "prefix_space": ("false", []),
         "sequences": ("windows", []),
         "within_titles": ("false", ["--sequences=windows", "--max_length=64"]),
@@ -134,9 +137,9 @@ VALUES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "limit": ("100", []),
         "vocab_size": ("150", []),
         "mask_frac": ("0.4", []),
-        "stacking.enabled": ("true", ["--stacking.initial_layers=1"]),
-        "stacking.initial_layers": ("1", ["--stacking.enabled=true"]),
-        "stacking.fractions": ("[0.5]", ["--stacking.enabled=true", "--stacking.initial_layers=1"]),
+        "stacking.enabled": ("true", [], "--stacking.initial_layers=1"),  # of four layers
+        "stacking.initial_layers": ("2", STACKING, "--stacking.fractions=[0.5]"),
+        "stacking.fractions": ("[0.4,0.8]", STACKING),
         "layer_drop.enabled": ("true", []),
         "layer_drop.theta": ("0.1", ["--layer_drop.enabled=true"]),
         "layer_drop.gamma": ("1.0", ["--layer_drop.enabled=true", "--layer_drop.theta=0.1"]),

@@ -21,8 +21,8 @@ FEW = [
 
 
 def check_setting(name: str, setting: str, systems, plain, out) -> None:  # noqa: F811
-    value, words = VALUES[name][setting]
-    systems[name].train(out, *words, f"--{setting}={value}")
+    value, words, *needed = VALUES[name][setting]
+    systems[name].train(out, *words, f"--{setting}={value}", *needed)
     assert weights_of(out) != weights_of(plain(name, tuple(words)))
 
 
