@@ -296,6 +296,9 @@ def compare(
 
 def share_error(family: Sequence[Comparison | ByRanks], margin: float | None) -> None:
     """Correct the levels and p-values of comparisons that share the 5 %."""
+    for comparison in family if len(family) > 1 else ():
+        if isinstance(comparison, Comparison):
+            comparison.difference = comparison.difference.among_others()
     raw = [comparison.difference.p for comparison in family]
     fixed = margin is not None
     for comparison, level, p in zip(

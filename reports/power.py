@@ -34,6 +34,7 @@ class Case:
             row_freedom=max(1.0, (rows - 1) * self.freedom_share),
             comparisons=settings.comparisons,
             correlation=settings.correlation,
+            weighted=settings.correlation is not None and settings.comparisons > 1,
         )
 
 

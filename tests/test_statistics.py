@@ -1,6 +1,7 @@
 """evaluation.stats, comparisons and planning: what they promise is what happens."""
 
 import csv
+import dataclasses
 import itertools
 import math
 
@@ -295,3 +296,27 @@ def test_pairing_pays_from_the_correlation_on_that_the_docs_name():
             for step in (-0.12, 0.12)
         )
         assert above < apart < below
+
+
+def test_paired_comparisons_that_share_their_error_hold_it():
+    """A sixth of 5 %: three paired seeds, rows a third of what they make, and no difference."""
+    draw, count, k, degrees = np.random.default_rng(0), 40_000, 3, 200
+    values = draw.normal(size=(count, k))
+    of_seeds = values.var(1, ddof=1) / k
+    of_rows = 0.3 / k * draw.chisquare(degrees, count) / degrees
+    found = values.mean(1) + draw.normal(0, math.sqrt(0.3 / k), count)
+    error = np.sqrt(of_seeds + of_rows)
+    freedom = (of_seeds + of_rows) ** 2 / (of_seeds**2 / (k - 1) + of_rows**2 / degrees)
+    alone = 2 * scipy_stats.t.sf(np.abs(found) / error, freedom)
+    parts = (of_seeds, of_rows), (float(k - 1), float(degrees))
+    shared = comparisons.weighted_p(np.abs(found) / error, *parts)
+    assert np.mean(shared < 0.05 / 6) < 0.05 / 6 < np.mean(alone < 0.05 / 6) / 2.5
+
+    one = comparisons.Difference(
+        *(0.0, found[0], error[0], freedom[0], of_rows[0], float(degrees)),
+        ((of_seeds[0], k - 1),),
+    )
+    assert one.p == pytest.approx(alone[0])
+    assert one.among_others().p == pytest.approx(shared[0], rel=1e-6)
+    two = dataclasses.replace(one, seed_parts=((of_seeds[0] / 2, 2), (of_seeds[0] / 2, 2)))
+    assert two.among_others() == two  # two arms apart, which Satterthwaite's degrees serve
