@@ -52,13 +52,14 @@ class DiskFull(RuntimeError):
     """There was no room for a file of the run; what was written before is whole."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write beside, flush to disk, rename: readers see the old file or the new one.
 
-    Several processes may write the same file of a cache, so that each has a name of its own beside.
+    shared: several processes may write it at once, as in a cache, so that each has a name of its
+    own beside. Else it is one name, and what a kill left there the next writer replaces.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}tmp")
+    beside = path.with_name(f"{path.name}.{os.getpid() if shared else ''}tmp")
     try:
         with open(beside, "w", encoding="utf-8", newline="") as file:
             file.write(text)

@@ -512,7 +512,7 @@ class _Packer:
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        write_text(path.with_suffix(".json"), json.dumps(facts))
+        write_text(path.with_suffix(".json"), json.dumps(facts), shared=True)
         return number
 
     def _groups(self, documents: list[tuple[str, str]]) -> Iterator[np.ndarray]:

@@ -199,7 +199,7 @@ def load_or_train_tokenizer(
     cached = cache_folder() / "tokenizers" / f"{digest}.json"
     if not cached.exists():
         texts = [title.text for title in titles]
-        write_text(cached, train_tokenizer(kind, texts, vocab_size, prefix_space))
+        write_text(cached, train_tokenizer(kind, texts, vocab_size, prefix_space), shared=True)
     saved = cached.read_text(encoding="utf-8")
     if own is not None:
         write_text(own, saved)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from conftest import command, environment
+from conftest import PROJECT, command, environment
 from test_resume import (
     CallsOf,
     Launch,
@@ -30,6 +30,7 @@ from test_resume import (
 )
 
 import core
+import files
 import run_2_appendprompt
 import run_5_models
 import runs
@@ -596,3 +597,17 @@ def test_yaml_of_older_runs_is_known_to_be_ours(whole, tmp_path):
 def test_the_words_of_a_record_stay_what_other_tools_read(whole):
     content = json.loads((whole / "run.json").read_text())
     assert content["schema_version"] == 1 and len(content["id"]) == 16 and "number" not in content
+
+
+def test_what_a_kill_left_of_a_write_is_replaced_by_the_next_one(tmp_path):
+    """By whatever process: nothing piles up in a run's folder."""
+    code = "import os, sys; from pathlib import Path; import files\n"
+    code += "os.replace = lambda *names: os.kill(os.getpid(), 9)\n"
+    code += "files.write_text(Path(sys.argv[1]), 'half')"
+    path = tmp_path / "evaluation.json"
+    for _ in range(2):
+        words = [sys.executable, "-c", code, str(path)]
+        assert subprocess.run(words, cwd=PROJECT).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    files.write_text(path, "whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["evaluation.json"]

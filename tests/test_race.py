@@ -302,7 +302,7 @@ def test_two_writers_of_one_file_do_not_take_each_others_away(tmp_path):
     """Two runs of one sweep make the same tokenizer at the same time."""
     code = (
         "import sys; from pathlib import Path; from files import write_text\n"
-        "for _ in range(200): write_text(Path(sys.argv[1]), 'whole')\n"
+        "for _ in range(200): write_text(Path(sys.argv[1]), 'whole', True)\n"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "cached.json")]
     writers = [subprocess.Popen(words, cwd=PROJECT) for _ in range(2)]
