@@ -7,6 +7,7 @@ Every run that comes to its end must equal the one that nobody interrupted.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -64,6 +65,7 @@ def fork(action: Callable[[], Any], log: Path, **environment: str) -> int:
             os.dup2(descriptor, number)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        faulthandler.register(signal.SIGUSR1, sys.stderr)
         os.environ.update(environment)
         code = action() or 0
     except SystemExit as end:
@@ -117,6 +119,16 @@ def end_of(pids: list[int], seconds: float) -> list[int] | None:
         if time.monotonic() > end:
             return None
         time.sleep(0.001)
+
+
+def ends(pids: list[int], log: Path, seconds: float = 600) -> list[int]:
+    """Exit codes of a start that nobody kills; one that hangs says where."""
+    if (codes := end_of(pids, seconds)) is None:
+        for pid in pids:
+            os.kill(pid, signal.SIGUSR1)
+        time.sleep(1)
+        pytest.fail(f"no end after {seconds} s:\n{log.read_text()[-5000:]}")
+    return codes
 
 
 def kill(pids: list[int]) -> None:
@@ -265,9 +277,9 @@ def test_killed_at_random_moments(kind, inputs, tmp_path):
         shutil.rmtree(reference, ignore_errors=True)
         started = time.monotonic()
         pids = start(name, [*words, f"--out={reference}"], size, log)
-        assert end_of(pids, 600) == [0] * size, log.read_text()[-3000:]
+        assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
     whole, wanted = time.monotonic() - started, results(reference)
-    draw, kills, ends, nowhere = random.Random(kind), 0, 0, 0
+    draw, kills, whole_runs, nowhere = random.Random(kind), 0, 0, 0
     begun = time.monotonic()
     while kills < KILLS:
         log.unlink(missing_ok=True)
@@ -285,13 +297,14 @@ def test_killed_at_random_moments(kind, inputs, tmp_path):
         assert codes == [0] * size, log.read_text()[-3000:]
         assert_same(results(folder), wanted)
         shutil.rmtree(folder)
-        ends += 1
+        whole_runs += 1
     pids = start(name, [*words, f"--out={folder}"], size, log)
-    assert end_of(pids, 600) == [0] * size, log.read_text()[-3000:]
+    assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
     assert_same(results(folder), wanted)
     print(
         f"\n{kind}: {kills} kills of a run of {whole:.1f} s, {nowhere} before its folder; "
-        f"{ends + 1} came to their end, all as uninterrupted; {time.monotonic() - begun:.0f} s"
+        f"{whole_runs + 1} came to their end, all as uninterrupted; "
+        f"{time.monotonic() - begun:.0f} s"
     )
 
 
@@ -346,10 +359,10 @@ def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
     for _ in range(2):
         shutil.rmtree(tmp_path / "reference", ignore_errors=True)
         started = time.monotonic()
-        assert end_of([fork(action(tmp_path / "reference"), log)], 900) == [0], log.read_text()
+        assert ends([fork(action(tmp_path / "reference"), log)], log, 900) == [0], log.read_text()
     whole, wanted = time.monotonic() - started, everything(tmp_path / "reference")
     assert len(wanted) == 9
-    draw, kills, ends, begun = random.Random("sweep"), 0, 0, time.monotonic()
+    draw, kills, whole_sweeps, begun = random.Random("sweep"), 0, 0, time.monotonic()
     while kills < KILLS:
         log.unlink(missing_ok=True)
         pid = fork(action(out), log)
@@ -367,14 +380,14 @@ def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
         if codes == [0]:
             assert everything(out) == wanted
             shutil.rmtree(out)
-            ends += 1
+            whole_sweeps += 1
     while codes != [0]:
         codes = end_of([fork(action(out), log)], 900)
         assert codes in ([0], [1]), log.read_text()
     assert everything(out) == wanted
     print(
-        f"\nsweep: {kills} kills of a sweep of 8 runs, {whole:.1f} s; {ends + 1} came to their "
-        f"end, all as uninterrupted; {time.monotonic() - begun:.0f} s"
+        f"\nsweep: {kills} kills of a sweep of 8 runs, {whole:.1f} s; {whole_sweeps + 1} came to "
+        f"their end, all as uninterrupted; {time.monotonic() - begun:.0f} s"
     )
 
 
