@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import core
 import runs
+from data import instructions as instruction_rows
 from experiments.experiment import or_embedded
 from models.lora import LoraConfig
 from settings import Schedule, Settings
@@ -157,7 +158,8 @@ def main(config: Config, given: bool) -> None:
 
 
 def train(config: Config, world: core.World) -> runs.Run:
-    from experiments import instructions
+    instruction_rows.check_rows(config.data)
+    from experiments import instructions  # transformers: seconds, after a wrong file
 
     config = instructions.with_recipe(config)
     with runs.Run(config, world) as run:

@@ -131,7 +131,7 @@ def is_language(config: Config) -> bool:
     named = labelled or config.task in (*documents.WIKITEXT, "reviews_text")
     path = Path(config.data or config.task)
     if config.data is not None or not named:
-        texts.require_path(path)
+        texts.check_rows(path)
     return not (labelled if named else texts.has_labels(path))
 
 

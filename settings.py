@@ -15,6 +15,9 @@ import dataclasses
 import difflib
 import fnmatch
 import json
+import re
+import types
+import typing
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -332,9 +335,9 @@ def parse_settings(
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    types = field_types(kind)
-    aliases = {old: name for old, name in OLD_NAMES.items() if name in types} | dict(aliases or {})
-    valid_names = [*types, *aliases, "config"]
+    kinds = field_types(kind)
+    aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
+    valid_names = [*kinds, *aliases, "config"]
     words, files, published = [], [], False  # files: (path, its settings by name)
     pending = list(argv)
     while pending:
@@ -347,7 +350,7 @@ def parse_settings(
             raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
         meant = aliases.get(key, key)
         if not equals:
-            of_type = types.get(meant) if isinstance(meant, str) else None
+            of_type = kinds.get(meant) if isinstance(meant, str) else None
             bare = not pending or pending[0].startswith("--")
             bare = bare or (of_type is bool and "=" in pending[0])  # --fresh batch=8
             if bare and of_type is not bool:
@@ -356,8 +359,8 @@ def parse_settings(
             value = "true" if bare else pending.pop(0)
         _check_names([key], valid_names, "setting ")
         if key == "config":
-            content = flatten(current_names(_read_yaml(value)), whole=types)
-            _check_names(content, types, f"{value}: setting ")
+            content = flatten(current_names(_read_yaml(value)), whole=kinds)
+            _check_names(content, kinds, f"{value}: setting ")
             files.append((value, content))
             continue
         published = published or (key in aliases and key not in OLD_NAMES)
@@ -370,8 +373,7 @@ def parse_settings(
     try:
         parsed = parser.parse_args([*configs, *words])
     except Exception as error:
-        lines = (line if len(line) < 500 else f"{line[:500]} …" for line in str(error).splitlines())
-        raise SystemExit(f"{prog}: " + "\n".join(lines)) from error
+        raise SystemExit(f"{prog}: {_in_plain_words(str(error), kinds)}") from error
     fields = dataclasses.fields(kind)
     config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     named = {word.removeprefix("--").partition("=")[0] for word in words}
@@ -385,6 +387,34 @@ def parse_settings(
         config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
         remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def options_of(kind: Any) -> tuple[Any, list[str]]:
+    """(the type beside None, the choices of a Literal)"""
+    options = [kind]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+    choices = typing.get_args(options[0]) if typing.get_origin(options[0]) is Literal else ()
+    return options[0], [str(choice) for choice in choices]
+
+
+def _in_plain_words(error: str, kinds: Mapping[str, Any]) -> str:
+    """The parser's message on a value of a wrong type, without Python's names of types."""
+    key = re.search(r'Parser key "([\w.]+)"', error)
+    value = re.search(r"(?:Got value|Given value): (.*)", error)
+    if not (key and value and key[1] in kinds):
+        return "\n".join(x if len(x) < 500 else f"{x[:500]} …" for x in error.splitlines())
+    kind, choices = options_of(kinds[key[1]])
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    expected = f"one of {', '.join(choices)}" if choices else words.get(kind)
+    if expected is None:
+        of = {"int": "whole numbers", "float": "numbers"}
+        each = getattr((typing.get_args(kind) or [str])[0], "__name__", "")
+        expected = f"{of.get(each, 'texts')} in brackets, as [a,b]"
+    null = ", or null" if type(None) in typing.get_args(kinds[key[1]]) else ""
+    near = difflib.get_close_matches(value[1], choices, 1)
+    hint = f": did you mean {near[0]}?" if near else ""
+    return f"--{key[1]} {value[1][:500]}: expected {expected}{null}{hint}"
 
 
 # ------------------------------------------------------------------- given, so read or refused
@@ -528,13 +558,13 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def field_types(kind: type, prefix: str = "") -> dict[str, type]:
     """The type of every setting by name, those of inner dataclasses as section.name."""
-    types: dict[str, type] = {}
+    kinds: dict[str, type] = {}
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
-            types |= field_types(field.type, f"{prefix}{field.name}.")
+            kinds |= field_types(field.type, f"{prefix}{field.name}.")
         else:
-            types[f"{prefix}{field.name}"] = field.type
-    return types
+            kinds[f"{prefix}{field.name}"] = field.type
+    return kinds
 
 
 def flatten(

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import core
 import runs
-from data.titles import OFFICIAL_BLOCK
+from data.titles import OFFICIAL_BLOCK, check_rows
 from experiments.experiment import or_embedded
 from settings import Optimizer, Schedule, Settings
 
@@ -150,10 +150,11 @@ class Config(Settings):
 
 
 def main(config: Config, given: bool) -> None:
-    from experiments.headlines import Headlines  # transformers: seconds, after wrong settings
-
     with core.distributed(config) as world:
         config = or_embedded(config, given, world, **EMBEDDED)
+        check_rows(config.data)
+        from experiments.headlines import Headlines  # transformers: seconds, after a wrong file
+
         with runs.Run(config, world) as run:
             experiment = Headlines(config, world, run.folder)
             state = experiment.build_state(experiment.load_model())

@@ -7,12 +7,11 @@ each. The words are those beside the settings in the source.
 import re
 import shutil
 import textwrap
-import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
-from settings import Section, conditions, field_types, in_words, value_of
+from settings import Section, conditions, field_types, in_words, options_of, value_of
 
 # Group → the settings that --help explains, and those that it only names.
 GROUPS: dict[str, tuple[str, str]] = {
@@ -139,18 +138,9 @@ def _wrapped(head: str, text: str, width: int, indent: int) -> str:
     )
 
 
-def _options(kind: Any) -> tuple[Any, list[str]]:
-    """(the type beside None, the choices of a Literal)"""
-    options = [kind]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        options = [option for option in typing.get_args(kind) if option is not type(None)]
-    choices = typing.get_args(options[0]) if typing.get_origin(options[0]) is Literal else ()
-    return options[0], [str(choice) for choice in choices]
-
-
 def _hint(kind: Any) -> str:
     """What a value looks like: N, TEXT, a|b; nothing for true and false."""
-    kind, choices = _options(kind)
+    kind, choices = options_of(kind)
     if choices:
         short = "|".join(choices)
         return short if len(short) <= 14 else "NAME"
@@ -163,7 +153,7 @@ def _hint(kind: Any) -> str:
 
 def _choices_and_default(value: Any, kind: Any, text: str) -> str:
     """; one of a, b (a): choices that the text does not name. What null is, stands in the text."""
-    listed, choices = "", _options(kind)[1]
+    listed, choices = "", options_of(kind)[1]
     if _hint(kind) == "NAME" and not all(choice in text for choice in choices):
         listed = f"; one of {', '.join(choices)}"
     if value is None or value == "":

@@ -118,19 +118,32 @@ def load_rows(
     return kept, notes
 
 
+def check_rows(data: str) -> None:
+    """Errors of `load_rows` that the first row shows, before what is slow to import."""
+    if Path(data).exists():
+        for number, place, record in _records(data, Counter()):
+            build_row(record, place, number)
+            return
+    elif data != "reviews":
+        _require_hub_id(data)
+
+
+def _require_hub_id(data: str) -> None:
+    if Path(data).suffix or data.count("/") != 1:
+        raise FileNotFoundError(
+            f"{data}: no such file; expected JSON, JSON lines, CSV or parquet with instruction, "
+            "input and output, or with messages; or a hub id; or reviews, which need no network"
+        )
+
+
 def _records(data: str, repairs: Counter) -> Iterator[tuple[int, str, dict]]:
-    path = Path(data)
-    if path.exists():
+    if Path(data).exists():
         for number, (place, record) in enumerate(read_records(data, repairs), start=1):
             if isinstance(record, BadRow):
                 raise ValueError(f"{place}: {record}")
             yield number, place, record
         return
-    if path.suffix or data.count("/") != 1:
-        raise FileNotFoundError(
-            f"{data}: no such file; expected JSON, JSON lines, CSV or parquet with instruction, "
-            "input and output, or with messages; or a hub id; or reviews, which need no network"
-        )
+    _require_hub_id(data)
     advice = (
         "Give a file of Alpaca's rows as --data, or use --data reviews, which a pip package carries"
     )

@@ -211,6 +211,17 @@ def read_records(
         yield from _read_file(file, repairs, columns)
 
 
+def first_row(path: Path) -> tuple[str, dict] | None:
+    """Place and fields of the first row of a file of rows: enough to know wrong columns by, before
+    what is slow to import. None for an empty file and for other kinds; ValueError for a bad row."""
+    if not path.is_file() or kind_of(path) is None:
+        return None
+    place, record = next(iter(read_records(path, Counter())), (str(path), {}))
+    if isinstance(record, BadRow):
+        raise ValueError(f"{place}: {record}")
+    return (place, record) if record else None
+
+
 def _read_file(path: Path, repairs: Counter, columns: Sequence[str] | None) -> Records:
     kind = kind_of(path)
     if kind == ".csv":

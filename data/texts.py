@@ -34,6 +34,7 @@ from data.records import (
     field_of,
     files_below,
     files_of_parts,
+    first_row,
     kind_of,
     load_hub,
     read_records,
@@ -293,6 +294,15 @@ def _read_bare_tsv(path: Path, repairs: Counter, notes: list[str]) -> Iterator[R
     for place, cells in rows:
         text, label = (cells[1:], cells[0]) if label_first else (cells[:-1], cells[-1])
         yield place, "\t".join(text).replace("<br />", "\n"), label_name(label)
+
+
+def check_rows(path: Path) -> None:
+    """Errors that the first row of a user's own file shows, before what is slow to import."""
+    require_path(path)
+    bare = kind_of(path) == ".tsv" and not _header(path)
+    if not bare and (row := first_row(path)):
+        place, record = row
+        field_of({str(name).strip().casefold(): 0 for name in record}, TEXT_FIELDS, place)
 
 
 def has_labels(path: Path) -> bool:

@@ -25,7 +25,16 @@ from torch import Tensor
 
 from data import reviews
 from data.documents import Stream, WindowData
-from data.records import BadRow, field_of, kind_of, lines, load_hub, read_records, said
+from data.records import (
+    BadRow,
+    field_of,
+    first_row,
+    kind_of,
+    lines,
+    load_hub,
+    read_records,
+    said,
+)
 from data.rows import fingerprint
 from data.tokens import Ragged, cut_words
 from files import cache_folder, write_text
@@ -65,6 +74,18 @@ def load_titles(
     return titles, said(repairs)
 
 
+def check_rows(data: str) -> None:
+    """Errors of `load_titles` that the first row shows, before what is slow to import."""
+    path = Path(data)
+    if row := first_row(path):
+        place, record = row
+        field_of(record, TITLE_FIELDS, place)
+    elif not path.is_file() and (
+        path.exists() or path.suffix == ".txt" or data.startswith((".", "/"))
+    ):
+        raise FileNotFoundError(f"--data {data}: no such file; expected one title a line")
+
+
 def _read_texts(data: str, repairs: Counter) -> "Sequence[str] | _HubTexts":
     if data == "reviews":
         return [r.text for r in reviews.load_reviews() if r.source == "rotten_tomatoes"]
@@ -78,8 +99,7 @@ def _read_texts(data: str, repairs: Counter) -> "Sequence[str] | _HubTexts":
         return [text for text in texts if text]
     if path.is_file():
         return [line.strip() for line in lines(path, repairs) if line.strip()]
-    if path.exists() or path.suffix == ".txt" or data.startswith((".", "/")):
-        raise FileNotFoundError(f"--data {data}: no such file; expected one title a line")
+    check_rows(data)
     return _HubTexts(data)
 
 

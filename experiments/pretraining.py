@@ -94,8 +94,11 @@ class Config(Settings):
     }
     BETAS = {"adamw": (0.9, 0.98), "muon": (0.9, 0.98)}
 
-    model: str = "bert-c5"
-    """bert-c5 (16 layers of 768), bert-small, -mini, -tiny, or hf-bert (BERT-base), hf-bert-mini"""
+    model: Literal["bert-c5", "bert-small", "bert-mini", "bert-tiny", "hf-bert", "hf-bert-mini"] = (
+        "bert-c5"
+    )
+    """bert-c5 (16 layers of 768), and smaller ones of its shape; hf-bert (BERT-base) and one of
+    MiniLM's size"""
     data: str = "c4-subset"
     """c4-subset, minipile, bookcorpus-wikitext, reviews, or text, JSONL or parquet files"""
     budget: float | None = 24.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import os
 import pty
 import re
@@ -9,10 +10,12 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT, run_script
 
+import run_5_models
 from experiments import pretraining
 from settings import Settings, field_types, parse_settings
 from usage import GROUPS, explanations, help_text
@@ -128,3 +131,59 @@ def test_settings_are_read_before_transformers_is_imported():
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+def test_wrong_files_are_refused_before_transformers_is_imported(tmp_path):
+    """A file that is not there, one with other columns, and a model that no one knows."""
+    (tmp_path / "wrong.csv").write_text("foo,bar\n1,2\n3,4\n")
+    code = """
+import contextlib, importlib, io, sys
+from settings import parse_settings
+for script, *words in json.loads(sys.argv[1]):
+    module, said = importlib.import_module(script), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            words = [*words, f"--out={sys.argv[2]}/{script}", "--fresh"]
+            module.main(parse_settings(module.Config, words, script)[0], True)
+        print(script, words, "was not refused")
+    except (ValueError, OSError, SystemExit) as error:
+        if "transformers.modeling_utils" in sys.modules:
+            sys.exit(f"{script} {words}: only after transformers, {error}")
+        print(error)
+"""
+    starts = [
+        (script, f"--{'task' if script == 'finetune_gpt2' else 'data'}={tmp_path / name}")
+        for script in SCRIPTS
+        if script not in ("run_6_light", "eval_bert")
+        for name in ("wrong.csv", "missing.csv")
+    ]
+    starts += [("eval_bert", f"--data={tmp_path / 'missing'}"), ("pretrain_bert", "--model=berts")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json{code}", json.dumps(starts), str(tmp_path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(said) == len(starts) and not any("was not refused" in line for line in said), said
+    for (_, word), line in zip(starts, said, strict=True):
+        name = Path(word.partition("=")[2]).name
+        assert name in line and ("foo" in line or "no such" in line or "expected one of" in line)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("schedule=cosin", "expected one of linear, cosine, .*: did you mean cosine"),
+        ("batch=1.5", "expected a whole number$"),
+        ("max_grad_norm=much", "expected a number, or null$"),
+        ("betas=1", r"expected numbers in brackets, as \[a,b\], or null$"),
+        ("selection.name=best", "expected one of uniform, selective_backprop, rho_loss$"),
+        ("compile=maybe", "expected true or false$"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_in_plain_words(word, expected):
+    with pytest.raises(SystemExit, match=expected) as refused:
+        parse_settings(run_5_models.Config, [f"--{word}"], "run_5_models.py")
+    assert f"--{word.replace('=', ' ')}: " in str(refused.value)
