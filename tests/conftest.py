@@ -6,9 +6,11 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from tiny_models import bert_config, build_tiny_model
@@ -124,16 +126,14 @@ def environment(**more: str) -> dict[str, str]:
 def run_script(
     script: str, *settings: str, processes: int = 1, expect: int | None = 0, timeout: float = 180
 ) -> subprocess.CompletedProcess:
-    """Run a script to its end; fails the test, with the output, on another exit code."""
-    done = subprocess.run(
-        command(script, *settings, processes=processes),
-        env=environment(),
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    """Run a script to its end as torchrun would; fails the test, with the output, on another exit
+    code. The processes are copies of one that has imported everything (forked.py)."""
+    words = command(script, *settings)[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        done = subprocess.CompletedProcess(
+            words, *forked.run_ranks(words, environment(), processes, log, timeout)
+        )
     if expect is not None:
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
