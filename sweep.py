@@ -64,7 +64,7 @@ import yaml
 import console
 import files
 from evaluation.comparisons import MIN_SEEDS
-from evaluation.metrics import doubtful_groups
+from evaluation.metrics import doubtful_groups, with_interval
 from evaluation.outcomes import failures
 from files import PROJECT, find_file
 from reports import scripts
@@ -532,13 +532,12 @@ def is_finished(run: Run) -> bool:
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The first figure that has an interval, e.g. accuracy 0.6580 [0.6210, 0.6930]."""
+    """The first figure that has an interval, e.g. accuracy 0.658 [0.621, 0.693]."""
     for name, value in metrics.items():
         if interval := metrics.get(f"{name}_ci95"):
             groups = doubtful_groups(metrics)
-            return f"{name} {value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]" + (
-                f" ({groups.partition(':')[0]})" if groups else ""
-            )
+            few = f" ({groups.partition(':')[0]})" if groups else ""
+            return f"{name} {with_interval(value, *interval)}{few}"
     return "no figure with an interval"
 
 
@@ -809,7 +808,7 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
         above = low > metrics["constant_accuracy"]
         at_chance += not above
         console.say(
-            f"{run.name}: accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}], a constant "
+            f"{run.name}: accuracy {with_interval(metrics['accuracy'], low, high)}, a constant "
             f"answer {metrics['constant_accuracy']:.4f}: "
             + ("ABOVE CHANCE: something leaks" if above else "at chance")
         )

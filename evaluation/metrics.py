@@ -50,6 +50,14 @@ def digits_of(low: float, high: float, most: int = 6) -> int:
     return min(most, max(0, 1 - math.floor(math.log10(half))))
 
 
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """As exactly as its interval allows: 0.658 [0.621, 0.693]; sign "+": of a difference."""
+    if math.isnan(low):
+        return f"{value:{sign}.4f}"
+    digits = digits_of(low, high)
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
 def interval_facts(
     primary: str, groups: Sequence[Hashable], weights: np.ndarray | None = None
 ) -> Metrics:

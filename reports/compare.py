@@ -17,7 +17,7 @@ import numpy as np
 from tabulate import tabulate
 
 from evaluation import comparisons, planning, sequential
-from evaluation.metrics import doubtful_groups, interval_facts
+from evaluation.metrics import digits_of, doubtful_groups, interval_facts, with_interval
 from evaluation.stats import (
     Influence,
     Interval,
@@ -112,12 +112,12 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        d, (low, high) = self.difference, self.interval
+        d = self.difference
         of = f"{self.metric}, {self.arm.label} against {self.baseline.label}"
         within = f" (in each of {len(self.blocks)} blocks: {'; '.join(self.blocks)})"
         of += within if len(self.blocks) > 1 else ""
-        interval = "no interval" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
-        text = f"{of}: {d.value:+.4f} {interval}, p {show_p(self.p)}: {self.verdict}."
+        figure = difference_text(self)
+        text = f"{of}: {figure}, p {show_p(self.p)}: {self.verdict}."
         if not math.isnan(d.correlation):
             text += f" Paired by seed, r {d.correlation:+.2f} over {self.num_seeds} seeds."
         return " ".join(p for p in (text, self.still_possible, self.needed, self.looked) if p)
@@ -146,7 +146,8 @@ class Comparison:
         up, down = ("better", "worse") if sign >= 0 else ("worse", "better")
         if sign == 0:
             up, down = "higher", "lower"
-        parts = [f"{up} by up to {high:.4f}", f"{down} by up to {-low:.4f}"]
+        digits = digits_of(low, high)
+        parts = [f"{up} by up to {high:.{digits}f}", f"{down} by up to {-low:.{digits}f}"]
         return f"Still possible: {' or '.join(sorted(parts))}."
 
     @property
@@ -185,7 +186,7 @@ class Comparison:
             if self.difference.seed_parts:
                 return ""
             seen = planning.detectable(design)
-            text = f"Two such models on {here}: a true difference of {seen:.4f} is called in 4 of 5"
+            text = f"Two such models on {here}: a true difference of {seen:.2g} is called in 4 of 5"
             if self.margin:
                 row_std = math.sqrt(design.row_variance * self.num_groups)
                 rows = planning.rows_needed(design, self.margin, row_std)
@@ -196,8 +197,8 @@ class Comparison:
         spreads = planning.spread_range(design.seed_std, freedom)
         small, large = (planning.detectable(_with_spread(design, std)) for std in spreads)
         text = (
-            f"{design.seeds} seeds an arm on {here}: a true difference of {small:.4f} to "
-            f"{large:.4f} is called in 4 of 5 (a range, for {design.seeds} seeds hardly show "
+            f"{design.seeds} seeds an arm on {here}: a true difference of {small:.2g} to "
+            f"{large:.2g} is called in 4 of 5 (a range, for {design.seeds} seeds hardly show "
             "their spread)"
         )
         if self.margin:
@@ -635,8 +636,8 @@ def difference_text(result: Comparison | ByRanks) -> str:
     if isinstance(result, ByRanks):
         value = result.difference.value
         return "diverged" if math.isnan(value) else f"{value:+.4f} without what diverged"
-    interval = "no interval" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
-    return f"{result.difference.value:+.4f} {interval}"
+    text = with_interval(result.difference.value, low, high, "+")
+    return f"{text} no interval" if math.isnan(low) else text
 
 
 def caveats(results: Sequence[Comparison]) -> list[str]:
@@ -775,7 +776,7 @@ def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str)
 
 def _figure(arm: Arm, name: str) -> str:
     value, low, high = figure_of(arm, name)
-    text = f"{value:.4f}" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    text = with_interval(value, low, high)
     seeds, lost = len(arm.predictions), len(lost_runs(arm.runs))
     if lost:
         return f"{text} ({seeds} of {seeds + lost} seeds)" if seeds else f"{lost} diverged"

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from evaluation import comparisons, factorial
 from evaluation.factorial import Weights
+from evaluation.metrics import digits_of, with_interval
 from evaluation.stats import group_index
 from reports import plots
 from reports.arms import Arm, differences, refusal, settings_of, show, without_repeats
@@ -394,7 +395,7 @@ class Effects:
         what, other = self.grid.factors[i].label, self.grid.factors[j]
         seen = [not low <= 0 <= high for low, high in (a.interval(level), b.interval(level))]
         texts = [
-            f"{d.value:+.4f} [{low:+.4f}, {high:+.4f}] with {other.at(is_b)}"
+            f"{with_interval(d.value, low, high, '+')} with {other.at(is_b)}"
             for is_b, d in ((False, a), (True, b))
             for low, high in [d.interval(level)]
         ]
@@ -466,7 +467,8 @@ class Effects:
         for line in self.lines:
             parts = ["", ""]
             if isinstance(line, Effect) and line.added is not None and self.grid.k > 1:
-                parts = [f"{part.value:+.4f}" for part in (line.added, line.taken)]
+                digits = digits_of(*line.interval)
+                parts = [f"{part.value:+.{digits}f}" for part in (line.added, line.taken)]
             rows.append([name_of(line), difference_text(line), show_p(line.p), _word(line), *parts])
         total = difference_text(self.total)
         rows.append(["all: A → B", total, "", "(95 %, alone)", "", ""])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import comparisons
+from evaluation.metrics import with_interval
 from evaluation.stats import group_index
 from evaluation.winners import Lead, shrunk
 from reports import packed
@@ -52,9 +53,10 @@ class Best:
         low, high = sorted(map(self.on_fresh_rows, self.lead[1:]))
         what = "fresh rows and seeds" if self.over_seeds else "fresh rows, of these very models,"
         return (
-            f"{text}. On {what} expect {self.on_fresh_rows(self.lead.expected):.4f} "
-            f"[{low:.4f}, {high:.4f}], better by {self.lead.expected:.4f}: it was chosen by these "
-            "rows, so that some of its lead is luck"
+            f"{text}. On {what} expect "
+            f"{with_interval(self.on_fresh_rows(self.lead.expected), low, high)}, better by "
+            f"{self.lead.expected:.4f}: it was chosen by these rows, so that some of its lead is "
+            "luck"
         )
 
 

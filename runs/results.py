@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups
+from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups, with_interval
 from experiments.experiment import Result
 from files import csv_text, write_text
 
@@ -74,7 +74,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
             continue
         said.add((value, *interval))
         digits = digits_of(*interval)
-        shown = f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+        shown = with_interval(value, *interval)
         constant = metrics.get(CONSTANTS.get(name, ("",))[0])
         beside = f"  without a model {constant:.{digits}f}" if constant is not None else ""
         lines.append(f"  {name:<28} {shown}{beside}")

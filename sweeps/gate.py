@@ -20,6 +20,7 @@ import numpy as np
 
 from evaluation.comparisons import MIN_SEEDS
 from evaluation.investing import Terms, Wealth, is_hopeless, is_shown
+from evaluation.metrics import with_interval
 from files import appending
 from reports import packed
 from reports.arms import Arm, refusal, settings_of
@@ -54,8 +55,8 @@ class Answer:
         lines = [f"{self.verdict}: {self.why}"]
         if (shown := self.facts.get("shown")) is not None:
             lines.append(
-                f"on the rows that are shown: {shown['difference']:+.4f} "
-                f"[{shown['low']:+.4f}, {shown['high']:+.4f}] at 95 %"
+                "on the rows that are shown: "
+                f"{with_interval(shown['difference'], shown['low'], shown['high'], '+')} at 95 %"
                 if shown["low"] is not None
                 else f"on the rows that are shown: {shown['difference']:+.4f}, no interval"
             )

@@ -322,7 +322,7 @@ def test_a_sweep_runs_reports_and_is_not_run_twice(folder, capsys):
     assert Path("reports.txt").read_text().splitlines() == reports
     said = capsys.readouterr().out
     assert "2/4  lr=0.001/seed_1  finished in" in said
-    assert "accuracy 0.7000 [0.6700, 0.7300]" in said and "min left" in said
+    assert "accuracy 0.700 [0.670, 0.730]" in said and "min left" in said
     assert Path(f"{runs[0]}.log").read_text().startswith("$ ")
     # again: nothing is launched, and the table comes all the same
     assert run(*words) == 0
@@ -562,7 +562,7 @@ def test_a_collapsed_run_is_not_said_to_be_fine(folder, capsys):
         SCRIPT.replace('record("finished")', 'record("finished", verdicts=["collapsed: all A"])')
     )
     assert run("fake.py", "--seeds", "1", "--out", "o") == 0
-    assert "s, but collapsed: accuracy 0.7000" in capsys.readouterr().out
+    assert "s, but collapsed: accuracy 0.700" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------ controls
@@ -578,7 +578,7 @@ def test_controls_pass_at_chance(folder, capsys):
     assert labels == ["true"] * 4 + ["shuffled"] * 2
     assert Path("reports.txt").read_text() == "table o\ncompare o/first o/second\n"
     said = capsys.readouterr().out
-    assert "shuffled/seed_1: accuracy 0.3700 [0.3400, 0.4000], a constant answer 0.3600" in said
+    assert "shuffled/seed_1: accuracy 0.370 [0.340, 0.400], a constant answer 0.3600" in said
     assert "2 of 2 runs with shuffled labels at chance, as it must be" in said
 
 

@@ -38,7 +38,7 @@ def test_runs_are_counted_by_the_rows_that_they_looked_at(tmp_path):
     # far better than the others: hardly anything of its lead is luck
     assert 0.9 * best.claimed < best.lead.expected < best.claimed
     assert best.lead.low < best.lead.expected < best.lead.high
-    assert f"expect {best.mean - best.lead.expected:.4f}" in text
+    assert f"expect {best.mean - best.lead.expected:.2f}" in text
     as_json = found.as_json()["splits"][0]["best"]
     assert as_json["claimed"] == best.claimed and as_json["low"] == best.lead.low
 
