@@ -43,7 +43,8 @@ def words(arguments: argparse.Namespace) -> list[str]:
         *("--schedule=constant", "--warmup_frac=0", f"--precision={arguments.precision}"),
         # a small validation set, for it is read before the first step
         *(f"--limit={math.ceil(1.1 * BATCH * steps) + 100}", "--val_frac=0.03", "--test_frac=0.03"),
-        *("--eval_every=1000000", "--page=false", "--skip_bad_rows=true", f"--stop_after={steps}"),
+        *("--eval_every=1000000", "--page=false", f"--stop_after={steps}"),
+        *(["--skip_bad_rows=true"] if data != "reviews" else []),
         f"--out={arguments.folder / 'run'}",
     ]
 

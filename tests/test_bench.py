@@ -148,6 +148,18 @@ def in_this_process(tmp_path_factory):
     return run_side
 
 
+def test_no_setting_of_a_side_is_idle():
+    """On reviews no row can be bad; what is given and not read ends a run."""
+    for comparison in ("preference", "startup"):
+        asked = bench.parse([comparison, "--folder=f"])
+        words = importlib.import_module(f"benchmarks.{comparison}").words(asked)
+        assert "--data=reviews" in words and "--skip_bad_rows=true" not in words
+        words = importlib.import_module(f"benchmarks.{comparison}").words(
+            bench.parse([comparison, "--folder=f", "--data=rows.csv"])
+        )
+        assert "--data=rows.csv" in words and "--skip_bad_rows=true" in words
+
+
 @pytest.mark.parametrize(
     "name", ["preference", "startup", "tokenising", "checkpoints", "scaling", "frozen"]
 )
