@@ -19,13 +19,12 @@ device.py (what the machine offers) and files.py (files that are whole or not th
 import contextlib
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +45,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from device import (
     Machine,
-    again_with_freed_memory,
     autocast,
     bound_kernel_caches,
     choose_backend,
@@ -63,9 +61,11 @@ from device import (
     to_device,
     update_parameters,
 )
+from gradients import GradientSums
 from settings import Settings
 
 IGNORE_INDEX = -100
+REDUCE_DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # None: the gradients' own
 T = TypeVar("T")
 
 # ------------------------------------------------------------------------- distributed
@@ -228,50 +228,6 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
     if world.size > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-
-
-def all_reduce_gradients(
-    parameters: Sequence[nn.Parameter], world: World, bucket_bytes: int = 32 << 20
-) -> None:
-    """Sum gradients over ranks, in buckets of about `bucket_bytes`; FSDP has done it for its own.
-
-    A rank without a gradient (it had no micro-batch) adds zero. Call only with parameters
-    that have a gradient on at least one rank: all ranks must name the same ones. What needs memory
-    is made before the first sum: a rank where it runs out can call again, the others wait for it.
-    """
-    if world.size == 1 or world.sharded or not parameters:
-        return
-    buckets: list[list[nn.Parameter]] = [[]]
-    used = 0
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        size = parameter.grad.numel() * parameter.grad.element_size()
-        if buckets[-1] and used + size > bucket_bytes:
-            buckets.append([])
-            used = 0
-        buckets[-1].append(parameter)
-        used += size
-    # a large matrix is its own bucket, and needs no copy
-    whole = [len(bucket) == 1 and bucket[0].grad.is_contiguous() for bucket in buckets]
-    counts = [sum(parameter.numel() for parameter in bucket) for bucket in buckets]
-    most = max((n for n, is_whole in zip(counts, whole, strict=True) if not is_whole), default=0)
-    dtype = functools.reduce(
-        torch.promote_types, {parameter.grad.dtype for parameter in parameters}
-    )
-    room = torch.empty(most, dtype=dtype, device=parameters[0].grad.device)
-    for bucket, is_whole, count in zip(buckets, whole, counts, strict=True):
-        if is_whole:
-            dist.all_reduce(bucket[0].grad)
-            continue
-        flat = room[:count]
-        torch.cat([parameter.grad.reshape(-1) for parameter in bucket], out=flat)
-        dist.all_reduce(flat)
-        parts = flat.split([parameter.numel() for parameter in bucket])
-        torch._foreach_copy_(
-            [parameter.grad for parameter in bucket],
-            [part.view_as(p) for part, p in zip(parts, bucket, strict=True)],
-        )
 
 
 # ------------------------------------------------------------------------ data loading
@@ -674,7 +630,8 @@ class State:
     before_update: called ahead of each step; False where a signal cut it off. charge: called after
     it, for a clock that counts work.
     kept: the part of the model that checkpoints hold, where the rest never changes and is loaded
-    anew; None: all of it. layer_of: the name in the log for a parameter's name.
+    anew; None: all of it. layer_of: the name in the log for a parameter's name. in_use: the
+    parameters that the next step can move, on all ranks the same; None: all that are trained.
     """
 
     config: Settings
@@ -692,6 +649,7 @@ class State:
     charge: "Callable[[State, Work], None] | None" = None
     kept: nn.Module | None = None
     layer_of: Callable[[str], str] = module_of
+    in_use: Callable[[], Iterable[nn.Parameter]] | None = None
     step: int = 0
     examples: int = 0
     tokens: int = 0
@@ -738,6 +696,7 @@ class State:
             group.setdefault("peak_lr", group["lr"])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.layers = {key: self.layer_of(name) for key, name in trained.items()}
+        self.gradient_sums = GradientSums(REDUCE_DTYPES[self.config.reduce_dtype])
         enabled = self.precision == "fp16"
         if enabled and self.world.device.type == "xpu" and not self.world.machine.xpu_fp64:
             raise ValueError("--precision fp16: training in it needs float64, which this XPU lacks")
@@ -766,6 +725,14 @@ class State:
             self.charge(self, work)
         if self.average is not None:
             self.average.update(self.clock.fraction)
+
+    def summed_parameters(self) -> Iterable[nn.Parameter]:
+        """Those whose gradients are summed over ranks after the next backward passes, in the
+        model's order; none in a world of one, and none where FSDP sums."""
+        if self.world.size == 1 or self.world.sharded:
+            return []
+        every = self.model.parameters() if self.in_use is None else self.in_use()
+        return [parameter for parameter in every if parameter.requires_grad]
 
     def averaged(self) -> contextlib.AbstractContextManager:
         """The model computes with the average of its weights inside, if there is one."""
@@ -823,15 +790,16 @@ def sum_gradients(
     sum times scaler.get_scale() / config.batch. None when a signal cut it off; the loader then
     stands before that batch.
     """
-    world, batch_size = state.world, state.config.batch
+    world, batch_size, over_ranks = state.world, state.config.batch, state.gradient_sums
     train_but_frozen(state.model)
     while True:
         work = loader.next()
+        over_ranks.start(state.summed_parameters())
         # summed where they are computed: reading each one would wait for the device
         sums = torch.zeros(2, dtype=sum_dtype(world.device.type, world.machine)).to(world.device)
-        out_of_memory = False
-        for index, batch in work.micro_batches:
-            if world.stop_requested():
+        out_of_memory = cut_off = False
+        for number, (index, batch) in enumerate(work.micro_batches, start=1):
+            if cut_off := world.stop_requested():
                 break
             seed_everything(mix_seed(state.config.seed, work.position, index, 2), world.device)
             if before_micro_batch is not None:
@@ -839,6 +807,8 @@ def sum_gradients(
             with out_of_memory_caught(world) as caught:
                 with state.autocast():
                     loss, targets = loss_sum(state.model, to_device(batch, world.device))
+                if number == len(work.micro_batches):
+                    over_ranks.begin()
                 # dividing by a constant keeps fp16 gradients in range; the sums put it right
                 state.scaler.scale(loss / batch_size).backward()
                 sums[0] += loss.detach()
@@ -847,7 +817,9 @@ def sum_gradients(
                 loss = None  # it holds the tensors of the failed step
                 free_memory(world.device)
                 break
+        over_ranks.flush(world.device, blank=cut_off or out_of_memory)
         losses, targets, out_of_memory, stop, *present = _agree(state, sums, out_of_memory)
+        over_ranks.wait()
         if stop or out_of_memory:
             state.optimizer.zero_grad()
         if stop:
@@ -860,7 +832,9 @@ def sum_gradients(
         raise ValueError(f"step {state.step + 1}: no row of the batch has a target")
     # a layer that no rank ran keeps no gradient, so that the optimizer leaves it alone
     active = [p for p, ranks in zip(state.parameters, present, strict=True) if ranks]
-    again_with_freed_memory(lambda: all_reduce_gradients(active, world), world.device)
+    for parameter, ranks in zip(state.parameters, present, strict=True):
+        if not ranks:
+            parameter.grad = None
     return work, losses, targets, active
 
 
@@ -936,8 +910,9 @@ def _agree(state: State, sums: Tensor, out_of_memory: bool) -> list[float]:
     one vector settles what all of them do next."""
     world = state.world
     flags = torch.tensor([float(out_of_memory), float(world.stop_requested())])
-    present = torch.tensor([float(p.grad is not None) for p in state.parameters])
-    return world.sum(torch.cat([sums, flags.to(sums), present.to(sums)])).tolist()
+    absent = state.gradient_sums.absent  # for which .grad is the others' sum
+    present = [p.grad is not None and id(p) not in absent for p in state.parameters]
+    return world.sum(torch.cat([sums, flags.to(sums), torch.tensor(present).to(sums)])).tolist()
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

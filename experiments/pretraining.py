@@ -348,6 +348,8 @@ class Pretraining(Training):
             state.evaluation_due = functools.partial(
                 self.clock.passed_multiple_of, config.validate_every
             )
+        if self.stacking:
+            state.in_use = functools.partial(self.running_parameters, model)
         if config.compile:
             compile_model(model)
         return state
@@ -377,6 +379,11 @@ class Pretraining(Training):
     def depth(self) -> int:
         """Layers that there are at this time."""
         return self.stacking.depth if self.stacking else self.num_layers
+
+    def running_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """All but those of the layers that stacking has not reached."""
+        waiting = {id(p) for p in self.stacking.layers[self.depth :].parameters()}
+        return [p for p in model.parameters() if id(p) not in waiting]
 
     def active_layers(self, position: int, index: int) -> Sequence[int]:
         """The layers of a micro-batch; any rank can say so for any."""

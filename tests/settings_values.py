@@ -174,6 +174,7 @@ DECLARED: dict[str, str] = {
     "selection.il_losses": "RHO-loss, which test_methods.py trains",
     "micro_batch": "which masks of dropout are drawn; else " + ROUNDING,
     "attention": ROUNDING,
+    "reduce_dtype": "how processes sum: of one process nothing is summed (tests/test_gradients.py)",
     "compile": ROUNDING,
     "deterministic": ROUNDING,
     "cache_features": ROUNDING,
