@@ -68,6 +68,9 @@ IGNORE_INDEX = -100
 REDUCE_DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # None: the gradients' own
 T = TypeVar("T")
 
+MEETING = datetime.timedelta(minutes=10)  # for all processes to start
+COLLECTIVE = datetime.timedelta(minutes=30)  # from the first rank in it to the last
+
 # ------------------------------------------------------------------------- distributed
 
 
@@ -83,6 +86,8 @@ class World:
     size: int = 1
     sharded: bool = False  # each rank holds a part of the model: all must compute together
     signal: str | None = None  # name of the one that asked to stop, once it has come
+    store: Any = None  # where ranks leave each other word; None: collectives alone
+    _waits: int = 0  # for rank 0, so far
 
     def stop_requested(self) -> bool:
         """Whether a signal asked to stop; in a sharded world all ask as often, and agree."""
@@ -108,9 +113,10 @@ class World:
         return [row for part in parts for row in part]
 
     def from_rank_0(self, value: Any) -> Any:
-        """Rank 0's value (any picklable object) on every rank."""
+        """Rank 0's value (any picklable object) on every rank, however long it takes to have it."""
         if self.size == 1:
             return value
+        self._await_rank_0()
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
@@ -133,12 +139,34 @@ class World:
 
     @contextlib.contextmanager
     def rank_0_first(self) -> Iterator[None]:
-        """Rank 0 prepares something on disk, the others then find it there."""
-        if self.rank != 0:
-            self.barrier()
-        yield
+        """Rank 0 prepares something on disk, the others then find it there; they fail where it
+        fails."""
         if self.rank == 0:
-            self.barrier()
+            try:
+                yield
+            except BaseException:
+                self._await_rank_0("failed")
+                raise
+            self._await_rank_0()
+        else:
+            self._await_rank_0()
+            yield
+
+    def _await_rank_0(self, word: str = "ready") -> None:
+        """Through the store, which knows no timeout of collectives, and between whose answers
+        signals are heard: rank 0 may read a corpus for an hour."""
+        self._waits += 1
+        key, there = f"rank 0, {self._waits}", self.rank == 0
+        if self.store is None:
+            return self.barrier()
+        if there:
+            self.store.set(key, word)
+        while not there:
+            with contextlib.suppress(dist.DistStoreError):  # not yet
+                self.store.wait([key], datetime.timedelta(seconds=2))
+                there = True
+        if self.rank and self.store.get(key) == b"failed":
+            raise RuntimeError("rank 0 failed while the others waited for it: see its message")
 
     def say(self, text: str) -> None:
         """One line on the console, from rank 0, that a progress bar survives."""
@@ -165,7 +193,8 @@ def say_device(world: World, precision: str, attention: str) -> None:
 
 @contextlib.contextmanager
 def distributed(config: Settings) -> Iterator[World]:
-    """The process group of a torchrun launch (or a world of one), closed however the block ends."""
+    """The process group of a torchrun launch (or a world of one). After an error it is left as it
+    is, for closing it can wait for ranks that wait for this one: the process's end tells them."""
     machine = look_at_machine()
     kind = choose_device(config.device, machine)
     rank, local_rank, size = (
@@ -196,30 +225,29 @@ def distributed(config: Settings) -> Iterator[World]:
             "or use --device cpu" + (" (or a torch with xccl)" if kind == "xpu" else "")
         )
     world = World(device, machine, backend, rank, local_rank, size)
-    try:
-        if size > 1:
-            # rank 0 may tokenise a large corpus while the others wait
-            timeout = datetime.timedelta(hours=2)
-            store = _store_of_this_restart(timeout)
-            options = {} if store is None else {"store": store, "rank": rank, "world_size": size}
-            dist.init_process_group(world.backend, timeout=timeout, **options)
-        yield world
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if size > 1:
+        world.store = _meet(rank, size)
+        group = dist.PrefixStore("group", world.store)
+        options = {"store": group, "rank": rank, "world_size": size, "timeout": COLLECTIVE}
+        if kind in ("cuda", "xpu"):
+            options["device_id"] = device  # NCCL then connects at once, and reports what fails
+        dist.init_process_group(world.backend, **options)
+    yield world
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def _store_of_this_restart(timeout: datetime.timedelta) -> Any:
-    """Where the processes of a job that torchrun restarted find each other; None: the default.
+def _meet(rank: int, size: int) -> Any:
+    """Where the processes of a job find each other.
 
     torchrun's store outlives a restart (torch 2.13) and still has the addresses of the dead
     processes under the same names. Several machines count their restarts apart: there,
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun gives each restart a store of its own.
     """
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
-        return None
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        restart = "0"
     return dist.PrefixStore(f"restart_{restart}", store)
 
 
