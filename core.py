@@ -55,6 +55,7 @@ from device import (
     is_out_of_memory,
     keep_freed_memory,
     look_at_machine,
+    machine_warnings,
     of_workers,
     seed_everything,
     sum_dtype,
@@ -182,6 +183,8 @@ def single_world(asked_device: str) -> World:
 
 def say_device(world: World, precision: str, attention: str) -> None:
     """What was chosen, in one line."""
+    for warning in machine_warnings(world.machine, world.device.type):
+        world.say(warning)
     device = f"{world.device.type}, {device_name(world.device)}"
     ipex = f" · ipex {world.machine.ipex}" if ipex_matches(world.machine) else ""
     processes = f"{world.size} processes ({world.backend})" if world.size > 1 else "1 process"
