@@ -74,7 +74,9 @@ class Predictor:
         self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
         encoder = pretrained.load_encoder(str(folder), attention=attention)
         pretrained.read_first_token_alone(encoder)
-        head = pairs.build_head(self.facts["head"], encoder.config.hidden_size)
+        self.classes = tuple(self.facts.get("classes", CLASSES))  # older runs: three
+        hidden, classes = encoder.config.hidden_size, len(self.classes)
+        head = pairs.build_head(self.facts["head"], hidden, classes=classes)
         self.model = core.PairClassifier(encoder, head)
         pairs.restore_model(self.model, folder)
         self.model.to(self.world.device).eval()
@@ -89,7 +91,7 @@ class Predictor:
             self.temperature = saved["temperature"]
 
     def __call__(self, rows: Sequence[arena.PairRow]) -> np.ndarray:
-        """Probabilities (rows, 3) of A, B, tie."""
+        """Probabilities (rows, classes) of A, B and, where the run knows them, ties."""
         facts, tokenizer = self.facts, self.tokenizer
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
         quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
@@ -111,13 +113,16 @@ def predict(config: PredictConfig) -> None:
     """submission.csv from rows without winners, one pair from the command line, or JSON lines."""
     predictor = Predictor(config)
     if config.data is not None:
-        rows, _ = arena.load_arena(
+        rows, _, _, reading = arena.read_pairs(
             config.data,
             require_labels=False,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
-        arena.write_submission(config.output, [row.id for row in rows], predictor(rows))
+        console.say(reading)
+        p = predictor(rows)
+        p = np.pad(p, ((0, 0), (0, len(CLASSES) - p.shape[1])))  # without ties: 0
+        arena.write_submission(config.output, [row.id for row in rows], p)
         console.say(f"{len(rows):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:
@@ -131,5 +136,6 @@ def predict(config: PredictConfig) -> None:
         if line.strip():
             row = arena.read_json_row(line, f"standard input, line {number}")
             p = predictor([row])[0]
-            answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(CLASSES)}
-            console.answer(json.dumps({"prediction": CLASSES[int(p.argmax())], **answer}))
+            names = predictor.classes
+            answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(names)}
+            console.answer(json.dumps({"prediction": names[int(p.argmax())], **answer}))

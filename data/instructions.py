@@ -26,7 +26,7 @@ from torch import Tensor
 import console
 from core import IGNORE_INDEX, World
 from data import reviews
-from data.records import BadRow, load_hub, read_records, said, strip_control
+from data.records import ROLES, BadRow, load_hub, read_records, said, strip_control
 from data.rows import fingerprint, normalised_text, stable_hash
 from data.tokens import (
     Ragged,
@@ -52,14 +52,6 @@ REVIEWS_NOTICE = (
     "real film reviews under instructions of ours: half of the rows ask for the verdict, as people "
     "gave it, half for the rest of the text"
 )
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bing": "assistant",
-    "system": "system",
-}
 FIELDS = (  # names of a row's fields, and whether it may lack them
     (("instruction", "prompt", "question"), False),
     (("input", "context"), True),

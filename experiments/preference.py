@@ -96,9 +96,10 @@ EMBEDDED: dict[str, Any] = {
 
 def load_rows(
     config: Config, world: core.World, folder: Path | None
-) -> tuple[list[PairRow], dict[str, Any]]:
-    """Read, repair, split and subset; also returns facts for the record. The leak check runs at
-    every load. Rows that --skip_bad_rows leaves out are listed in the folder."""
+) -> tuple[list[PairRow], tuple[str, ...], dict[str, Any]]:
+    """Read, repair, split and subset; also returns the classes, two where there are no ties, and
+    facts for the record. The leak check runs at every load. Rows that --skip_bad_rows leaves out
+    are listed in the folder."""
     if config.data in ("reviews", "reviews_control"):
         rows, repairs = reviews.load_review_pairs(
             control=config.data == "reviews_control",
@@ -106,14 +107,16 @@ def load_rows(
             test_frac=config.test_frac,
         )
         world.say(reviews.NOTICE)
-        leaks = 0
+        classes, leaks = CLASSES, 0
     else:
         writes = world.rank == 0 and folder is not None
-        rows, repairs = arena.load_arena(
+        rows, repairs, ties, reading = arena.read_pairs(
             config.data,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=folder / "bad_rows.csv" if writes else None,
         )
+        classes = CLASSES if ties else CLASSES[: metrics.TIE]
+        world.say(reading)
         arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
         leaks = arena.check_leaks(rows, config.split)
     rows, facts = choose_rows(
@@ -126,13 +129,13 @@ def load_rows(
     shares = Counter(row.label for row in rows)
     world.say(
         f"data: {len(rows):,} rows of {config.data}: {sizes}; "
-        + ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(CLASSES))
+        + ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(classes))
     )
     if repairs:
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
-    return rows, {**facts, "repairs": repairs}
+    return rows, classes, {**facts, "repairs": repairs, "classes": list(classes)}
 
 
 class Preference(Training):
@@ -143,7 +146,7 @@ class Preference(Training):
         self.config, self.world = config, world
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
-        self.rows, self.facts = load_rows(config, world, folder)
+        self.rows, self.classes, self.facts = load_rows(config, world, folder)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
@@ -183,7 +186,8 @@ class Preference(Training):
         """Encoder and head, optimizer, loader and schedule, on the device."""
         config = self.config
         torch.manual_seed(core.mix_seed(config.seed, 4))
-        head = pairs.build_head(config.head, encoder.config.hidden_size, config.dropout)
+        hidden, classes = encoder.config.hidden_size, len(self.classes)
+        head = pairs.build_head(config.head, hidden, config.dropout, classes)
         model = place(core.PairClassifier(encoder, head), self.world)
         if config.compile:
             compile_model(model.encoder)
@@ -282,7 +286,7 @@ class Preference(Training):
         return Targets(model.head(*pairs.embed_pairs(model, batch)), batch["labels"])
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
-        """p(A, B) and p(B, A), each (rows, 3); with --swap tta both are the average."""
+        """p(A, B) and p(B, A), each (rows, classes); with --swap tta both are the average."""
         return predict_pairs(state, data, self.config.swap in ("tta", "both"))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
@@ -291,9 +295,9 @@ class Preference(Training):
         self.latest.keep(state, p)
         labels = self.val.labels[self.val.index]
         figures = metrics.classification_metrics(
-            p, labels, range(len(labels)), CLASSES, intervals=False
+            p, labels, range(len(labels)), self.classes, intervals=False
         )
-        flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
+        flips = p.argmax(axis=1) == metrics.swap_classes(swapped).argmax(axis=1)
         self.evidence = self.answers(p)
         return {
             "val_loss": figures["log_loss"],
@@ -328,9 +332,9 @@ class Preference(Training):
         return {name: self.tokenizer.decode(self.test_data.ids[side]) for name, side in sides}
 
     def answers(self, p: np.ndarray) -> Answers:
-        """Those on the validation rows, p (rows, 3)."""
+        """Those on the validation rows, p (rows, classes)."""
         groups = [self.rows[i].group for i in self.val.index]
-        return Answers(p, self.val.labels[self.val.index], CLASSES, groups)
+        return Answers(p, self.val.labels[self.val.index], self.classes, groups)
 
     # -- weights
 
@@ -338,6 +342,7 @@ class Preference(Training):
         config = self.config
         facts = {
             "head": config.head,
+            "classes": list(self.classes),
             "with_prompt": config.prompt,
             "swap": config.swap,
             "max_length": config.max_length,
@@ -363,7 +368,8 @@ def calibrated_metrics(
     tiny = np.finfo(np.float64).tiny
     temperature = metrics.fit_temperature(np.log(np.maximum(p_val, tiny)), val_labels)
     calibrated = metrics.apply_temperature(np.log(np.maximum(p, tiny)), temperature)
-    after = metrics.classification_metrics(calibrated, labels, groups, CLASSES)
+    classes = CLASSES[: p.shape[1]]
+    after = metrics.classification_metrics(calibrated, labels, groups, classes)
     result: metrics.Metrics = {"temperature": temperature}
     for name in ("log_loss", "log_loss_ci95", "expected_calibration_error"):
         base, interval, _ = name.partition("_ci95")
@@ -373,13 +379,13 @@ def calibrated_metrics(
 
 
 def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
-    """A line of predictions.csv for p (3,), with its texts."""
+    """A line of predictions.csv for p (classes,), with its texts."""
     return {
         "id": row.id,
         "group": row.group,
         "label": CLASSES[row.label],
         "prediction": CLASSES[int(p.argmax())],
-        **{f"p_{name}": float(p[k]) for k, name in enumerate(CLASSES)},
+        **{f"p_{name}": float(value) for name, value in zip(CLASSES, p, strict=False)},
         "text": {
             "prompt": "\n\n".join(row.prompt),
             "response A": "\n\n".join(row.response_a),
@@ -389,10 +395,10 @@ def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
 
 
 def predict_pairs(state: Any, data: PairData, average: bool) -> tuple[np.ndarray, np.ndarray]:
-    """p(A, B) and p(B, A) (rows, 3) of every row, on all ranks."""
+    """p(A, B) and p(B, A) (rows, classes) of every row, on all ranks."""
     values = core.evaluate_rows(state, data, pairs.pair_outputs, rows_each(data.max_length))
-    p, swapped = metrics.softmax(values[:, :3]), metrics.softmax(values[:, 3:])
+    p, swapped = map(metrics.softmax, np.split(values, 2, axis=1))
     if average:
         p = metrics.average_swapped(p, swapped)
-        swapped = p[:, metrics.SWAP]
+        swapped = metrics.swap_classes(p)
     return p, swapped
