@@ -92,6 +92,13 @@ class Predictor:
 
     def __call__(self, rows: Sequence[arena.PairRow]) -> np.ndarray:
         """Probabilities (rows, classes) of A, B and, where the run knows them, ties."""
+        p, _ = self.both_orders(rows)
+        if self.temperature == 1.0:
+            return p
+        return metrics.apply_temperature(np.log(np.maximum(p, 1e-300)), self.temperature)
+
+    def both_orders(self, rows: Sequence[arena.PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        """p(A, B) and p(B, A), each (rows, classes), uncalibrated."""
         facts, tokenizer = self.facts, self.tokenizer
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
         quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
@@ -100,10 +107,7 @@ class Predictor:
         data = PairData(
             ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
         )
-        p, _ = predict_pairs(self, data, facts["swap"] in ("tta", "both"))
-        if self.temperature == 1.0:
-            return p
-        return metrics.apply_temperature(np.log(np.maximum(p, 1e-300)), self.temperature)
+        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)

@@ -4,7 +4,7 @@ A script chooses the encoder, may fix whether the prompt is read, and shows its 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -313,15 +313,8 @@ class Preference(Training):
         p, swapped = self.probabilities(state, self.test_data)
         rows = [self.rows[i] for i in self.test_data.index]
         labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
-        figures = metrics.preference_metrics(
-            p,
-            swapped,
-            labels,
-            groups,
-            np.array([sum(map(len, row.response_a)) for row in rows]),
-            np.array([sum(map(len, row.response_b)) for row in rows]),
-        )
-        figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
+        figures = pair_metrics(rows, p, swapped)
+        figures |= calibrated_metrics(p, labels, groups, fitted_temperature(p_val, val_labels))
         lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
         return Result(figures, lines, self.answers(p_val), read=self.read)
 
@@ -361,13 +354,31 @@ def architecture_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in said}
 
 
+def pair_metrics(rows: Sequence[PairRow], p: np.ndarray, swapped: np.ndarray) -> metrics.Metrics:
+    """Figures of labelled rows, from p(A, B) and p(B, A) (rows, classes)."""
+    return metrics.preference_metrics(
+        p,
+        swapped,
+        np.array([row.label for row in rows]),
+        [row.group for row in rows],
+        np.array([sum(map(len, row.response_a)) for row in rows]),
+        np.array([sum(map(len, row.response_b)) for row in rows]),
+    )
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
+
+
+def fitted_temperature(p_val: np.ndarray, val_labels: np.ndarray) -> float:
+    return metrics.fit_temperature(_logits(p_val), val_labels)
+
+
 def calibrated_metrics(
-    p: np.ndarray, labels: np.ndarray, groups: list, p_val: np.ndarray, val_labels: np.ndarray
+    p: np.ndarray, labels: np.ndarray, groups: list, temperature: float
 ) -> metrics.Metrics:
     """log_loss and calibration error after a temperature that was fitted on validation."""
-    tiny = np.finfo(np.float64).tiny
-    temperature = metrics.fit_temperature(np.log(np.maximum(p_val, tiny)), val_labels)
-    calibrated = metrics.apply_temperature(np.log(np.maximum(p, tiny)), temperature)
+    calibrated = metrics.apply_temperature(_logits(p), temperature)
     classes = CLASSES[: p.shape[1]]
     after = metrics.classification_metrics(calibrated, labels, groups, classes)
     result: metrics.Metrics = {"temperature": temperature}
