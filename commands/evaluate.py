@@ -195,7 +195,9 @@ def of_preference(run: SavedRun) -> Evaluated:
 def rows_of_preference(run: SavedRun) -> list[Any]:
     from experiments import preference
 
-    return preference.load_rows(run.settings, run.quiet, None)[0]
+    defaults = vars(preference.Config())  # of settings that are newer than the run
+    settings = SimpleNamespace(**defaults | vars(run.settings))
+    return preference.load_rows(settings, run.quiet, None)[0]
 
 
 # -------------------------------------------------------------------------------- GLUE

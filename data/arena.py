@@ -143,7 +143,9 @@ def read_pairs(
         first = f" (row {bad_rows[0][0]}: {bad_rows[0][3]})" if bad_rows else ""
         raise ValueError(f"{source}: nothing to read, {why}{first}.")
     layout.give_numbers_meaning(rows, require_labels)
-    ties = layout.has_tie_column or any(row.label == TIE or row.soft for row in rows)
+    ties = layout.has_tie_column or any(
+        row.label == TIE or (row.soft and row.soft[TIE]) for row in rows
+    )
     return Pairs(rows, dict(repairs), ties, layout.said(ties))
 
 
@@ -256,6 +258,15 @@ def check_leaks(rows: Iterable[PairRow], by: str) -> int:
     return len(leaks)
 
 
+def extra_rows(rows: Sequence[PairRow], known: Iterable[PairRow]) -> tuple[list[PairRow], int]:
+    """Rows of another file for training, and how many are left out: those whose prompt is among the
+    `known` ones of validation or test."""
+    held_out = {prompt_hash(row.prompt) for row in known if row.split in ("val", "test")}
+    kept = [replace(row, id=f"extra-{row.id}", split="train") for row in rows]
+    kept = [row for row in kept if row.group not in held_out]
+    return kept, len(rows) - len(kept)
+
+
 def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:
     """The control: new rows with labels permuted within each split, so that class shares stay.
 
@@ -265,10 +276,10 @@ def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:
     generator = random.Random(seed)
     for split in ("train", "val", "test"):
         members = [row for row in shuffled if row.split == split]
-        labels = [row.label for row in members]
+        labels = [(row.label, row.soft) for row in members]
         generator.shuffle(labels)
         for row, label in zip(members, labels, strict=True):
-            row.label = label
+            row.label, row.soft = label
     return shuffled
 
 

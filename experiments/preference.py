@@ -47,6 +47,9 @@ class Config(Settings):
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    extra_train: str | None = None
+    """file of further training rows, all of them, in any layout; winner_… columns may hold
+    probabilities. Those with a prompt of validation or test are left out"""
     split: Literal["prompt", "row"] = "prompt"
     """what lies in one part only: all rows of a prompt, or (leaks; for old arms) each row"""
     val_frac: float = 0.1
@@ -119,23 +122,73 @@ def load_rows(
         world.say(reading)
         arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
         leaks = arena.check_leaks(rows, config.split)
+    every = rows
     rows, facts = choose_rows(
         rows, arena.data_fingerprint(rows), config.limit, config.train_frac, key=arena.by_content
     )
+    own = len(rows)
+    if config.extra_train:
+        extra, ties = load_extra(config, world, folder, every, facts)
+        rows, classes = [*rows, *extra], CLASSES if ties else classes
     if config.labels == "shuffled":
         rows = arena.shuffle_labels(rows, config.seed)
         world.say("labels are shuffled inside each part: nothing can be learned from them")
-    sizes = count_splits(rows, config.data).replace("val ", "validation ")
-    shares = Counter(row.label for row in rows)
-    world.say(
-        f"data: {len(rows):,} rows of {config.data}: {sizes}; "
-        + ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(classes))
-    )
+    sizes = count_splits(rows[:own], config.data).replace("val ", "validation ")
+    world.say(f"data: {own:,} rows of {config.data}: {sizes}; {shares_of(rows[:own], classes)}")
+    if extra := rows[own:]:
+        world.say(
+            f"extra training rows: {len(extra):,} of {config.extra_train}; "
+            f"{shares_of(extra, classes)}"
+        )
     if repairs:
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
     return rows, classes, {**facts, "repairs": repairs, "classes": list(classes)}
+
+
+def shares_of(rows: Sequence[PairRow], classes: Sequence[str]) -> str:
+    """ "A 40.0%, B 35.0%, tie 25.0%" """
+    shares = Counter(row.label for row in rows)
+    return ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(classes))
+
+
+def load_extra(
+    config: Config,
+    world: core.World,
+    folder: Path | None,
+    known: Sequence[PairRow],
+    facts: dict[str, Any],
+) -> tuple[list[PairRow], bool]:
+    """The rows of --extra_train, without those whose prompt is one of validation or test among the
+    known rows, whatever --limit leaves of them; and whether there are ties. Adds to the facts."""
+    writes = world.rank == 0 and folder is not None
+    pairs = arena.read_pairs(
+        config.extra_train,
+        soft_labels=True,
+        skip_bad_rows=config.skip_bad_rows,
+        bad_rows_file=folder / "extra_bad_rows.csv" if writes else None,
+    )
+    world.say(f"{config.extra_train}: {pairs.reading}")
+    rows, left_out = arena.extra_rows(pairs.rows, known)
+    if left_out:
+        world.say(
+            f"{left_out:,} of {len(pairs.rows):,} extra rows have a prompt of validation or test: "
+            "left out"
+        )
+    if not rows:
+        raise ValueError(f"{config.extra_train}: no row is left to train on")
+    soft = sum(row.soft is not None for row in rows)
+    if soft:
+        world.say(f"{soft:,} of {len(rows):,} extra rows have probabilities for their label")
+    facts["extra_train"] = {
+        "fingerprint": arena.data_fingerprint(rows),
+        "rows": len(rows),
+        "left_out": left_out,
+        "soft": soft,
+        "repairs": pairs.repairs,
+    }
+    return rows, pairs.ties
 
 
 class Preference(Training):
@@ -155,6 +208,7 @@ class Preference(Training):
         )
         labels = np.array([row.label for row in self.rows])
         split = np.array([row.split for row in self.rows])
+        soft = pair_data.soft_labels(self.rows, len(self.classes))
 
         def part(name: str, swap_seed: int | None = None) -> PairData:
             return PairData(
@@ -165,6 +219,7 @@ class Preference(Training):
                 config.max_length,
                 config.length_steps,
                 swap_seed,
+                soft if name == "train" else None,
             )
 
         augment = config.swap in ("augment", "both")
