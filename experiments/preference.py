@@ -188,7 +188,8 @@ def load_extra(
         "soft": soft,
         "repairs": pairs.repairs,
     }
-    return rows, pairs.ties
+    ties = any(row.label == metrics.TIE or (row.soft and row.soft[metrics.TIE]) for row in rows)
+    return rows, ties
 
 
 class Preference(Training):
