@@ -94,6 +94,7 @@ def read_pairs(
         ragged_turns         different numbers of turns, the shorter padded with ""
         empty_response       a response that is blank in all its turns (kept)
         plain_text           text that is not a JSON list, read as one turn
+        python_lists         lists as Python prints them, not as JSON
         surrogates_joined    two halves of one character, joined
         surrogates_replaced  half a character, replaced by U+FFFD
         row_number_ids       no id column, the row's number (from 1) serves

@@ -9,10 +9,12 @@ BadRow. The winner is a word (A, model_a, tie …), a number, one of three colum
 themselves are called chosen and rejected.
 """
 
+import ast
 import contextlib
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +26,9 @@ WINNER_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # in the or
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 CONVERSATIONS = ("conversation_a", "conversation_b")
 CHOSEN = ("chosen", "rejected")
-PROMPTS = ("prompt", "question", "instruction")  # the first that is there
+PROMPTS = ("prompt", "question", "instruction", "conversations")  # the first that is there
+# what stands before and after a prompt in columns of its own, where one of these is the prompt
+AROUND = {"prompt": ("system",), "question": ("system",), "instruction": ("system", "input")}
 WINNERS = ("winner", "label", "preference")  # the first that is there
 A, B, TIE = 0, 1, 2
 KNOWN = (
@@ -51,6 +55,7 @@ class Layout:
     kind: str  # sides | conversations | chosen
     prompt: str | None  # column, where the texts do not bring it
     winner: str | tuple[str, ...] | None  # column, or one column a class; None: no winners
+    around: tuple[str, ...] = ()  # columns that belong to the prompt, of AROUND
     numbers: dict[int, str] = field(default_factory=dict)  # number of a winner → its first place
     has_words: bool = False  # whether a winner is none
 
@@ -63,12 +68,12 @@ class Layout:
         # an answer that looks like a list is one where the prompt is: else it is an answer in JSON
         lists = isinstance(self.winner, tuple) or _is_list(prompt)
         asked: Turns | None = None
-        if self.prompt is not None and not (messages := _messages(prompt, self.prompt)):
-            asked = read_turns(prompt, self.prompt, repaired, lists)
+        if self.prompt is not None and not (messages := _messages(prompt, self.prompt, repaired)):
+            asked = self._with_around(record, read_turns(prompt, self.prompt, repaired, lists))
         sides = []
         for column in columns:
             cell = _cell(record, column)
-            said = _messages(cell, column, always=self.prompt is None)
+            said = _messages(cell, column, repaired, always=self.prompt is None)
             if said and _role(said[0]) == "assistant" and self.prompt is not None:
                 before = messages if asked is None else _as_messages(asked)
                 sides.append(read_messages([*before, *said], column))
@@ -90,6 +95,17 @@ class Layout:
                 problem = f"expected one prompt, found two in turn {turn}"
                 raise BadRow("/".join(columns), problem)
         return max(first_asks, second_asks, key=len), first, second
+
+    def _with_around(self, record: dict, asked: Turns) -> Turns:
+        """system \\n\\n prompt \\n\\n input, the parts that a row has, in the first turn."""
+        parts = {name: record.get(name) for name in self.around}
+        there = {
+            name: text for name, text in parts.items() if isinstance(text, str) and text.strip()
+        }
+        if not there:
+            return asked
+        first = [there.get("system"), *asked[:1], there.get("input")]
+        return ["\n\n".join(part for part in first if part), *asked[1:]]
 
     # -- the winner
 
@@ -122,6 +138,8 @@ class Layout:
             names = [record.get("model_a"), record.get("model_b")]
             if names.count(value) == 1:  # the winner by its name
                 return names.index(value), None
+        if not required:  # another column of that name
+            return None, None
         raise BadRow(
             self.winner,
             f"expected A, B or tie (model_a, response_b, …), or 0, 1, 2, found {short(value)}",
@@ -161,10 +179,13 @@ class Layout:
 
     def said(self, ties: bool) -> str:
         """One line on what was understood."""
+        prompt = " + ".join((str(self.prompt), *self.around))
         if self.kind == "chosen":
             text = "chosen/rejected: the side drawn by a hash of each row"
+            if self.around:
+                text = f"{prompt}, {text}"
         else:
-            names = (self.prompt, *TEXT_COLUMNS[1:]) if self.kind == "sides" else CONVERSATIONS
+            names = (prompt, *TEXT_COLUMNS[1:]) if self.kind == "sides" else CONVERSATIONS
             text = f"{', '.join(names)}: "
             if self.winner is None:
                 return f"read as {text}no winner"
@@ -189,12 +210,15 @@ def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> La
         winner = next((name for name in WINNERS if name in columns), None)
     has_sides = prompt is not None and set(TEXT_COLUMNS[1:]) <= set(columns)
     some = bool(set(WINNER_COLUMNS) & set(columns)) and winner is None
+    around = tuple(name for name in AROUND.get(prompt or "", ()) if name in columns)
+    if prompt == "prompt" and isinstance(winner, tuple):
+        around = ()  # Kaggle's own, whatever else is there
     if has_sides and not some and (winner or not require_winner):
-        return Layout(source, "sides", prompt, winner)
+        return Layout(source, "sides", prompt, winner, around)
     if set(CONVERSATIONS) <= set(columns) and not some and (winner or not require_winner):
         return Layout(source, "conversations", None, winner)
     if set(CHOSEN) <= set(columns):
-        return Layout(source, "chosen", prompt, None)
+        return Layout(source, "chosen", prompt, None, around)
     texts = CONVERSATIONS if set(CONVERSATIONS) <= set(columns) else TEXT_COLUMNS
     if prompt is not None:
         texts = tuple(name for name in texts if name != "prompt")
@@ -234,21 +258,30 @@ def _cell(record: dict, column: str) -> Any:
 
 def _is_list(cell: Any) -> bool:
     """Whether it is a list of turns, or one as JSON text."""
-    if isinstance(cell, str) and re.match(r'\s*\[\s*("|null|\])', cell):
-        with contextlib.suppress(ValueError, RecursionError):
-            cell = json.loads(cell, strict=False)
+    if isinstance(cell, str) and re.match(r"\s*\[\s*([\"']|null|\])", cell):
+        with contextlib.suppress(BadRow):
+            cell = _parsed(cell, "", set())
     return isinstance(cell, list)
 
 
-def _parsed(cell: str, column: str) -> Any:
+def _parsed(cell: str, column: str, repaired: set[str]) -> Any:
+    """The list, or message, that a text is in JSON, or as Python prints it, which pandas writes."""
     try:
         return json.loads(cell, strict=False)  # raw line ends inside the strings are harmless
     except (ValueError, RecursionError) as error:
-        raise BadRow(
-            column,
-            f"starts as a JSON list but does not parse ({error}): {short(cell)}; "
-            'plain text that starts with "[" must be written as a JSON list of one text',
-        ) from None
+        problem = error
+    if re.match(r"\s*(\[\s*|\{\s*){1,2}['\"]", cell):
+        errors = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+        with contextlib.suppress(*errors), warnings.catch_warnings(action="ignore"):
+            found = ast.literal_eval(cell.strip())
+            if isinstance(found, list | dict):
+                repaired.add("python_lists")
+                return found
+    raise BadRow(
+        column,
+        f"starts as a JSON list but does not parse ({problem}): {short(cell)}; "
+        'plain text that starts with "[" must be written as a JSON list of one text',
+    )
 
 
 def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -> Turns:
@@ -260,7 +293,7 @@ def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -
             if lists:
                 repaired.add("plain_text")
             return [cell]
-        cell = _parsed(cell, column)
+        cell = _parsed(cell, column, repaired)
     if not isinstance(cell, list):
         raise BadRow(column, f"expected text or a list of texts, found {short(cell)}")
     turns: Turns = []
@@ -276,17 +309,22 @@ def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -
 
 # ---------------------------------------------------------------------------- messages
 
-_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|content|from|value)"')
+_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from|value)["']""")
 
 
-def _messages(cell: Any, column: str, always: bool = False) -> list[dict[str, Any]]:
-    """The messages that a cell is, also as JSON text or a transcript; [] where it is something
-    else. always: nothing else is expected, so that a list which does not parse is a fault."""
+def _messages(
+    cell: Any, column: str, repaired: set[str], always: bool = False
+) -> list[dict[str, Any]]:
+    """The messages that a cell is, also a single one, as JSON text or a transcript; [] where it is
+    something else. always: nothing else is expected, so that a list which does not parse is a
+    fault."""
     if isinstance(cell, str):
         if _MESSAGES.match(cell) or (always and cell.lstrip().startswith("[")):
-            cell = _parsed(cell, column)
+            cell = _parsed(cell, column, repaired)
         elif always:
             return transcript(cell)
+    if isinstance(cell, dict):
+        cell = [cell]
     if not (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
         return []
     return cell if any({"role", "from"} & each.keys() for each in cell) else []

@@ -191,6 +191,15 @@ CHOSEN = {
         "chosen": f"\n\nHuman: {p[0]}\n\nAssistant: {c[0]}",
         "rejected": f"\n\nHuman: {p[0]}\n\nAssistant: {r[0]}",
     },
+    "a message each": lambda p, c, r: {  # LLaMA-Factory's
+        "conversations": [{"from": "human", "value": p[0]}],
+        "chosen": {"from": "gpt", "value": c[0]},
+        "rejected": {"from": "gpt", "value": r[0]},
+    },
+    "as Python prints them": lambda p, c, r: {
+        "chosen": str(messages(p, c)),
+        "rejected": str(messages(p, r)),
+    },
     "lists of one": lambda p, c, r: {"prompt": p, "chosen": c, "rejected": r},
 }
 
@@ -210,6 +219,37 @@ def test_chosen_and_rejected_in_each_form_are_the_same_rows(tmp_path, form, suff
         assert row.prompt == prompt and {row.label} <= {0, 1}
         assert (row.response_a, row.response_b)[row.label] == chosen
         assert (row.response_b, row.response_a)[row.label] == rejected
+
+
+def test_what_belongs_to_a_prompt_is_read_with_it(tmp_path):
+    """Without its input an instruction would be another one."""
+    answers = {"chosen": "good", "rejected": "bad"}
+    for fields, wanted, said in (
+        ({"instruction": "Translate.", "input": "ja"}, "Translate.\n\nja", "instruction + input, "),
+        ({"instruction": "Sing.", "input": ""}, "Sing.", "instruction + input, "),
+        ({"system": "Be brief.", "question": "Why?"}, "Be brief.\n\nWhy?", "question + system, "),
+        ({"system": None, "prompt": "Why?"}, "Why?", "prompt + system, "),
+        ({"input": "other", "prompt": "Why?"}, "Why?", ""),
+    ):
+        pairs = read_pairs(write(tmp_path / "x.jsonl", [fields | answers]))
+        assert pairs.rows[0].prompt == [wanted]
+        assert pairs.reading.startswith(f"read as {said}chosen/rejected")
+    kaggle = dict(zip(layouts.WINNER_COLUMNS, (1, 0, 0), strict=True)) | {"system": "Be brief."}
+    (row,) = read_pairs(write(tmp_path / "x.jsonl", [sides("p", "a", "b", **kaggle)])).rows
+    assert row.prompt == ["p"]
+
+
+def test_lists_as_pandas_writes_them_into_csv_are_read_and_counted(tmp_path):
+    rows = contents(count=6)
+    records = [
+        {name: str(value) for name, value in form(*texts, winner="AB"[k % 2]).items()}
+        for form in (sides, conversations)
+        for *texts, k in rows
+    ]
+    for half in (records[:6], records[6:]):
+        found, repairs = load_arena(write(tmp_path / "x.csv", half))
+        assert [row[:3] for row in as_read(found)] == [row[:3] for row in rows]
+        assert repairs["python_lists"] == 6
 
 
 def test_sides_are_a_function_of_the_row(tmp_path):
@@ -328,6 +368,14 @@ def test_other_columns_are_refused_with_the_layouts_that_are_known(tmp_path, col
         load_arena(path, skip_bad_rows=True)
     for name in ("response_a", "conversation_a", "chosen", "winner_model_a", "tie", "0, 1, 2"):
         assert name in str(error.value)
+
+
+def test_for_predict_a_column_of_another_meaning_is_no_winner(tmp_path):
+    path = write(tmp_path / "x.jsonl", [sides("p", "a", "b", label="batch 7")])
+    (row,), _ = load_arena(path, require_labels=False)
+    assert row.label is None
+    with pytest.raises(ValueError, match="line 1, column label: expected A, B or tie"):
+        load_arena(path)
 
 
 def test_without_a_prompt_texts_are_refused_and_say_what_is_expected(tmp_path):
