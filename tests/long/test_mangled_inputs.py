@@ -429,6 +429,19 @@ def whole_rows(name: str, data: bytes) -> set[str]:
     return found
 
 
+def rows_with(lost: set[str], name: str, data: bytes) -> int:
+    """How many rows of a file hold these marks: two that a mutation joined are one bad row."""
+    text = data.decode("utf-8", "replace")
+    found = len(lost)
+    if name.endswith(".jsonl"):
+        found = sum(bool(marks_in(line) & lost) for line in text.split("\n"))
+    elif name.endswith(".csv"):
+        with contextlib.suppress(csv.Error):
+            rows = csv.reader(io.StringIO(text.replace("\0", ""), newline=""))
+            found = sum(bool(marks_in(row) & lost) for row in rows)
+    return min(len(lost), found)
+
+
 def counted(said: Any) -> int:
     """The sum of all numbers in what a reader says."""
     text = json.dumps(said) if not isinstance(said, str) else said
@@ -456,10 +469,7 @@ def judge_one(name: str, path: Path, data: bytes) -> tuple[str, str]:
     lost = whole_rows(name, data) - marks_in(rows) - {mark(900)}
     if FORMATS[name][1] in (read_run, read_settings, read_sweep) or not lost:
         return "ok", ""
-    # two rows that ran into one line are one bad row
-    lines = [line for line in data.split(b"\n") if marks_in(line.decode("utf-8", "replace")) & lost]
-    units = min(len(lost), len(lines)) if name.endswith(".jsonl") else len(lost)
-    if units <= counted(said):
+    if rows_with(lost, name, data) <= counted(said):
         return "ok, counted", ""
     return "lost rows", f"{sorted(lost)[:3]} of {len(lost)}; said: {said}"
 
