@@ -83,7 +83,7 @@ class SavedRun:
         if "evaluated" in self.record:
             raise ValueError(f"{self.folder} is an evaluation itself: name the run")
         if self.script not in ADAPTERS:
-            raise ValueError(f"{self.folder}: a run of {self.script}, of which none is known here")
+            raise ValueError(f"{self.folder}: evaluate does not know runs of {self.script}")
         tested = read_json(self.folder / "test/metrics/metrics.json").get("tested_with")
         self.which = config.weights or tested or getattr(self.settings, "test_with", "best")
         self.weights = self.folder / "train/weights" / self.which

@@ -345,10 +345,10 @@ def _one_setting(path: str) -> Arm:
     """A run, or a folder of the seeds of one setting. ValueError for anything else."""
     runs = find_runs(path)
     for run in runs:
-        if isinstance(evaluated := run.record.get("evaluated"), dict):
+        if run.evaluated:
             raise ValueError(
                 f"{run.path} is an evaluation: it was not trained on its rows. Explain the run "
-                f"itself, {evaluated.get('run')}"
+                f"itself, {run.evaluated.get('run')}"
             )
     settings = {repr(sorted(settings_of(run).items(), key=str)) for run in runs}
     if len(settings) > 1:
