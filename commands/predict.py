@@ -113,6 +113,11 @@ class Predictor:
         return autocast(self.world.device, self.precision)
 
 
+def with_ties(p: np.ndarray) -> np.ndarray:
+    """p (rows, classes) as (rows, 3): of a run that knows no ties they have 0."""
+    return np.pad(p, ((0, 0), (0, len(CLASSES) - p.shape[1])))
+
+
 def predict(config: PredictConfig) -> None:
     """submission.csv from rows without winners, one pair from the command line, or JSON lines."""
     predictor = Predictor(config)
@@ -124,9 +129,7 @@ def predict(config: PredictConfig) -> None:
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
         console.say(reading)
-        p = predictor(rows)
-        p = np.pad(p, ((0, 0), (0, len(CLASSES) - p.shape[1])))  # without ties: 0
-        arena.write_submission(config.output, [row.id for row in rows], p)
+        arena.write_submission(config.output, [row.id for row in rows], with_ties(predictor(rows)))
         console.say(f"{len(rows):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:
