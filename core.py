@@ -573,7 +573,8 @@ class ConcatHead(nn.Module):
 
 
 class SymmetricHead(nn.Module):
-    """Logits (batch, 3) of A, B, tie; exchanging a and b exchanges the first two exactly.
+    """Logits (batch, classes) of A, B and, of three, tie; exchanging a and b exchanges the first
+    two exactly.
 
     A network f outputs (win, tie) for an ordered pair: A = win(a, b), B = win(b, a),
     tie = tie(a, b) + tie(b, a). Both orders go through f in calls of the same shape, so
@@ -581,11 +582,11 @@ class SymmetricHead(nn.Module):
     [a; b; a − b; a · b], as sentence-pair classifiers do (Conneau et al. 2017, section 3).
     """
 
-    def __init__(self, hidden: int, dropout: float = 0.1):
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
         super().__init__()
         self.dense = nn.Linear(4 * hidden, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, 2)
+        self.out = nn.Linear(hidden, classes - 1)
 
     def _ordered(self, a: Tensor, b: Tensor) -> Tensor:
         joined = torch.tanh(self.dense(torch.cat([a, b, a - b, a * b], dim=-1)))
@@ -593,7 +594,8 @@ class SymmetricHead(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         ab, ba = self._ordered(a, b), self._ordered(b, a)
-        return torch.stack([ab[:, 0], ba[:, 0], ab[:, 1] + ba[:, 1]], dim=-1)
+        ties = ab[:, 1:] + ba[:, 1:]  # none of two classes
+        return torch.cat([ab[:, :1], ba[:, :1], ties], dim=-1)
 
 
 class PairClassifier(nn.Module):

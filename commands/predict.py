@@ -74,7 +74,9 @@ class Predictor:
         self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
         encoder = pretrained.load_encoder(str(folder), attention=attention)
         pretrained.read_first_token_alone(encoder)
-        head = pairs.build_head(self.facts["head"], encoder.config.hidden_size)
+        self.classes = tuple(self.facts.get("classes", CLASSES))  # older runs: three
+        hidden, classes = encoder.config.hidden_size, len(self.classes)
+        head = pairs.build_head(self.facts["head"], hidden, classes=classes)
         self.model = core.PairClassifier(encoder, head)
         pairs.restore_model(self.model, folder)
         self.model.to(self.world.device).eval()
@@ -89,7 +91,14 @@ class Predictor:
             self.temperature = saved["temperature"]
 
     def __call__(self, rows: Sequence[arena.PairRow]) -> np.ndarray:
-        """Probabilities (rows, 3) of A, B, tie."""
+        """Probabilities (rows, classes) of A, B and, where the run knows them, ties."""
+        p, _ = self.both_orders(rows)
+        if self.temperature == 1.0:
+            return p
+        return metrics.apply_temperature(np.log(np.maximum(p, 1e-300)), self.temperature)
+
+    def both_orders(self, rows: Sequence[arena.PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        """p(A, B) and p(B, A), each (rows, classes), uncalibrated."""
         facts, tokenizer = self.facts, self.tokenizer
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
         quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
@@ -98,26 +107,29 @@ class Predictor:
         data = PairData(
             ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
         )
-        p, _ = predict_pairs(self, data, facts["swap"] in ("tta", "both"))
-        if self.temperature == 1.0:
-            return p
-        return metrics.apply_temperature(np.log(np.maximum(p, 1e-300)), self.temperature)
+        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)
+
+
+def with_ties(p: np.ndarray) -> np.ndarray:
+    """p (rows, classes) as (rows, 3): of a run that knows no ties they have 0."""
+    return np.pad(p, ((0, 0), (0, len(CLASSES) - p.shape[1])))
 
 
 def predict(config: PredictConfig) -> None:
     """submission.csv from rows without winners, one pair from the command line, or JSON lines."""
     predictor = Predictor(config)
     if config.data is not None:
-        rows, _ = arena.load_arena(
+        rows, _, _, reading = arena.read_pairs(
             config.data,
             require_labels=False,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
-        arena.write_submission(config.output, [row.id for row in rows], predictor(rows))
+        console.say(reading)
+        arena.write_submission(config.output, [row.id for row in rows], with_ties(predictor(rows)))
         console.say(f"{len(rows):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:
@@ -131,5 +143,6 @@ def predict(config: PredictConfig) -> None:
         if line.strip():
             row = arena.read_json_row(line, f"standard input, line {number}")
             p = predictor([row])[0]
-            answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(CLASSES)}
-            console.answer(json.dumps({"prediction": CLASSES[int(p.argmax())], **answer}))
+            names = predictor.classes
+            answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(names)}
+            console.answer(json.dumps({"prediction": names[int(p.argmax())], **answer}))

@@ -4,7 +4,7 @@ A script chooses the encoder, may fix whether the prompt is read, and shows its 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,9 @@ class Config(Settings):
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    extra_train: str | None = None
+    """file of further training rows, all of them, in any layout; winner_… columns may hold
+    probabilities. Those with a prompt of validation or test are left out"""
     split: Literal["prompt", "row"] = "prompt"
     """what lies in one part only: all rows of a prompt, or (leaks; for old arms) each row"""
     val_frac: float = 0.1
@@ -96,9 +99,10 @@ EMBEDDED: dict[str, Any] = {
 
 def load_rows(
     config: Config, world: core.World, folder: Path | None
-) -> tuple[list[PairRow], dict[str, Any]]:
-    """Read, repair, split and subset; also returns facts for the record. The leak check runs at
-    every load. Rows that --skip_bad_rows leaves out are listed in the folder."""
+) -> tuple[list[PairRow], tuple[str, ...], dict[str, Any]]:
+    """Read, repair, split and subset; also returns the classes, two where there are no ties, and
+    facts for the record. The leak check runs at every load. Rows that --skip_bad_rows leaves out
+    are listed in the folder."""
     if config.data in ("reviews", "reviews_control"):
         rows, repairs = reviews.load_review_pairs(
             control=config.data == "reviews_control",
@@ -106,33 +110,86 @@ def load_rows(
             test_frac=config.test_frac,
         )
         world.say(reviews.NOTICE)
-        leaks = 0
+        classes, leaks = CLASSES, 0
     else:
         writes = world.rank == 0 and folder is not None
-        rows, repairs = arena.load_arena(
+        rows, repairs, ties, reading = arena.read_pairs(
             config.data,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=folder / "bad_rows.csv" if writes else None,
         )
+        classes = CLASSES if ties else CLASSES[: metrics.TIE]
+        world.say(reading)
         arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
         leaks = arena.check_leaks(rows, config.split)
+    every = rows
     rows, facts = choose_rows(
         rows, arena.data_fingerprint(rows), config.limit, config.train_frac, key=arena.by_content
     )
+    own = len(rows)
+    if config.extra_train:
+        extra, ties = load_extra(config, world, folder, every, facts)
+        rows, classes = [*rows, *extra], CLASSES if ties else classes
     if config.labels == "shuffled":
         rows = arena.shuffle_labels(rows, config.seed)
         world.say("labels are shuffled inside each part: nothing can be learned from them")
-    sizes = count_splits(rows, config.data).replace("val ", "validation ")
-    shares = Counter(row.label for row in rows)
-    world.say(
-        f"data: {len(rows):,} rows of {config.data}: {sizes}; "
-        + ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(CLASSES))
-    )
+    sizes = count_splits(rows[:own], config.data).replace("val ", "validation ")
+    world.say(f"data: {own:,} rows of {config.data}: {sizes}; {shares_of(rows[:own], classes)}")
+    if extra := rows[own:]:
+        world.say(
+            f"extra training rows: {len(extra):,} of {config.extra_train}; "
+            f"{shares_of(extra, classes)}"
+        )
     if repairs:
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
-    return rows, {**facts, "repairs": repairs}
+    return rows, classes, {**facts, "repairs": repairs, "classes": list(classes)}
+
+
+def shares_of(rows: Sequence[PairRow], classes: Sequence[str]) -> str:
+    """ "A 40.0%, B 35.0%, tie 25.0%" """
+    shares = Counter(row.label for row in rows)
+    return ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(classes))
+
+
+def load_extra(
+    config: Config,
+    world: core.World,
+    folder: Path | None,
+    known: Sequence[PairRow],
+    facts: dict[str, Any],
+) -> tuple[list[PairRow], bool]:
+    """The rows of --extra_train, without those whose prompt is one of validation or test among the
+    known rows, whatever --limit leaves of them; and whether there are ties. Adds to the facts."""
+    writes = world.rank == 0 and folder is not None
+    pairs = arena.read_pairs(
+        config.extra_train,
+        soft_labels=True,
+        skip_bad_rows=config.skip_bad_rows,
+        bad_rows_file=folder / "extra_bad_rows.csv" if writes else None,
+    )
+    world.say(f"{config.extra_train}: {pairs.reading}")
+    rows, left_out = arena.extra_rows(pairs.rows, known)
+    if left_out:
+        world.say(
+            f"{left_out:,} of {len(pairs.rows):,} extra rows have a prompt of validation or test: "
+            "left out"
+        )
+    if not rows:
+        raise ValueError(f"{config.extra_train}: no row is left to train on")
+    soft = sum(row.soft is not None for row in rows)
+    if soft:
+        world.say(f"{soft:,} of {len(rows):,} extra rows have probabilities for their label")
+    facts["extra_train"] = {
+        "fingerprint": arena.data_fingerprint(rows),
+        "rows": len(rows),
+        "left_out": left_out,
+        "soft": soft,
+        "repairs": pairs.repairs,
+    }
+    ties = any(row.label == metrics.TIE or (row.soft and row.soft[metrics.TIE]) for row in rows)
+    return rows, ties
 
 
 class Preference(Training):
@@ -143,7 +200,7 @@ class Preference(Training):
         self.config, self.world = config, world
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
-        self.rows, self.facts = load_rows(config, world, folder)
+        self.rows, self.classes, self.facts = load_rows(config, world, folder)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
@@ -152,6 +209,7 @@ class Preference(Training):
         )
         labels = np.array([row.label for row in self.rows])
         split = np.array([row.split for row in self.rows])
+        soft = pair_data.soft_labels(self.rows, len(self.classes))
 
         def part(name: str, swap_seed: int | None = None) -> PairData:
             return PairData(
@@ -162,6 +220,7 @@ class Preference(Training):
                 config.max_length,
                 config.length_steps,
                 swap_seed,
+                soft if name == "train" else None,
             )
 
         augment = config.swap in ("augment", "both")
@@ -183,7 +242,8 @@ class Preference(Training):
         """Encoder and head, optimizer, loader and schedule, on the device."""
         config = self.config
         torch.manual_seed(core.mix_seed(config.seed, 4))
-        head = pairs.build_head(config.head, encoder.config.hidden_size, config.dropout)
+        hidden, classes = encoder.config.hidden_size, len(self.classes)
+        head = pairs.build_head(config.head, hidden, config.dropout, classes)
         model = place(core.PairClassifier(encoder, head), self.world)
         if config.compile:
             compile_model(model.encoder)
@@ -282,7 +342,7 @@ class Preference(Training):
         return Targets(model.head(*pairs.embed_pairs(model, batch)), batch["labels"])
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
-        """p(A, B) and p(B, A), each (rows, 3); with --swap tta both are the average."""
+        """p(A, B) and p(B, A), each (rows, classes); with --swap tta both are the average."""
         return predict_pairs(state, data, self.config.swap in ("tta", "both"))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
@@ -291,9 +351,9 @@ class Preference(Training):
         self.latest.keep(state, p)
         labels = self.val.labels[self.val.index]
         figures = metrics.classification_metrics(
-            p, labels, range(len(labels)), CLASSES, intervals=False
+            p, labels, range(len(labels)), self.classes, intervals=False
         )
-        flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
+        flips = p.argmax(axis=1) == metrics.swap_classes(swapped).argmax(axis=1)
         self.evidence = self.answers(p)
         return {
             "val_loss": figures["log_loss"],
@@ -309,15 +369,8 @@ class Preference(Training):
         p, swapped = self.probabilities(state, self.test_data)
         rows = [self.rows[i] for i in self.test_data.index]
         labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
-        figures = metrics.preference_metrics(
-            p,
-            swapped,
-            labels,
-            groups,
-            np.array([sum(map(len, row.response_a)) for row in rows]),
-            np.array([sum(map(len, row.response_b)) for row in rows]),
-        )
-        figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
+        figures = pair_metrics(rows, p, swapped)
+        figures |= calibrated_metrics(p, labels, groups, fitted_temperature(p_val, val_labels))
         lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
         return Result(figures, lines, self.answers(p_val), read=self.read)
 
@@ -328,9 +381,9 @@ class Preference(Training):
         return {name: self.tokenizer.decode(self.test_data.ids[side]) for name, side in sides}
 
     def answers(self, p: np.ndarray) -> Answers:
-        """Those on the validation rows, p (rows, 3)."""
+        """Those on the validation rows, p (rows, classes)."""
         groups = [self.rows[i].group for i in self.val.index]
-        return Answers(p, self.val.labels[self.val.index], CLASSES, groups)
+        return Answers(p, self.val.labels[self.val.index], self.classes, groups)
 
     # -- weights
 
@@ -338,6 +391,7 @@ class Preference(Training):
         config = self.config
         facts = {
             "head": config.head,
+            "classes": list(self.classes),
             "with_prompt": config.prompt,
             "swap": config.swap,
             "max_length": config.max_length,
@@ -356,14 +410,33 @@ def architecture_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in said}
 
 
+def pair_metrics(rows: Sequence[PairRow], p: np.ndarray, swapped: np.ndarray) -> metrics.Metrics:
+    """Figures of labelled rows, from p(A, B) and p(B, A) (rows, classes)."""
+    return metrics.preference_metrics(
+        p,
+        swapped,
+        np.array([row.label for row in rows]),
+        [row.group for row in rows],
+        np.array([sum(map(len, row.response_a)) for row in rows]),
+        np.array([sum(map(len, row.response_b)) for row in rows]),
+    )
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
+
+
+def fitted_temperature(p_val: np.ndarray, val_labels: np.ndarray) -> float:
+    return metrics.fit_temperature(_logits(p_val), val_labels)
+
+
 def calibrated_metrics(
-    p: np.ndarray, labels: np.ndarray, groups: list, p_val: np.ndarray, val_labels: np.ndarray
+    p: np.ndarray, labels: np.ndarray, groups: list, temperature: float
 ) -> metrics.Metrics:
     """log_loss and calibration error after a temperature that was fitted on validation."""
-    tiny = np.finfo(np.float64).tiny
-    temperature = metrics.fit_temperature(np.log(np.maximum(p_val, tiny)), val_labels)
-    calibrated = metrics.apply_temperature(np.log(np.maximum(p, tiny)), temperature)
-    after = metrics.classification_metrics(calibrated, labels, groups, CLASSES)
+    calibrated = metrics.apply_temperature(_logits(p), temperature)
+    classes = CLASSES[: p.shape[1]]
+    after = metrics.classification_metrics(calibrated, labels, groups, classes)
     result: metrics.Metrics = {"temperature": temperature}
     for name in ("log_loss", "log_loss_ci95", "expected_calibration_error"):
         base, interval, _ = name.partition("_ci95")
@@ -373,13 +446,13 @@ def calibrated_metrics(
 
 
 def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
-    """A line of predictions.csv for p (3,), with its texts."""
+    """A line of predictions.csv for p (classes,), with its texts."""
     return {
         "id": row.id,
         "group": row.group,
         "label": CLASSES[row.label],
         "prediction": CLASSES[int(p.argmax())],
-        **{f"p_{name}": float(p[k]) for k, name in enumerate(CLASSES)},
+        **{f"p_{name}": float(value) for name, value in zip(CLASSES, p, strict=False)},
         "text": {
             "prompt": "\n\n".join(row.prompt),
             "response A": "\n\n".join(row.response_a),
@@ -389,10 +462,10 @@ def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
 
 
 def predict_pairs(state: Any, data: PairData, average: bool) -> tuple[np.ndarray, np.ndarray]:
-    """p(A, B) and p(B, A) (rows, 3) of every row, on all ranks."""
+    """p(A, B) and p(B, A) (rows, classes) of every row, on all ranks."""
     values = core.evaluate_rows(state, data, pairs.pair_outputs, rows_each(data.max_length))
-    p, swapped = metrics.softmax(values[:, :3]), metrics.softmax(values[:, 3:])
+    p, swapped = map(metrics.softmax, np.split(values, 2, axis=1))
     if average:
         p = metrics.average_swapped(p, swapped)
-        swapped = p[:, metrics.SWAP]
+        swapped = metrics.swap_classes(p)
     return p, swapped

@@ -1,7 +1,7 @@
 """Both answers through one encoder: the pair classifier of core around a model of transformers.
 
 model = core.PairClassifier(encoder, build_head("concat", hidden, dropout=0.1))
-logits = pair_outputs(model, batch)      # (A, B) and (B, A), (rows, 6)
+logits = pair_outputs(model, batch)      # (A, B) and (B, A), (rows, 2 · classes)
 """
 
 import json
@@ -19,10 +19,10 @@ from models import pretrained
 LEAST_TOKENS = 400  # of a pass through the encoder on a CPU
 
 
-def build_head(name: str, hidden: int, dropout: float | None = None) -> nn.Module:
-    """concat or symmetric; dropout: None for .1."""
+def build_head(name: str, hidden: int, dropout: float | None = None, classes: int = 3) -> nn.Module:
+    """concat or symmetric; dropout: None for .1. classes: 2 where there are no ties."""
     kind = {"concat": core.ConcatHead, "symmetric": core.SymmetricHead}[name]
-    return kind(hidden, dropout=0.1 if dropout is None else dropout)
+    return kind(hidden, classes, dropout=0.1 if dropout is None else dropout)
 
 
 def length_groups(lengths: Tensor) -> list[Tensor]:
@@ -69,7 +69,8 @@ def first_tokens(
 
 
 def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
-    """Logits of (A, B) and of (B, A), (rows, 6); the second order costs the head alone again."""
+    """Logits of (A, B) and of (B, A), (rows, 2 · classes); the second order costs the head alone
+    again."""
     a, b = embed_pairs(model, batch)
     return torch.cat([model.head(a, b), model.head(b, a)], dim=-1)
 

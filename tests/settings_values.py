@@ -160,6 +160,7 @@ WHAT = "what the run is about: another model, other rows"
 DECLARED: dict[str, str] = {
     "model": WHAT,
     "data": WHAT,
+    "extra_train": "more rows, which test_extra_train.py trains on",
     "task": WHAT,
     "suite": WHAT,
     "weights": WHAT,
