@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import core
 import runs
-from commands import predict
+from commands import features, predict
 from experiments import preference
 from experiments.experiment import or_embedded
 
@@ -49,4 +49,8 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, {"predict": (predict.predict, predict.PredictConfig)})
+    commands = {
+        "features": (features.features, features.Config),
+        "predict": (predict.predict, predict.PredictConfig),
+    }
+    runs.launch(main, Config, commands)

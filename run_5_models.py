@@ -15,7 +15,7 @@ from typing import Literal
 
 import core
 import runs
-from commands import predict
+from commands import features, predict
 from experiments import preference
 from experiments.experiment import or_embedded
 from models import pretrained
@@ -59,4 +59,8 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, {"predict": (predict.predict, predict.PredictConfig)})
+    commands = {
+        "features": (features.features, features.Config),
+        "predict": (predict.predict, predict.PredictConfig),
+    }
+    runs.launch(main, Config, commands)

@@ -27,8 +27,8 @@ from experiments.experiment import (
     LastEvaluation,
     Result,
     place,
-    rows_each,
 )
+from experiments.pair_answers import answers_to, predict_pairs, test_result
 from experiments.training import Targets, Training, build_state
 from methods import feature_cache
 from methods.dropout import set_dropout
@@ -305,21 +305,10 @@ class Preference(Training):
         """Test metrics and rows; the temperature, and what the run is judged by, are of
         validation."""
         p_val = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val)[0])
-        val_labels = self.val.labels[self.val.index]
         p, swapped = self.probabilities(state, self.test_data)
         rows = [self.rows[i] for i in self.test_data.index]
-        labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
-        figures = metrics.preference_metrics(
-            p,
-            swapped,
-            labels,
-            groups,
-            np.array([sum(map(len, row.response_a)) for row in rows]),
-            np.array([sum(map(len, row.response_b)) for row in rows]),
-        )
-        figures |= calibrated_metrics(p, labels, groups, p_val, val_labels)
-        lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
-        return Result(figures, lines, self.answers(p_val), read=self.read)
+        result = test_result(rows, p, swapped, [self.rows[i] for i in self.val.index], p_val)
+        return result._replace(read=self.read)
 
     def read(self, row: int) -> dict[str, str]:
         """The tokens of a test row, as text."""
@@ -329,8 +318,7 @@ class Preference(Training):
 
     def answers(self, p: np.ndarray) -> Answers:
         """Those on the validation rows, p (rows, 3)."""
-        groups = [self.rows[i].group for i in self.val.index]
-        return Answers(p, self.val.labels[self.val.index], CLASSES, groups)
+        return answers_to([self.rows[i] for i in self.val.index], p)
 
     # -- weights
 
@@ -354,45 +342,3 @@ def architecture_of(config: Any) -> dict[str, Any]:
     """Transformers' configuration, with its version, without what changes no output."""
     said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
     return {name: value for name, value in config.to_dict().items() if name not in said}
-
-
-def calibrated_metrics(
-    p: np.ndarray, labels: np.ndarray, groups: list, p_val: np.ndarray, val_labels: np.ndarray
-) -> metrics.Metrics:
-    """log_loss and calibration error after a temperature that was fitted on validation."""
-    tiny = np.finfo(np.float64).tiny
-    temperature = metrics.fit_temperature(np.log(np.maximum(p_val, tiny)), val_labels)
-    calibrated = metrics.apply_temperature(np.log(np.maximum(p, tiny)), temperature)
-    after = metrics.classification_metrics(calibrated, labels, groups, CLASSES)
-    result: metrics.Metrics = {"temperature": temperature}
-    for name in ("log_loss", "log_loss_ci95", "expected_calibration_error"):
-        base, interval, _ = name.partition("_ci95")
-        if name in after:
-            result[f"{base}_calibrated{interval}"] = after[name]
-    return result
-
-
-def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
-    """A line of predictions.csv for p (3,), with its texts."""
-    return {
-        "id": row.id,
-        "group": row.group,
-        "label": CLASSES[row.label],
-        "prediction": CLASSES[int(p.argmax())],
-        **{f"p_{name}": float(p[k]) for k, name in enumerate(CLASSES)},
-        "text": {
-            "prompt": "\n\n".join(row.prompt),
-            "response A": "\n\n".join(row.response_a),
-            "response B": "\n\n".join(row.response_b),
-        },
-    }
-
-
-def predict_pairs(state: Any, data: PairData, average: bool) -> tuple[np.ndarray, np.ndarray]:
-    """p(A, B) and p(B, A) (rows, 3) of every row, on all ranks."""
-    values = core.evaluate_rows(state, data, pairs.pair_outputs, rows_each(data.max_length))
-    p, swapped = metrics.softmax(values[:, :3]), metrics.softmax(values[:, 3:])
-    if average:
-        p = metrics.average_swapped(p, swapped)
-        swapped = p[:, metrics.SWAP]
-    return p, swapped

@@ -1,0 +1,92 @@
+"""A saved run of the preference scripts, opened again: it answers rows.
+
+    answer = open_run("results/…", core.single_world("cpu"))
+    p = answer(rows)                                    # (rows, 3) of A, B, tie
+
+Whether an encoder, what counting says, or both joined: the run's folder knows.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import core
+from data import pairs as pair_data
+from data.arena import PairRow
+from data.pairs import PairData
+from data.tokens import Ragged
+from device import autocast, choose_attention, choose_precision
+from evaluation import metrics
+from experiments.pair_answers import predict_pairs
+from files import damage, read_json
+from models import features, pairs, pretrained
+
+Answer = Callable[[Sequence[PairRow]], np.ndarray]
+
+
+def open_run(
+    run: str | Path, world: core.World, weights: str = "best", calibrated: bool = False
+) -> Answer:
+    """weights: best or final; calibrated: with the temperature that the run fitted on validation.
+
+    run: its folder, or one of saved weights. ValueError where there are none that are whole.
+    """
+    folder = Path(run)
+    if (folder / "train/weights").is_dir():
+        folder = folder / "train/weights" / weights
+    if problem := damage(folder):
+        raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
+    answer = (
+        features.load(folder).probabilities
+        if (folder / features.FILE).exists()
+        else SavedPairs(folder, world)
+    )
+    if not calibrated:
+        return answer
+    tested = read_json(Path(run) / "test/metrics/metrics.json")
+    if tested.get("tested_with") != weights:
+        raise ValueError(
+            f"--calibrated: the temperature is that of the {tested.get('tested_with')} weights, "
+            f"not of the {weights} ones (--weights)"
+        )
+    return lambda rows: metrics.apply_temperature(
+        np.log(np.maximum(answer(rows), 1e-300)), tested["temperature"]
+    )
+
+
+class SavedPairs:
+    """An encoder with its head."""
+
+    def __init__(self, folder: Path, world: core.World):
+        self.facts, self.world = json.loads((folder / "preference.json").read_text()), world
+        model_config = pretrained.load_config(str(folder))
+        machine, kernels = world.machine, pretrained.kernels_of(model_config)
+        device = world.device.type
+        precision = self.facts.get("precision", "auto")  # the run's own, for the run's own answers
+        self.precision = choose_precision(precision, device, machine, kernels)
+        attention = choose_attention("auto", device, self.precision, machine, kernels)
+        self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
+        encoder = pretrained.load_encoder(str(folder), attention=attention)
+        pretrained.read_first_token_alone(encoder)
+        head = pairs.build_head(self.facts["head"], encoder.config.hidden_size)
+        self.model = core.PairClassifier(encoder, head)
+        pairs.restore_model(self.model, folder)
+        self.model.to(world.device).eval()
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        """Probabilities (rows, 3) of A, B, tie."""
+        facts, tokenizer = self.facts, self.tokenizer
+        shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
+        quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
+        ids = Ragged.from_rows(pair_data.build_sequences(rows, tokenizer, *shape, quiet))
+        count = len(rows)
+        data = PairData(
+            ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
+        )
+        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))[0]
+
+    def autocast(self) -> Any:
+        return autocast(self.world.device, self.precision)
