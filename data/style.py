@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ REFUSAL = re.compile(
 )
 FIRST_PERSON = re.compile(r"\b(?:i|i'm|i'd|my|me)\b")
 HEDGE = re.compile(r"\b(?:may|might|perhaps|possibly|maybe|probably|generally|usually|however)\b")
+F = TypeVar("F")
 TURNS = "\n\n"  # between the turns of a conversation
 
 
@@ -182,7 +184,14 @@ def style_features(rows: Sequence[PairRow]) -> np.ndarray:
     return features
 
 
-def exchanged(features: np.ndarray) -> np.ndarray:
-    """The features of the same rows with A and B exchanged, to the last bit."""
-    a, b, difference, pair = np.split(features, np.cumsum([len(SIDE)] * 3), axis=1)
-    return np.concatenate([b, a, -difference, pair], axis=1)
+_COUNT = len(SIDE)
+_EXCHANGED = np.arange(len(NAMES))  # where each column's value is after the exchange
+_EXCHANGED[: 2 * _COUNT] = np.roll(_EXCHANGED[: 2 * _COUNT], _COUNT)
+
+
+def exchanged(features: F) -> F:
+    """The features (rows, len(NAMES)), of numpy or torch, of the same rows with A and B exchanged,
+    to the last bit."""
+    turned = features[:, _EXCHANGED]
+    turned[:, 2 * _COUNT : 3 * _COUNT] *= -1
+    return turned

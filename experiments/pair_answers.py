@@ -5,13 +5,17 @@ from typing import Any
 import numpy as np
 
 import core
+from data import arena
 from data.arena import PairRow
 from data.pairs import PairData
+from data.rows import fingerprint
 from evaluation import metrics
+from evaluation.beyond_style import beyond_style
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.outcomes import Answers
 from experiments.experiment import Result, rows_each
-from models import pairs
+from methods import feature_cache
+from models import features, pairs
 
 
 def test_result(
@@ -38,6 +42,46 @@ def test_result(
 def answers_to(rows: list[PairRow], p: np.ndarray) -> Answers:
     """p (rows, 3) with the labels."""
     return Answers(p, np.array([row.label for row in rows]), CLASSES, [row.group for row in rows])
+
+
+LEAST_FOR_STYLE = 200  # training rows
+
+
+def style_answers(
+    train: list[PairRow], val: list[PairRow], test: list[PairRow], world: core.World
+) -> np.ndarray | None:
+    """p (val + test, 3) of style alone, fitted on the training rows by rank 0 and kept in the cache
+    for other runs on them; None where there are too few."""
+    if len(train) < LEAST_FOR_STYLE:
+        return None
+    contents = [f"{row.split} {arena.row_hash(row)} {row.label}" for row in (*train, *val, *test)]
+    key = {"kind": "answers of style, version 1", "rows": fingerprint(contents)}
+
+    def build() -> np.ndarray:
+        p = None
+        if world.rank == 0:
+            world.say(f"style alone, for comparison: fitting on {len(train):,} rows")
+            try:
+                p = features.fit(train, words=False).probabilities([*val, *test])
+            except ValueError as error:
+                world.say(f"note: no comparison with style ({error})")
+        return world.from_rank_0(np.zeros((0, 3)) if p is None else p)
+
+    p, _ = feature_cache.cached_features(key, build, world)
+    return np.asarray(p) if len(p) else None
+
+
+def compare_answers(
+    others: np.ndarray,
+    val: list[PairRow],
+    p_val: np.ndarray,
+    test: list[PairRow],
+    p: np.ndarray,
+) -> dict[str, Any]:
+    """`beyond_style`: what p adds to others (val + test, 3)."""
+    val_labels, labels = (np.array([row.label for row in rows]) for rows in (val, test))
+    parts = (others[: len(val)], p_val, val_labels), (others[len(val) :], p, labels)
+    return beyond_style(*parts, [row.group for row in test])
 
 
 def calibrated_metrics(

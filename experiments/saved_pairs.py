@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import core
 from data import pairs as pair_data
 from data.arena import PairRow
 from data.pairs import PairData
+from data.style import NAMES, style_features
 from data.tokens import Ragged
 from device import autocast, choose_attention, choose_precision
 from evaluation import metrics
+from evaluation.blending import blend
 from experiments.pair_answers import predict_pairs
 from files import damage, read_json
 from models import features, pairs, pretrained
@@ -32,7 +35,8 @@ def open_run(
 ) -> Answer:
     """weights: best or final; calibrated: with the temperature that the run fitted on validation.
 
-    run: its folder, or one of saved weights. ValueError where there are none that are whole.
+    run: its folder, or one of saved weights, which answers without what the run is blended with.
+    ValueError where there are none that are whole.
     """
     folder = Path(run)
     if (folder / "train/weights").is_dir():
@@ -44,17 +48,42 @@ def open_run(
         if (folder / features.FILE).exists()
         else SavedPairs(folder, world)
     )
-    if not calibrated:
-        return answer
     tested = read_json(Path(run) / "test/metrics/metrics.json")
-    if tested.get("tested_with") != weights:
-        raise ValueError(
-            f"--calibrated: the temperature is that of the {tested.get('tested_with')} weights, "
-            f"not of the {weights} ones (--weights)"
-        )
-    return lambda rows: metrics.apply_temperature(
-        np.log(np.maximum(answer(rows), 1e-300)), tested["temperature"]
-    )
+    joined = tested.get("blend")
+    fitted = {
+        "--blend: the weights are those": joined,
+        "--calibrated: the temperature is that": calibrated,
+    }
+    for what, wanted in fitted.items():
+        if wanted and tested.get("tested_with") != weights:
+            raise ValueError(
+                f"{what} of the {tested.get('tested_with')} weights, not of the {weights} ones "
+                "(--weights)"
+            )
+    if joined:
+        answer = Blended(answer, open_run(joined["run"], world), joined["weights"])
+    return Calibrated(answer, tested["temperature"]) if calibrated else answer
+
+
+class Blended:
+    """Two runs as one, by weights."""
+
+    def __init__(self, own: Answer, other: Answer, weights: Sequence[float]):
+        self.own, self.other, self.weights = own, other, weights
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        return blend([self.own(rows), self.other(rows)], self.weights)
+
+
+class Calibrated:
+    """A run whose logits are divided by a temperature."""
+
+    def __init__(self, answer: Answer, temperature: float):
+        self.answer, self.temperature = answer, temperature
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        p = np.maximum(self.answer(rows), 1e-300)
+        return metrics.apply_temperature(np.log(p), self.temperature)
 
 
 class SavedPairs:
@@ -70,9 +99,16 @@ class SavedPairs:
         attention = choose_attention("auto", device, self.precision, machine, kernels)
         self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
         encoder = pretrained.load_encoder(str(folder), attention=attention)
-        pretrained.read_first_token_alone(encoder)
-        head = pairs.build_head(self.facts["head"], encoder.config.hidden_size)
-        self.model = core.PairClassifier(encoder, head)
+        pooling, columns = (self.facts.get(name) for name in ("pooling", "style_columns"))
+        if pooling != "mean":
+            pretrained.read_first_token_alone(encoder)
+        if columns and columns != list(NAMES):
+            raise ValueError(
+                f"{folder}: the style features of this version are others: train it again"
+            )
+        scale = (torch.zeros(len(columns)), torch.ones(len(columns))) if columns else None
+        head = pairs.build_head(self.facts["head"], encoder.config.hidden_size, style=scale)
+        self.model = pairs.build_model(encoder, head, pooling or "first")
         pairs.restore_model(self.model, folder)
         self.model.to(world.device).eval()
 
@@ -86,7 +122,25 @@ class SavedPairs:
         data = PairData(
             ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
         )
+        if facts.get("style_columns"):
+            data.style = style_features(rows)
         return predict_pairs(self, data, facts["swap"] in ("tta", "both"))[0]
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)
+
+
+def other_run(run: str, facts: dict[str, Any]) -> Path:
+    """A run to blend with. ValueError unless it is finished, and trained on the same split: its
+    training rows may be test rows here otherwise."""
+    folder = Path(run).absolute()
+    record = read_json(folder / "run.json")
+    if record.get("status") != "finished":
+        raise ValueError(f"--blend {run}: no finished run of the preference scripts")
+    for name in ("data_fingerprint", "split_fingerprint"):
+        if record.get(name) != facts[name]:
+            raise ValueError(
+                f"--blend {run}: it was trained on other rows or another split ({name} differs): "
+                "its training rows may be test rows here"
+            )
+    return folder
