@@ -8,7 +8,7 @@ of the others are fitted on validation, and the test rows choose nothing. What t
 is what the model knows beyond style, as far as these rows can tell.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,21 @@ def beyond_style(val: Part, test: Part, groups: Sequence[Hashable]) -> dict[str,
     if np.isfinite([low, high]).all():
         found["gain_ci95"] = [float(low), float(high)]
     return found | {f"log_loss_{name}": float(each.mean()) for name, each in losses.items()}
+
+
+def in_words(found: Mapping[str, Any], digits: int = 3) -> str:
+    """A sentence on what beyond_style found; "" where it is torn."""
+    try:
+        verdict, gain = found["verdict"], float(found["gain"])
+        style, joined = float(found["log_loss_style"]), float(found["log_loss_joined"])
+        interval = found.get("gain_ci95")
+        between = f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]" if interval else ""
+    except (KeyError, TypeError, ValueError, IndexError):
+        return ""
+    return (
+        f"{verdict}: counting length, layout and signs gets {style:.{digits}f} nats, with the "
+        f"model's answers beside it {joined:.{digits}f}: better by {gain:+.{digits}f}{between}"
+    )
 
 
 def _losses(answers: list[np.ndarray], weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
