@@ -46,6 +46,7 @@ def main(config: Config, given: bool) -> None:
             state = experiment.build_state(encoder)
             keeps = config.cache_features and config.freeze != "none"
             if config.dry_run:
+                world.say(experiment.cost_elsewhere(state))
                 if keeps:
                     world.say("note: timed with the frozen part in each step; a run keeps it")
                 return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
+import run_5_models
 from commands import features as command
 from commands import predict
 from data import arena
@@ -18,6 +19,8 @@ from evaluation.blending import blend, fit_weights
 from evaluation.metrics import SWAP
 from experiments.saved_pairs import open_run
 from models import features
+from reports.folder import load_run
+from reports.one_run import page_of_run
 from settings import parse_settings
 
 
@@ -220,3 +223,59 @@ def test_weights_of_a_blend_are_those_that_a_search_finds():
     assert weights == pytest.approx(best, abs=0.051) and cost(weights) <= cost(best)
     back = blend([p[:, SWAP] for p in answers], weights)
     assert np.array_equal(back[:, SWAP], blend(answers, weights))
+
+
+@pytest.fixture(scope="module")
+def blended(few_trees, tiny_bert, tmp_path_factory):
+    """(folder with votes by length, the opponent's run and a tiny encoder's joined with it)"""
+    folder = tmp_path_factory.mktemp("blended")
+    data = write_rows(planted(400, "length"), folder / "votes.csv")
+    run_features(f"--data={data}", f"--out={folder}/opponent")
+    words = [f"--model={tiny_bert}", f"--data={data}", "--max_length=32", "--epochs=0.3"]
+    words += ["--head=davidson", "--pooling=mean", "--features=true", "--swap=augment"]
+    words += [f"--blend={folder}/opponent", f"--out={folder}/run", "--device=cpu", "--page=false"]
+    run_5_models.main(*parse_settings(run_5_models.Config, words, "run_5_models"))
+    return folder, words
+
+
+def test_a_run_is_joined_with_the_opponent_and_predict_writes_both(blended, monkeypatch):
+    folder, _ = blended
+    monkeypatch.chdir(folder)
+    metrics = json.loads((folder / "run/test/metrics/metrics.json").read_text())
+    joined = metrics["blend"]
+    assert joined["run"] == str(folder / "opponent") and len(joined["weights"]) == 2
+    opponent = json.loads((folder / "opponent/test/metrics/metrics.json").read_text())
+    # an encoder of a few steps knows nothing: the join is as good as the opponent alone
+    assert metrics["log_loss"] == pytest.approx(opponent["log_loss"], abs=0.1)
+    assert metrics["log_loss"] < joined["log_loss_alone"]
+    predict.predict(
+        predict.PredictConfig(run_folder="run", data="votes.csv", output="submission.csv")
+    )
+    with open("submission.csv", newline="") as file:
+        answers = {line["id"]: line for line in csv.DictReader(file)}
+    with open("run/test/metrics/predictions.csv", newline="") as file:
+        for line in csv.DictReader(file):
+            told = [float(line[f"p_{name}"]) for name in ("A", "B", "tie")]
+            given = [float(answers[line["id"]][name]) for name in arena.WINNER_COLUMNS]
+            assert given == pytest.approx(told, abs=1e-5)
+
+
+def test_votes_by_length_end_in_style_only(blended):
+    folder, _ = blended
+    found = json.loads((folder / "run/test/metrics/metrics.json").read_text())["beyond_style"]
+    assert found["verdict"] in ("style only", "undecided") and found["gain_ci95"][0] <= 0
+    page = page_of_run(load_run(folder / "run"))
+    texts = [block.text for block in page.blocks if hasattr(block, "text")]
+    assert any(text.startswith(found["verdict"].capitalize()) for text in texts)
+    assert any(text.startswith("Blended with") for text in texts)
+
+
+def test_a_run_of_another_split_is_no_partner(blended, tmp_path):
+    folder, words = blended
+    words = [*words, "--test_frac=0.3", f"--out={tmp_path}/run"]
+    config, given = parse_settings(run_5_models.Config, words, "run_5_models")
+    with pytest.raises(ValueError, match="another split"):
+        run_5_models.main(config, given)
+    words = [*words, f"--blend={tmp_path}/nowhere"]
+    with pytest.raises(ValueError, match="no finished run"):
+        run_5_models.main(*parse_settings(run_5_models.Config, words, "run_5_models"))
