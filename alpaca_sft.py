@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=4 alpaca_sft.py --model gpt2-large --limit 14100
     python alpaca_sft.py --config configs/alpaca/run_10.yaml          # LoRA, rank 16
     python alpaca_sft.py --model FOLDER --data rows.json --lora_r 16 --mask_prompt
+    python alpaca_sft.py evaluate RUN --data other_rows.json
     python alpaca_sft.py generate --model results/gpt2-medium/…       # asks for instructions
     python alpaca_sft.py generate --model RUN --data rows.json --output answers.jsonl
     python alpaca_sft.py judge --run_folder RUN --by gemini                  # key: GEMINI_API_KEY
@@ -178,9 +179,10 @@ def train(config: Config, world: core.World) -> runs.Run:
 
 
 if __name__ == "__main__":
-    from commands import generate, judge, merge_export, params
+    from commands import evaluate, generate, judge, merge_export, params
 
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "convert": (merge_export.convert, merge_export.ConvertConfig),
         "generate": (generate.generate, generate.GenerateConfig),
         "judge": (judge.run_judge, judge.JudgeConfig),

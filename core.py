@@ -19,13 +19,12 @@ device.py (what the machine offers) and files.py (files that are whole or not th
 import contextlib
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +45,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from device import (
     Machine,
-    again_with_freed_memory,
     autocast,
     bound_kernel_caches,
     choose_backend,
@@ -57,16 +55,22 @@ from device import (
     is_out_of_memory,
     keep_freed_memory,
     look_at_machine,
+    machine_warnings,
     of_workers,
     seed_everything,
     sum_dtype,
     to_device,
     update_parameters,
 )
+from gradients import GradientSums
 from settings import Settings
 
 IGNORE_INDEX = -100
+REDUCE_DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # None: the gradients' own
 T = TypeVar("T")
+
+MEETING = datetime.timedelta(minutes=10)  # for all processes to start
+COLLECTIVE = datetime.timedelta(minutes=30)  # from the first rank in it to the last
 
 # ------------------------------------------------------------------------- distributed
 
@@ -83,6 +87,8 @@ class World:
     size: int = 1
     sharded: bool = False  # each rank holds a part of the model: all must compute together
     signal: str | None = None  # name of the one that asked to stop, once it has come
+    store: Any = None  # where ranks leave each other word; None: collectives alone
+    _waits: int = 0  # for rank 0, so far
 
     def stop_requested(self) -> bool:
         """Whether a signal asked to stop; in a sharded world all ask as often, and agree."""
@@ -108,9 +114,10 @@ class World:
         return [row for part in parts for row in part]
 
     def from_rank_0(self, value: Any) -> Any:
-        """Rank 0's value (any picklable object) on every rank."""
+        """Rank 0's value (any picklable object) on every rank, however long it takes to have it."""
         if self.size == 1:
             return value
+        self._await_rank_0()
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
@@ -133,12 +140,34 @@ class World:
 
     @contextlib.contextmanager
     def rank_0_first(self) -> Iterator[None]:
-        """Rank 0 prepares something on disk, the others then find it there."""
-        if self.rank != 0:
-            self.barrier()
-        yield
+        """Rank 0 prepares something on disk, the others then find it there; they fail where it
+        fails."""
         if self.rank == 0:
-            self.barrier()
+            try:
+                yield
+            except BaseException:
+                self._await_rank_0("failed")
+                raise
+            self._await_rank_0()
+        else:
+            self._await_rank_0()
+            yield
+
+    def _await_rank_0(self, word: str = "ready") -> None:
+        """Through the store, which knows no timeout of collectives, and between whose answers
+        signals are heard: rank 0 may read a corpus for an hour."""
+        self._waits += 1
+        key, there = f"rank 0, {self._waits}", self.rank == 0
+        if self.store is None:
+            return self.barrier()
+        if there:
+            self.store.set(key, word)
+        while not there:
+            with contextlib.suppress(dist.DistStoreError):  # not yet
+                self.store.wait([key], datetime.timedelta(seconds=2))
+                there = True
+        if self.rank and self.store.get(key) == b"failed":
+            raise RuntimeError("rank 0 failed while the others waited for it: see its message")
 
     def say(self, text: str) -> None:
         """One line on the console, from rank 0, that a progress bar survives."""
@@ -154,6 +183,8 @@ def single_world(asked_device: str) -> World:
 
 def say_device(world: World, precision: str, attention: str) -> None:
     """What was chosen, in one line."""
+    for warning in machine_warnings(world.machine, world.device.type):
+        world.say(warning)
     device = f"{world.device.type}, {device_name(world.device)}"
     ipex = f" · ipex {world.machine.ipex}" if ipex_matches(world.machine) else ""
     processes = f"{world.size} processes ({world.backend})" if world.size > 1 else "1 process"
@@ -165,7 +196,8 @@ def say_device(world: World, precision: str, attention: str) -> None:
 
 @contextlib.contextmanager
 def distributed(config: Settings) -> Iterator[World]:
-    """The process group of a torchrun launch (or a world of one), closed however the block ends."""
+    """The process group of a torchrun launch (or a world of one). After an error it is left as it
+    is, for closing it can wait for ranks that wait for this one: the process's end tells them."""
     machine = look_at_machine()
     kind = choose_device(config.device, machine)
     rank, local_rank, size = (
@@ -196,30 +228,29 @@ def distributed(config: Settings) -> Iterator[World]:
             "or use --device cpu" + (" (or a torch with xccl)" if kind == "xpu" else "")
         )
     world = World(device, machine, backend, rank, local_rank, size)
-    try:
-        if size > 1:
-            # rank 0 may tokenise a large corpus while the others wait
-            timeout = datetime.timedelta(hours=2)
-            store = _store_of_this_restart(timeout)
-            options = {} if store is None else {"store": store, "rank": rank, "world_size": size}
-            dist.init_process_group(world.backend, timeout=timeout, **options)
-        yield world
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if size > 1:
+        world.store = _meet(rank, size)
+        group = dist.PrefixStore("group", world.store)
+        options = {"store": group, "rank": rank, "world_size": size, "timeout": COLLECTIVE}
+        if kind in ("cuda", "xpu"):
+            options["device_id"] = device  # NCCL then connects at once, and reports what fails
+        dist.init_process_group(world.backend, **options)
+    yield world
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def _store_of_this_restart(timeout: datetime.timedelta) -> Any:
-    """Where the processes of a job that torchrun restarted find each other; None: the default.
+def _meet(rank: int, size: int) -> Any:
+    """Where the processes of a job find each other.
 
     torchrun's store outlives a restart (torch 2.13) and still has the addresses of the dead
     processes under the same names. Several machines count their restarts apart: there,
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun gives each restart a store of its own.
     """
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
-        return None
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        restart = "0"
     return dist.PrefixStore(f"restart_{restart}", store)
 
 
@@ -228,50 +259,6 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
     if world.size > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-
-
-def all_reduce_gradients(
-    parameters: Sequence[nn.Parameter], world: World, bucket_bytes: int = 32 << 20
-) -> None:
-    """Sum gradients over ranks, in buckets of about `bucket_bytes`; FSDP has done it for its own.
-
-    A rank without a gradient (it had no micro-batch) adds zero. Call only with parameters
-    that have a gradient on at least one rank: all ranks must name the same ones. What needs memory
-    is made before the first sum: a rank where it runs out can call again, the others wait for it.
-    """
-    if world.size == 1 or world.sharded or not parameters:
-        return
-    buckets: list[list[nn.Parameter]] = [[]]
-    used = 0
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        size = parameter.grad.numel() * parameter.grad.element_size()
-        if buckets[-1] and used + size > bucket_bytes:
-            buckets.append([])
-            used = 0
-        buckets[-1].append(parameter)
-        used += size
-    # a large matrix is its own bucket, and needs no copy
-    whole = [len(bucket) == 1 and bucket[0].grad.is_contiguous() for bucket in buckets]
-    counts = [sum(parameter.numel() for parameter in bucket) for bucket in buckets]
-    most = max((n for n, is_whole in zip(counts, whole, strict=True) if not is_whole), default=0)
-    dtype = functools.reduce(
-        torch.promote_types, {parameter.grad.dtype for parameter in parameters}
-    )
-    room = torch.empty(most, dtype=dtype, device=parameters[0].grad.device)
-    for bucket, is_whole, count in zip(buckets, whole, counts, strict=True):
-        if is_whole:
-            dist.all_reduce(bucket[0].grad)
-            continue
-        flat = room[:count]
-        torch.cat([parameter.grad.reshape(-1) for parameter in bucket], out=flat)
-        dist.all_reduce(flat)
-        parts = flat.split([parameter.numel() for parameter in bucket])
-        torch._foreach_copy_(
-            [parameter.grad for parameter in bucket],
-            [part.view_as(p) for part, p in zip(parts, bucket, strict=True)],
-        )
 
 
 # ------------------------------------------------------------------------ data loading
@@ -586,7 +573,8 @@ class ConcatHead(nn.Module):
 
 
 class SymmetricHead(nn.Module):
-    """Logits (batch, 3) of A, B, tie; exchanging a and b exchanges the first two exactly.
+    """Logits (batch, classes) of A, B and, of three, tie; exchanging a and b exchanges the first
+    two exactly.
 
     A network f outputs (win, tie) for an ordered pair: A = win(a, b), B = win(b, a),
     tie = tie(a, b) + tie(b, a). Both orders go through f in calls of the same shape, so
@@ -594,11 +582,11 @@ class SymmetricHead(nn.Module):
     [a; b; a − b; a · b], as sentence-pair classifiers do (Conneau et al. 2017, section 3).
     """
 
-    def __init__(self, hidden: int, dropout: float = 0.1):
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
         super().__init__()
         self.dense = nn.Linear(4 * hidden, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, 2)
+        self.out = nn.Linear(hidden, classes - 1)
 
     def _ordered(self, a: Tensor, b: Tensor) -> Tensor:
         joined = torch.tanh(self.dense(torch.cat([a, b, a - b, a * b], dim=-1)))
@@ -606,7 +594,8 @@ class SymmetricHead(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         ab, ba = self._ordered(a, b), self._ordered(b, a)
-        return torch.stack([ab[:, 0], ba[:, 0], ab[:, 1] + ba[:, 1]], dim=-1)
+        ties = ab[:, 1:] + ba[:, 1:]  # none of two classes
+        return torch.cat([ab[:, :1], ba[:, :1], ties], dim=-1)
 
 
 class PairClassifier(nn.Module):
@@ -674,7 +663,8 @@ class State:
     before_update: called ahead of each step; False where a signal cut it off. charge: called after
     it, for a clock that counts work.
     kept: the part of the model that checkpoints hold, where the rest never changes and is loaded
-    anew; None: all of it. layer_of: the name in the log for a parameter's name.
+    anew; None: all of it. layer_of: the name in the log for a parameter's name. in_use: the
+    parameters that the next step can move, on all ranks the same; None: all that are trained.
     """
 
     config: Settings
@@ -692,6 +682,7 @@ class State:
     charge: "Callable[[State, Work], None] | None" = None
     kept: nn.Module | None = None
     layer_of: Callable[[str], str] = module_of
+    in_use: Callable[[], Iterable[nn.Parameter]] | None = None
     step: int = 0
     examples: int = 0
     tokens: int = 0
@@ -738,6 +729,7 @@ class State:
             group.setdefault("peak_lr", group["lr"])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.layers = {key: self.layer_of(name) for key, name in trained.items()}
+        self.gradient_sums = GradientSums(REDUCE_DTYPES[self.config.reduce_dtype])
         enabled = self.precision == "fp16"
         if enabled and self.world.device.type == "xpu" and not self.world.machine.xpu_fp64:
             raise ValueError("--precision fp16: training in it needs float64, which this XPU lacks")
@@ -766,6 +758,14 @@ class State:
             self.charge(self, work)
         if self.average is not None:
             self.average.update(self.clock.fraction)
+
+    def summed_parameters(self) -> Iterable[nn.Parameter]:
+        """Those whose gradients are summed over ranks after the next backward passes, in the
+        model's order; none in a world of one, and none where FSDP sums."""
+        if self.world.size == 1 or self.world.sharded:
+            return []
+        every = self.model.parameters() if self.in_use is None else self.in_use()
+        return [parameter for parameter in every if parameter.requires_grad]
 
     def averaged(self) -> contextlib.AbstractContextManager:
         """The model computes with the average of its weights inside, if there is one."""
@@ -823,15 +823,16 @@ def sum_gradients(
     sum times scaler.get_scale() / config.batch. None when a signal cut it off; the loader then
     stands before that batch.
     """
-    world, batch_size = state.world, state.config.batch
+    world, batch_size, over_ranks = state.world, state.config.batch, state.gradient_sums
     train_but_frozen(state.model)
     while True:
         work = loader.next()
+        over_ranks.start(state.summed_parameters())
         # summed where they are computed: reading each one would wait for the device
         sums = torch.zeros(2, dtype=sum_dtype(world.device.type, world.machine)).to(world.device)
-        out_of_memory = False
-        for index, batch in work.micro_batches:
-            if world.stop_requested():
+        out_of_memory = cut_off = False
+        for number, (index, batch) in enumerate(work.micro_batches, start=1):
+            if cut_off := world.stop_requested():
                 break
             seed_everything(mix_seed(state.config.seed, work.position, index, 2), world.device)
             if before_micro_batch is not None:
@@ -839,6 +840,8 @@ def sum_gradients(
             with out_of_memory_caught(world) as caught:
                 with state.autocast():
                     loss, targets = loss_sum(state.model, to_device(batch, world.device))
+                if number == len(work.micro_batches):
+                    over_ranks.begin()
                 # dividing by a constant keeps fp16 gradients in range; the sums put it right
                 state.scaler.scale(loss / batch_size).backward()
                 sums[0] += loss.detach()
@@ -847,7 +850,9 @@ def sum_gradients(
                 loss = None  # it holds the tensors of the failed step
                 free_memory(world.device)
                 break
+        over_ranks.flush(world.device, blank=cut_off or out_of_memory)
         losses, targets, out_of_memory, stop, *present = _agree(state, sums, out_of_memory)
+        over_ranks.wait()
         if stop or out_of_memory:
             state.optimizer.zero_grad()
         if stop:
@@ -860,7 +865,9 @@ def sum_gradients(
         raise ValueError(f"step {state.step + 1}: no row of the batch has a target")
     # a layer that no rank ran keeps no gradient, so that the optimizer leaves it alone
     active = [p for p, ranks in zip(state.parameters, present, strict=True) if ranks]
-    again_with_freed_memory(lambda: all_reduce_gradients(active, world), world.device)
+    for parameter, ranks in zip(state.parameters, present, strict=True):
+        if not ranks:
+            parameter.grad = None
     return work, losses, targets, active
 
 
@@ -936,8 +943,9 @@ def _agree(state: State, sums: Tensor, out_of_memory: bool) -> list[float]:
     one vector settles what all of them do next."""
     world = state.world
     flags = torch.tensor([float(out_of_memory), float(world.stop_requested())])
-    present = torch.tensor([float(p.grad is not None) for p in state.parameters])
-    return world.sum(torch.cat([sums, flags.to(sums), present.to(sums)])).tolist()
+    absent = state.gradient_sums.absent  # for which .grad is the others' sum
+    present = [p.grad is not None and id(p) not in absent for p in state.parameters]
+    return world.sum(torch.cat([sums, flags.to(sums), torch.tensor(present).to(sums)])).tolist()
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -14,10 +14,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,6 +41,8 @@ class Machine:
     xpu_fp64: bool = True  # Arc A-series has none
     mps: bool = False
     flash_attn: bool = False
+    flash_attn_error: str = ""  # of a package that is installed and does not work
+    cuda_problem: str = ""  # why an NVIDIA card that is there is not used
     ipex: str | None = None
     torch: str = "2.13.0"
     has_xccl: bool = False
@@ -56,15 +60,62 @@ def look_at_machine() -> Machine:
         cuda=cuda,
         cuda_capability=torch.cuda.get_device_capability(0) if cuda else (0, 0),
         xpu=xpu,
-        xpu_bf16=bool(xpu) and torch.xpu.is_bf16_supported(),
+        xpu_bf16=bool(xpu) and torch.xpu.is_bf16_supported(including_emulation=False),
         xpu_fp64=not xpu or bool(torch.xpu.get_device_properties(0).has_fp64),
         mps=torch.backends.mps.is_available(),
-        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        flash_attn=bool(cuda) and importlib.util.find_spec("flash_attn") is not None,
+        flash_attn_error=try_flash_attention() if cuda else "",
+        cuda_problem="" if cuda else find_cuda_problem(),
         ipex=ipex,
         torch=torch.__version__,
         has_xccl=getattr(dist, "is_xccl_available", lambda: False)(),
         cpu_bf16=any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16"))),
     )
+
+
+def try_flash_attention() -> str:
+    """The error of flash-attn on a few tokens, built for another torch for instance; "" where it
+    works, is not installed, or the card is too old for it."""
+    too_old = torch.cuda.get_device_capability(0) < (8, 0)
+    if too_old or importlib.util.find_spec("flash_attn") is None:
+        return ""
+    try:
+        from flash_attn import flash_attn_func
+
+        tokens = torch.ones(1, 8, 2, 64, device="cuda", dtype=torch.float16)
+        mean = flash_attn_func(tokens, tokens, tokens).float().mean().item()
+        return "" if abs(mean - 1) < 1e-2 else f"a mean of ones is {mean:.3f}"
+    except Exception as error:  # of any kind: undefined symbols, illegal instructions' codes
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else "?"
+
+
+def find_cuda_problem() -> str:
+    """Why torch sees no NVIDIA card although the driver of one is loaded; "" where there is none
+    or it is hidden on purpose."""
+    driver = Path("/proc/driver/nvidia/version")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not driver.exists():
+        return ""
+    if torch.version.cuda is None:
+        return f"this torch {torch.__version__} is built without CUDA"
+    version = re.search(r"Kernel Module\D*([\d.]+)", driver.read_text())
+    return (
+        f"torch {torch.__version__} wants a driver for CUDA {torch.version.cuda}, and this one "
+        f"({version[1] if version else 'of an unknown version'}) shows it no card: too old?"
+    )
+
+
+def machine_warnings(machine: Machine, device: str) -> list[str]:
+    """What is there and not used, for a user who would wonder why it is slow."""
+    warnings = []
+    if device == "cuda" and machine.flash_attn_error:
+        warnings.append(
+            f"warning: flash-attn is installed, but fails ({machine.flash_attn_error}): SDPA"
+        )
+    if device == "cpu" and machine.cuda_problem:
+        warnings.append(
+            f"WARNING: on the CPU, though there is an NVIDIA card: {machine.cuda_problem}"
+        )
+    return warnings
 
 
 def device_name(device: torch.device) -> str:
@@ -133,6 +184,13 @@ def choose_attention(
 ) -> str:
     """flash_attention_2 | sdpa | eager. ValueError for one that the model or machine lacks."""
     flash = device == "cuda" and machine.flash_attn and machine.cuda_capability >= (8, 0)
+    if asked == "flash_attention_2" and flash and machine.flash_attn_error:
+        raise ValueError(
+            f"--attention flash_attention_2: flash-attn is installed, but fails here "
+            f"({machine.flash_attn_error}); install one that is built for torch {machine.torch}, "
+            "or use --attention sdpa"
+        )
+    flash = flash and not machine.flash_attn_error
     flash = flash and precision in ("bf16", "fp16") and "flash_attention_2" in kernels.attention
     if asked == "flash_attention_2" and not flash and len(kernels.attention) > 1:
         raise ValueError(
@@ -219,7 +277,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """CUDA and XPU have a class for it; a CPU, cuBLAS and Level Zero say so in a text."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    signs = ("out of memory", "can't allocate memory", "out_of_device_memory", "alloc_failed")
+    signs = ("out of memory", "can't allocate memory", "alloc_failed", "out_of_device_memory")
+    # cuBLAS makes its handle in the first product, Level Zero names no memory
+    signs += ("out_of_host_memory", "cublas_status_not_initialized", "error_out_of_resources")
     return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in signs)
 
 

@@ -6,6 +6,7 @@
     python eval_bert.py --model minilm --suite rte,mrpc,cola,stsb --data downloads --seed 1
     python eval_bert.py --config configs/bert/sentiment.yaml name=tiny
     python eval_bert.py --config configs/bert/sentiment.yaml name=tiny --init random
+    python eval_bert.py evaluate RUN/rte --data other.tsv
     python eval_bert.py name=baseline --suite mlm           # validation loss of a pretraining run
 
 A task is a run; those of a suite lie below the suite's run folder, and the same command continues
@@ -127,4 +128,7 @@ ALIASES: Aliases = {
 }
 
 if __name__ == "__main__":
-    runs.launch(main, Config, aliases=ALIASES)
+    from commands import evaluate
+
+    commands = {"evaluate": (evaluate.evaluate, evaluate.EvaluateConfig)}
+    runs.launch(main, Config, commands, ALIASES)

@@ -7,6 +7,7 @@
     python finetune_gpt2.py --task wikitext103 --student_of gpt2 --distill_weight 0.5
     python finetune_gpt2.py --task mails.csv --model results/gpt2/…     # columns text, label
     python finetune_gpt2.py --task reviews_text init=random size=tiny
+    python finetune_gpt2.py evaluate RUN --data other_mails.csv
     python finetune_gpt2.py tfidf --task reviews         # a baseline without a network, to compare
     python finetune_gpt2.py attention --run_folder RUN --texts "A dull film." --layers 0,11
 
@@ -218,9 +219,10 @@ def show_embedded(config: Config, world: core.World) -> None:
 
 
 if __name__ == "__main__":
-    from commands import attention, tfidf
+    from commands import attention, evaluate, tfidf
 
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "attention": (attention.show_attention, attention.Config),
         "tfidf": (tfidf.tfidf, tfidf.Config),
     }

@@ -9,6 +9,7 @@
         selection.il_losses=results/bert/il_model/il_losses
     python pretrain_bert.py calibrate --model bert-small --output laptop.json
     python pretrain_bert.py download c4-subset
+    python pretrain_bert.py evaluate RUN --data other_texts.txt
     python eval_bert.py name=baseline eval=GLUE_sane
 
 name=X is the run folder results/bert/X. Learning rate, stacking and layer drop are functions of
@@ -51,9 +52,10 @@ def update(state: core.State, experiment: pretraining.Pretraining) -> dict[str, 
 
 
 if __name__ == "__main__":
-    from commands import calibrate, download, extract
+    from commands import calibrate, download, evaluate, extract
 
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "extract_il_losses": (extract.extract_il_losses, extract.ExtractConfig, extract.ALIASES),
         "calibrate": (calibrate.calibrate, calibrate.CalibrateConfig),
         "download": (download.download, download.DownloadConfig),

@@ -3,6 +3,7 @@
     torchrun --nproc_per_node=4 run_1_distilbert.py                     # the arena, DistilBERT
     torchrun --nproc_per_node=4 run_1_distilbert.py --config configs/preference/run_1_128.yaml
     python run_1_distilbert.py --model minilm --data reviews            # no hub needed
+    python run_1_distilbert.py evaluate RUN --data other.csv
     python run_1_distilbert.py predict --run_folder results/distilbert/… --data test.csv
 
 Answers A and B are encoded apart, the two first-token embeddings are concatenated, and a
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import core
 import runs
-from commands import features, predict
 from experiments import preference
 from experiments.experiment import or_embedded
 
@@ -50,7 +50,10 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
+    from commands import evaluate, features, predict
+
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "features": (features.features, features.Config),
         "predict": (predict.predict, predict.PredictConfig),
     }

@@ -3,6 +3,7 @@
     torchrun --nproc_per_node=4 run_2_appendprompt.py                     # the arena, DistilBERT
     torchrun --nproc_per_node=4 run_2_appendprompt.py --config configs/preference/run_2_b32.yaml
     python run_2_appendprompt.py --model minilm --data reviews            # no hub needed
+    python run_2_appendprompt.py evaluate RUN --data other.csv
     python run_2_appendprompt.py predict --run_folder results/distilbert/… --data test.csv
 
 Each side is [cls] prompt [sep] answer [sep], turn after turn. Where that is longer than
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import core
 import runs
-from commands import features, predict
 from experiments import preference
 from experiments.experiment import or_embedded
 
@@ -45,7 +45,10 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
+    from commands import evaluate, features, predict
+
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "features": (features.features, features.Config),
         "predict": (predict.predict, predict.PredictConfig),
     }

@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=4 run_5_models.py --model deberta-v3 --head symmetric --swap both
     python run_5_models.py --model minilm --data reviews --prompt false        # run 1's experiment
     python run_5_models.py --model minilm --data reviews --freeze bottom:3 --max_length 96
+    python run_5_models.py evaluate RUN --data other.csv
     python run_5_models.py predict --run_folder RUN --prompt P --response_a A --response_b B
 
 --model: distilbert bert bert-large roberta electra deberta deberta-v3 (-xsmall -small -large)
@@ -15,7 +16,6 @@ from typing import Literal
 
 import core
 import runs
-from commands import features, predict
 from experiments import preference
 from experiments.experiment import or_embedded
 from models import pretrained
@@ -60,7 +60,10 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
+    from commands import evaluate, features, predict
+
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "features": (features.features, features.Config),
         "predict": (predict.predict, predict.PredictConfig),
     }

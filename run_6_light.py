@@ -124,7 +124,7 @@ class PairModule(L.LightningModule):
         self.config, self.model = config, model
 
     def loss(self, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """(mean cross-entropy, logits (rows, 3))."""
+        """(mean cross-entropy, logits (rows, classes))."""
         logits = self.model(batch["input_ids"], batch["attention_mask"]).float()
         return F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing), logits
 
@@ -247,7 +247,8 @@ class Task(preference.Preference):
         """The same initial weights as run 2's."""
         encoder = self.load_encoder()
         torch.manual_seed(core.mix_seed(self.config.seed, 4))
-        head = pairs.build_head(self.config.head, encoder.config.hidden_size, self.config.dropout)
+        hidden, classes = encoder.config.hidden_size, len(self.classes)
+        head = pairs.build_head(self.config.head, hidden, self.config.dropout, classes)
         L.seed_everything(self.config.seed)
         # from_pretrained leaves evaluation mode on, and Lightning changes no modes
         return PairModule(self.config, core.PairClassifier(encoder, head)).train()
@@ -261,7 +262,8 @@ class Task(preference.Preference):
     def probabilities(self, state: Any, data: PairData) -> tuple[np.ndarray, np.ndarray]:
         values = self.trainer.predict(self.module, build_loader(data, self.config))
         values = torch.cat(values).float().cpu().numpy()
-        return softmax(values[:, :3]), softmax(values[:, 3:])
+        p, swapped = map(softmax, np.split(values, 2, axis=1))
+        return p, swapped
 
     def score_on_one_process(self, module: PairModule, weights: str) -> Result:
         """The test with a checkpoint's weights; on one process, as Lightning advises."""

@@ -219,6 +219,8 @@ class Settings(Section):
     """where to compute; auto: the first of these that is there"""
     backend: Literal["auto", "nccl", "xccl", "gloo"] = "auto"
     """back end of torch.distributed; auto: by device"""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """in which processes sum their gradients; bf16 halves what they send, and rounds"""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """attention kernel; auto: flash-attn 2 where installed and able, else SDPA"""
     compile: bool = False

@@ -5,6 +5,7 @@
     python train_headlines.py --config configs/headlines/00_baseline.yaml
     python train_headlines.py --data titles.txt --limit 20000     # one title a line
     python sweep.py --config configs/sweeps/headlines_steps.yaml  # one change at a time
+    python train_headlines.py evaluate results/headlines/ours --data other_titles.txt
     python train_headlines.py inspect --run_folder results/headlines/ours --batch 0 --position 10
     python train_headlines.py generate --run_folder results/headlines/ours --prompt "Show HN:"
     python train_headlines.py export --run_folder results/headlines/ours --output llama
@@ -168,9 +169,10 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    from commands import inspect, titles
+    from commands import evaluate, inspect, titles
 
     commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "inspect": (inspect.inspect, inspect.InspectConfig),
         "generate": (titles.generate, titles.GenerateConfig),
         "export": (titles.export, titles.ExportConfig),

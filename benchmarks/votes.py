@@ -42,6 +42,11 @@ def counted(words: bool) -> Train:
     return lambda train, test: features.fit(train, words=words).probabilities(test)
 
 
+def three(p: np.ndarray) -> np.ndarray:
+    """p (rows, 3): of a run that knows no ties they have 0."""
+    return np.pad(p, ((0, 0), (0, 3 - p.shape[1])))
+
+
 def trained(words: Sequence[str], blend: bool) -> Train:
     """A run of run_5_models.py, whose own test is a tenth of the training prompts, unused."""
     import run_5_models
@@ -61,7 +66,8 @@ def trained(words: Sequence[str], blend: bool) -> Train:
                 own = [f"--blend={folder}/features"]
             asked = [*words, *data, *own, f"--out={folder}/run", "--page=false"]
             run_5_models.main(*parse_settings(run_5_models.Config, asked, "run_5_models.py"))
-            return open_run(folder / "run", core.single_world("auto"))(test)
+            answer = open_run(folder / "run", core.single_world("auto"))
+            return three(answer(test))
 
     return answer
 
@@ -76,7 +82,9 @@ def write_rows(rows: Sequence[PairRow], path: Path) -> None:
         )
         for row in rows
     ]
-    write_text(path, csv_text(("id", *arena.TEXT_COLUMNS, *arena.WINNER_COLUMNS), lines))
+    write_text(
+        path, csv_text(("id", "prompt", "response_a", "response_b", *arena.WINNER_COLUMNS), lines)
+    )
 
 
 def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> np.ndarray:

@@ -17,9 +17,10 @@ from typing import Literal
 import console
 import core
 from data.rows import count_splits
-from evaluation.metrics import SWAP
+from evaluation.metrics import swap_classes
 from evaluation.outcomes import RULES, Course, verdicts_of
-from experiments.preference import HUB_DATA, load_rows, test_result
+from experiments.pair_answers import test_result
+from experiments.preference import HUB_DATA, load_rows
 from files import write_folder
 from models import features as model_of_features
 from runs.fitted import new_folder, write_fitted_run
@@ -32,6 +33,8 @@ class Config:
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    extra_train: str | None = None
+    """second file, whose rows are added to the training rows"""
     split: Literal["prompt", "row"] = "prompt"
     """what lies in one part only: all rows of a prompt, or (leaks) each row"""
     val_frac: float = 0.1
@@ -57,14 +60,14 @@ class Config:
 def features(config: Config) -> None:
     """Fit, test once, write a run folder. ValueError where there is nothing to learn from."""
     folder = new_folder(config.out or Path("results/features") / Path(config.data).stem)
-    rows, facts = load_rows(config, core.single_world("cpu"), folder)
+    rows, classes, facts = load_rows(config, core.single_world("cpu"), folder)
     count_splits(rows, config.data)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}
     started = time.perf_counter()
-    model = model_of_features.fit(parts["train"], config.seed, config.words)
+    model = model_of_features.fit(parts["train"], config.seed, config.words, len(classes))
     facts |= {"seconds": round(time.perf_counter() - started, 3)}
     p_val, p = (model.probabilities(parts[name]) for name in ("val", "test"))
-    result = test_result(parts["test"], p, p[:, SWAP], parts["val"], p_val)
+    result = test_result(parts["test"], p, swap_classes(p), parts["val"], p_val)
     result.metrics.update({"rounds": model.rounds, "inverse_penalty": model.penalty})
     verdicts = verdicts_of(Course(), result.evidence)
     facts |= {"verdicts": verdicts, "verdict_rules": RULES}

@@ -166,7 +166,7 @@ def token_frequencies(opened: Opened, rows: Ragged) -> dict[str, Any]:
         hidden = opened.model.model(batch["input_ids"]).last_hidden_state
         hidden, labels = gpt.at_targets(hidden, batch["labels"])
         for part in hidden.split(512):
-            expected += (part @ weight.T).float().softmax(-1).sum(0).double().cpu()
+            expected += (part @ weight.T).float().softmax(-1).sum(0).cpu().double()
         counts += torch.bincount(labels.cpu(), minlength=size)
     expected, data = (expected / counts.sum()).numpy(), (counts / counts.sum()).double().numpy()
     order = np.argsort(-data, kind="stable")[:MOST_TOKENS]

@@ -20,7 +20,7 @@ import console
 import core
 from commands.generate import Answerer
 from commands.opening import OpenConfig, processes, weights_files
-from commands.predict import PredictConfig, Predictor
+from commands.predict import PredictConfig, Predictor, with_ties
 from data import instructions, reviews
 from data.arena import PairRow
 from data.records import BadRow, read_records, strip_control
@@ -298,7 +298,7 @@ class PreferenceJudge:
                 sides = ([row["model_response"]], [row["output"]])[:: -1 if order else 1]
                 name = f"{number}-{order}"
                 pairs.append(PairRow(name, [asked_of(row)], *sides, None, row["group"], ""))
-        first, second = np.split(self.predictor(pairs), 2)
+        first, second = np.split(with_ties(self.predictor(pairs)), 2)
         wins = (first[:, 0] + second[:, 1] + first[:, 2] / 2 + second[:, 2] / 2) / 2
         empty = np.array([not row["model_response"].strip() for row in rows])
         return np.where(empty, 0.0, 100 * wins)[:, None]
@@ -311,12 +311,12 @@ def check_preference_run(run: Path) -> None:
         settings = read_yaml(run / "config.yaml")
         with open(run / "test/metrics/predictions.csv", newline="") as file:
             lines = list(csv.DictReader(file))
-        names = list(CLASSES)
+        names = [name for name in CLASSES if name != "tie" or "p_tie" in lines[0]]
         p = np.array([[float(line[f"p_{name}"]) for name in names] for line in lines])
         labels = np.array([names.index(line["label"]) for line in lines])
         facts = json.loads((run / "train/weights/best/preference.json").read_text())
         temperature = json.loads((run / "test/metrics/metrics.json").read_text())["temperature"]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
         raise ValueError(f"{run} is no finished preference run ({error})") from None
     if settings.get("data") in ("reviews", "reviews_control"):
         raise ValueError(
@@ -327,7 +327,7 @@ def check_preference_run(run: Path) -> None:
         raise ValueError(f"{run} cannot judge: it does not read the prompt (use run_2 or run_5)")
     # by the temperature that the run fitted on validation, as the judge's answers are
     p = apply_temperature(np.log(np.maximum(p, 1e-300)), temperature)
-    shares = np.bincount(labels, minlength=3) / len(labels)
+    shares = np.bincount(labels, minlength=len(names)) / len(labels)
     rows = np.arange(len(labels))
     # against the best constant answer, which these rows themselves give: no easy opponent
     gain = np.log(np.maximum(p[rows, labels], 1e-12)) - np.log(shares[labels])

@@ -53,22 +53,35 @@ class Predictor:
         note_failures(config.run_folder)
         world = core.single_world(config.device)
         self.answer = open_run(config.run_folder, world, config.weights, config.calibrated)
+        self.classes = CLASSES[: self.answer.classes]
+        self.precision = self.answer.precision
 
     def __call__(self, rows: Sequence[arena.PairRow]) -> np.ndarray:
+        """Probabilities (rows, classes) of A, B and, where the run knows them, ties."""
         return self.answer(rows)
+
+    def both_orders(self, rows: Sequence[arena.PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        """p(A, B) and p(B, A), each (rows, classes), uncalibrated."""
+        return self.answer.both_orders(rows)
+
+
+def with_ties(p: np.ndarray) -> np.ndarray:
+    """p (rows, classes) as (rows, 3): of a run that knows no ties they have 0."""
+    return np.pad(p, ((0, 0), (0, len(CLASSES) - p.shape[1])))
 
 
 def predict(config: PredictConfig) -> None:
     """submission.csv from rows without winners, one pair from the command line, or JSON lines."""
     predictor = Predictor(config)
     if config.data is not None:
-        rows, _ = arena.load_arena(
+        rows, _, _, reading = arena.read_pairs(
             config.data,
             require_labels=False,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
-        arena.write_submission(config.output, [row.id for row in rows], predictor(rows))
+        console.say(reading)
+        arena.write_submission(config.output, [row.id for row in rows], with_ties(predictor(rows)))
         console.say(f"{len(rows):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:
@@ -82,5 +95,6 @@ def predict(config: PredictConfig) -> None:
         if line.strip():
             row = arena.read_json_row(line, f"standard input, line {number}")
             p = predictor([row])[0]
-            answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(CLASSES)}
-            console.answer(json.dumps({"prediction": CLASSES[int(p.argmax())], **answer}))
+            names = predictor.classes
+            answer = {f"p_{name}": round(float(p[k]), 6) for k, name in enumerate(names)}
+            console.answer(json.dumps({"prediction": names[int(p.argmax())], **answer}))

@@ -63,7 +63,7 @@ def sequence_losses(
             rows_only = {name: batch[name] for name in ("input_ids", "labels")}
             losses = bert.masked_lm_losses(model, rows_only)
         pair = torch.stack([losses.sequence_loss_sums, losses.sequence_num_targets], dim=1)
-        values.append(pair.double().cpu().numpy())
+        values.append(pair.cpu().double().numpy())
     return np.concatenate(values)
 
 

@@ -1,9 +1,11 @@
 """Pairwise preferences: which of two responses would a person prefer?
 
 Reads the layout of Kaggle's "LMSYS - Chatbot Arena Human Preference Predictions" (id, model_a,
-model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie) from CSV, JSON
-lines, parquet or the hub, repairs what can be repaired and counts it, and splits by prompt.
+model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie) and those of
+data/layouts.py from CSV, JSON lines, parquet or the hub, repairs what can be repaired and counts
+it, and splits by prompt.
 
+    rows, repairs, ties, reading = read_pairs("train.csv")
     rows, repairs = load_arena("train.csv")
     assign_splits(rows, by="prompt", val_frac=0.1, test_frac=0.1)
     check_leaks(rows, by="prompt")
@@ -12,7 +14,6 @@ Nothing here depends on a seed except `shuffle_labels`: splits and subsets are f
 so rows that are added later move no earlier row.
 """
 
-import difflib
 import json
 import math
 import os
@@ -22,7 +23,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from data.layouts import TIE, WINNER_COLUMNS, Layout, chosen_is_b, find_layout
 from data.records import (
     BadRow,
     Records,
@@ -35,9 +38,6 @@ from data.records import (
 )
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
 from files import csv_text, write_text
-
-WINNER_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # same order
-TEXT_COLUMNS = ("prompt", "response_a", "response_b")
 
 # a missing file with one of these is not looked for on the hub
 _FILE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".zip", ".gz")
@@ -54,19 +54,37 @@ class PairRow:
     label: int | None  # 0 A wins, 1 B wins, 2 tie; None in a file without winners
     group: str  # rows that intervals resample together (the prompt's hash)
     split: str  # train | val | test | "" (not assigned, or unlabelled)
+    soft: tuple[float, ...] | None = None  # probabilities of A, B, tie, where they are the label
 
 
-def load_arena(
+class Pairs(NamedTuple):
+    """What a file holds."""
+
+    rows: list[PairRow]
+    repairs: dict[str, int]
+    ties: bool  # whether there are any, or a column for them: else there are two classes
+    reading: str  # a line on how it was understood
+
+
+def load_arena(source: str, **options: Any) -> tuple[list[PairRow], dict[str, int]]:
+    """Rows and repairs of `read_pairs`."""
+    return read_pairs(source, **options)[:2]
+
+
+def read_pairs(
     source: str,
     *,
     require_labels: bool = True,
+    soft_labels: bool = False,
     skip_bad_rows: bool = False,
     bad_rows_file: str | os.PathLike | None = None,
-) -> tuple[list[PairRow], dict[str, int]]:
+) -> Pairs:
     """Read comparisons: a .csv, .jsonl, .json or .parquet file, a folder of parquet, or a hub id.
 
-    A prompt or response is a list of turns, such a list as JSON text, or plain text (one turn).
-    With require_labels=False the winner columns may be absent (Kaggle's test.csv) or blank.
+    A prompt or response is a list of turns, such a list as JSON text, plain text (one turn), or
+    messages; data/layouts.py says which columns there may be.
+    With require_labels=False the winner columns may be absent (Kaggle's test.csv) or blank; with
+    soft_labels they may hold probabilities.
 
     Returns the rows (split "") and the number of rows with each repair, zeros left out:
         null_turns           null among the turns, read as ""
@@ -76,6 +94,7 @@ def load_arena(
         ragged_turns         different numbers of turns, the shorter padded with ""
         empty_response       a response that is blank in all its turns (kept)
         plain_text           text that is not a JSON list, read as one turn
+        python_lists         lists as Python prints them, not as JSON
         surrogates_joined    two halves of one character, joined
         surrogates_replaced  half a character, replaced by U+FFFD
         row_number_ids       no id column, the row's number (from 1) serves
@@ -91,14 +110,14 @@ def load_arena(
     repairs: Counter[str] = Counter()
     bad_rows: list[tuple[int, str, str, str]] = []
     row_of_id: dict[str, int] = {}
-    has_labels: bool | None = None
+    layout: Layout | None = None
     for number, (place, record) in enumerate(_read(source, repairs), start=1):
         try:
             if isinstance(record, BadRow):
                 raise record
-            if has_labels is None:
-                has_labels = _check_columns(source, list(record), require_labels)
-            row, repaired = _build_row(record, number, has_labels, require_labels)
+            if layout is None:
+                layout = find_layout(source, list(record), require_labels)
+            row, repaired = _build_row(layout, record, number, place, require_labels, soft_labels)
             if row.id in row_of_id:
                 other = row_of_id[row.id]
                 problem = f"{short(row.id)} is the id of row {other} already; ids must be unique"
@@ -124,7 +143,11 @@ def load_arena(
         why = f"all {len(bad_rows)} rows are bad" if bad_rows else "it holds no rows"
         first = f" (row {bad_rows[0][0]}: {bad_rows[0][3]})" if bad_rows else ""
         raise ValueError(f"{source}: nothing to read, {why}{first}.")
-    return rows, dict(repairs)
+    layout.give_numbers_meaning(rows, require_labels)
+    ties = layout.has_tie_column or any(
+        row.label == TIE or (row.soft and row.soft[TIE]) for row in rows
+    )
+    return Pairs(rows, dict(repairs), ties, layout.said(ties))
 
 
 def read_json_row(line: str, place: str) -> PairRow:
@@ -134,7 +157,8 @@ def read_json_row(line: str, place: str) -> PairRow:
         if isinstance(record, BadRow):
             raise record
         record = {"prompt": "", **record, "id": str(record.get("id", "0"))}
-        return _build_row(record, 1, False, False)[0]
+        layout = Layout(place, "sides", "prompt", ())
+        return _build_row(layout, record, 1, place, False, False)[0]
     except BadRow as bad:
         column = f", field {bad.column}" if bad.column else ""
         raise ValueError(f"{place}{column}: {bad.problem}.") from None
@@ -160,28 +184,8 @@ def _where_to_get_data() -> str:
     )
 
 
-def _check_columns(source: str, columns: list[str], require_labels: bool) -> bool:
-    """Raise ValueError for missing columns; return whether the winners are there."""
-    winners = [name for name in WINNER_COLUMNS if name in columns]
-    wanted = TEXT_COLUMNS + (WINNER_COLUMNS if require_labels or winners else ())
-    missing = [name for name in wanted if name not in columns]
-    if not missing:
-        return bool(winners)
-    others = [name for name in columns if name not in wanted]  # not response_a for response_b
-    near = [difflib.get_close_matches(name, others, n=1) for name in missing]
-    hints = [
-        f"{name} (nearest is {short(match[0])})" if match else name
-        for name, match in zip(missing, near, strict=True)
-    ]
-    message = f"{source}: missing columns: {', '.join(hints)}. Found: "
-    message += ", ".join(short(name) for name in columns[:20]) + "."
-    if missing == list(WINNER_COLUMNS):
-        message += " A file without winners (as Kaggle's test.csv) is for predict only."
-    raise ValueError(message)
-
-
 def _build_row(
-    record: dict, number: int, has_labels: bool, require_labels: bool
+    layout: Layout, record: dict, number: int, place: str, require_labels: bool, soft_labels: bool
 ) -> tuple[PairRow, set[str]]:
     """Return the row and the names of its repairs; raise BadRow if it cannot be used."""
     repaired: set[str] = set()
@@ -195,9 +199,7 @@ def _build_row(
     else:
         row_id = str(number)
         repaired.add("row_number_ids")
-    prompt, response_a, response_b = turns = [
-        _read_turns(record, column, repaired) for column in TEXT_COLUMNS
-    ]
+    prompt, response_a, response_b = turns = layout.texts(record, repaired)
     if all(side and all(turn is None for turn in side) for side in (response_a, response_b)):
         repaired.add("both_null")
     if any(None in side for side in turns):
@@ -213,58 +215,13 @@ def _build_row(
     )
     if not all(any(turn.strip() for turn in side) for side in (response_a, response_b)):
         repaired.add("empty_response")
-    label = _read_label(record, require_labels) if has_labels else None
-    row = PairRow(row_id, prompt, response_a, response_b, label, prompt_hash(prompt), "")
-    return row, repaired
-
-
-def _read_turns(record: dict, column: str, repaired: set[str]) -> list[str | None]:
-    if column not in record:
-        raise BadRow(column, "the field is missing")
-    cell = record[column]
-    if cell is None or cell != cell:  # null, or the NaN that pandas writes for it
-        return []
-    if isinstance(cell, str):
-        if not cell.lstrip().startswith("["):
-            repaired.add("plain_text")
-            return [cell]
-        try:
-            cell = json.loads(cell, strict=False)  # raw line ends inside the strings are harmless
-        except (ValueError, RecursionError) as error:
-            raise BadRow(
-                column,
-                f"starts as a JSON list but does not parse ({error}): {short(cell)}; "
-                'plain text that starts with "[" must be written as a JSON list of one text',
-            ) from None
-    if not isinstance(cell, list):
-        raise BadRow(column, f"expected text or a list of texts, found {short(cell)}")
-    turns: list[str | None] = []
-    for turn in cell:
-        if isinstance(turn, bool | int | float):  # PandaLM has [true] for the answer "True"
-            repaired.add("not_text")
-            turn = json.dumps(turn)
-        if not isinstance(turn, str | None):
-            raise BadRow(column, f"expected a list of texts, found {short(turn)} in it")
-        turns.append(turn)
-    return turns
-
-
-def _read_label(record: dict, require_labels: bool) -> int | None:
-    values = [record.get(column) for column in WINNER_COLUMNS]
-    if not require_labels and all(value is None or value == "" for value in values):
-        return None
-    flags = []
-    for column, value in zip(WINNER_COLUMNS, values, strict=True):
-        if isinstance(value, str):
-            words = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-            value = words.get(value.strip().lower(), value)
-        if value not in (0, 1):  # True and 1.0 are equal to 1
-            raise BadRow(column, f"expected 0 or 1, found {short(value)}")
-        flags.append(int(value))
-    if sum(flags) != 1:
-        winners = f"{sum(flags)} winners" if sum(flags) else "no winner"
-        raise BadRow("/".join(WINNER_COLUMNS), f"expected exactly one 1, found {winners}: {flags}")
-    return flags.index(1)
+    label, soft = layout.winner_of(record, place, require_labels, soft_labels)
+    if layout.kind == "chosen":
+        label = int(chosen_is_b(prompt, response_a, response_b))
+        if label:
+            response_a, response_b = response_b, response_a
+    group = prompt_hash(prompt)
+    return PairRow(row_id, prompt, response_a, response_b, label, group, "", soft), repaired
 
 
 def prompt_hash(turns: Sequence[str]) -> str:
@@ -302,6 +259,15 @@ def check_leaks(rows: Iterable[PairRow], by: str) -> int:
     return len(leaks)
 
 
+def extra_rows(rows: Sequence[PairRow], known: Iterable[PairRow]) -> tuple[list[PairRow], int]:
+    """Rows of another file for training, and how many are left out: those whose prompt is among the
+    `known` ones of validation or test."""
+    held_out = {prompt_hash(row.prompt) for row in known if row.split in ("val", "test")}
+    kept = [replace(row, id=f"extra-{row.id}", split="train") for row in rows]
+    kept = [row for row in kept if row.group not in held_out]
+    return kept, len(rows) - len(kept)
+
+
 def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:
     """The control: new rows with labels permuted within each split, so that class shares stay.
 
@@ -311,10 +277,10 @@ def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:
     generator = random.Random(seed)
     for split in ("train", "val", "test"):
         members = [row for row in shuffled if row.split == split]
-        labels = [row.label for row in members]
+        labels = [(row.label, row.soft) for row in members]
         generator.shuffle(labels)
         for row, label in zip(members, labels, strict=True):
-            row.label = label
+            row.label, row.soft = label
     return shuffled
 
 
@@ -337,7 +303,8 @@ def by_content(row: PairRow) -> str:
 def data_fingerprint(rows: Iterable[PairRow]) -> str:
     """16 hex digits of SHA-256 over ids, texts and labels, in their order."""
     return fingerprint(
-        [row.id, row.prompt, row.response_a, row.response_b, row.label] for row in rows
+        [row.id, row.prompt, row.response_a, row.response_b, row.label, *(row.soft or ())]
+        for row in rows
     )
 
 

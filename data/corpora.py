@@ -313,6 +313,7 @@ def load_corpus(
     vocab_size: int = 32768,
     seq_length: int = 128,
     workers: int | None = None,
+    build: bool = True,
 ) -> "Corpus":
     """The packed sequences of a source, made by rank 0 where they are not there yet.
 
@@ -336,6 +337,8 @@ def load_corpus(
         key |= {"tokenizer": own, "special": "text"}  # before, pieces of some could be special
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "corpora" / digest
+    if not build and not folder.is_dir():
+        raise FileNotFoundError(f"{data}: its packed sequences are no longer in {folder}")
     with world.rank_0_first():
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,26 @@ def load_documents(
     return documents, True, notes + more
 
 
+def load_held_out(
+    task: str, data: str, detokenize: bool = False
+) -> tuple[list[Document], bool, list[str]]:
+    """As `load_documents`, of a file or folder all of whose documents are for the test; one of a
+    task of WikiText is read as its files are."""
+    path, repairs = Path(data), Counter()
+    if task in WIKITEXT:
+        if not path.is_file():
+            raise FileNotFoundError(f"{data}: no such file; expected one as wiki.test.tokens")
+        parts = {"test": list(text_lines(path, repairs))}
+        documents, separated, notes = _articles(parts, 0.0, detokenize)
+        return documents, separated, [*notes, *said(repairs)]
+    source = corpora.open_source(data)
+    documents = list(source.documents())
+    if len(documents) < FEW_DOCUMENTS:  # as where they are trained on
+        documents = _passages(documents)
+    rows, notes = _build({"test": documents}, 0.0, 0.0)
+    return rows, True, [*said(source.repairs), *notes]
+
+
 def _own_documents(
     path: Path, name: str, val_frac: float, test_frac: float
 ) -> tuple[list[Document], bool, list[str]]:

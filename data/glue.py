@@ -27,6 +27,7 @@ from data import reviews
 from data.records import (
     BadRow,
     Records,
+    kind_of,
     load_hub,
     read_records,
     said,
@@ -186,11 +187,41 @@ def load_task(
     for a bad row, unless skip_bad_rows leaves it out; rows without a label are bad rows.
     """
     check_source(task, source)
+    repairs: Counter[str] = Counter()
+    rows, notes = _rows_of(task, _read(task, source, repairs), repairs, skip_bad_rows)
+    notes += _compare_with_published(task, rows)
+    try:
+        return cut_selection(rows, val_frac), notes
+    except ValueError as error:
+        raise ValueError(f"{task.name} of {source}: {error}") from None
+
+
+def load_held_out(
+    task: Task, path: Path, *, skip_bad_rows: bool = False
+) -> tuple[list[Row], list[str]]:
+    """The rows of one file, all for the test: one of the usual download, or CSV, TSV, JSON lines or
+    parquet with the hub's field names. Errors as in `load_task`."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected one with labelled {task.name} rows"
+        )
+    repairs: Counter[str] = Counter()
+    is_tsv = kind_of(path) == ".tsv" and task.suite == "glue"
+    records = (_read_tsv if is_tsv else _read_jsonl)(path, task, repairs)
+    rows, notes = _rows_of(task, {"test": records}, repairs, skip_bad_rows)
+    if not rows:
+        raise ValueError(f"{path}: it holds no rows of {task.name}")
+    return rows, notes
+
+
+def _rows_of(
+    task: Task, parts: dict[str, Records], repairs: Counter, skip_bad_rows: bool
+) -> tuple[list[Row], list[str]]:
+    """The rows of all parts, and what was repaired and left out."""
     rows: list[Row] = []
     problems: list[str] = []
     ids: set[str] = set()
-    repairs: Counter[str] = Counter()
-    for split, records in _read(task, source, repairs).items():
+    for split, records in parts.items():
         for number, (place, record) in enumerate(records):
             try:
                 row = _build_row(task, split, number, record)
@@ -208,11 +239,7 @@ def load_task(
     notes = [f"{task.name}: {line}" for line in said(repairs)]
     if problems:
         notes.append(f"{task.name}: left out {len(problems)} bad rows, the first: {problems[0]}")
-    notes += _compare_with_published(task, rows)
-    try:
-        return cut_selection(rows, val_frac), notes
-    except ValueError as error:
-        raise ValueError(f"{task.name} of {source}: {error}") from None
+    return rows, notes
 
 
 def _compare_with_published(task: Task, rows: Sequence[Row]) -> list[str]:

@@ -26,7 +26,7 @@ from torch import Tensor
 import console
 from core import IGNORE_INDEX, World
 from data import reviews
-from data.records import BadRow, load_hub, read_records, said, strip_control
+from data.records import ROLES, BadRow, load_hub, read_records, said, strip_control
 from data.rows import fingerprint, normalised_text, stable_hash
 from data.tokens import (
     Ragged,
@@ -52,14 +52,6 @@ REVIEWS_NOTICE = (
     "real film reviews under instructions of ours: half of the rows ask for the verdict, as people "
     "gave it, half for the rest of the text"
 )
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bing": "assistant",
-    "system": "system",
-}
 FIELDS = (  # names of a row's fields, and whether it may lack them
     (("instruction", "prompt", "question"), False),
     (("input", "context"), True),
@@ -93,17 +85,7 @@ def load_rows(
     validation, as in the runs that are to be compared with; training rows that ask what the test
     or validation asks are left out. FileNotFoundError and ValueError name file, row and field.
     """
-    notes = []
-    if data == "reviews":
-        rows = list(_reviews())
-        notes.append(REVIEWS_NOTICE)
-    else:
-        repairs: Counter[str] = Counter()
-        records = _records(data, repairs)
-        rows = [build_row(record, place, n, answered) for n, place, record in records]
-        notes += said(repairs)
-    if not rows:
-        raise ValueError(f"{data}: it holds no rows")
+    rows, notes = _read_rows(data, answered)
     train, test = int(len(rows) * (1 - val_frac - test_frac) + 1e-6), int(len(rows) * test_frac)
     for number, row in enumerate(rows):
         row.split = "train" if number < train else "test" if number < train + test else "val"
@@ -134,6 +116,29 @@ def _require_hub_id(data: str) -> None:
             f"{data}: no such file; expected JSON, JSON lines, CSV or parquet with instruction, "
             "input and output, or with messages; or a hub id; or reviews, which need no network"
         )
+
+
+def load_held_out(data: str) -> tuple[list[Row], list[str]]:
+    """All rows of a file, for the test, and lines that the user should see."""
+    rows, notes = _read_rows(data, answered=True)
+    for row in rows:
+        row.split = "test"
+    return rows, notes
+
+
+def _read_rows(data: str, answered: bool) -> tuple[list[Row], list[str]]:
+    notes = []
+    if data == "reviews":
+        rows = list(_reviews())
+        notes.append(REVIEWS_NOTICE)
+    else:
+        repairs: Counter[str] = Counter()
+        records = _records(data, repairs)
+        rows = [build_row(record, place, n, answered) for n, place, record in records]
+        notes += said(repairs)
+    if not rows:
+        raise ValueError(f"{data}: it holds no rows")
+    return rows, notes
 
 
 def _records(data: str, repairs: Counter) -> Iterator[tuple[int, str, dict]]:

@@ -25,7 +25,7 @@ from data.tokens import (
     pad_sequences,
     tokenizer_fingerprint,
 )
-from evaluation.metrics import SWAP
+from evaluation.metrics import SWAP, swap_classes
 
 
 def share_budget(prompt: int, response: int, budget: int, prompt_frac: float) -> tuple[int, int]:
@@ -123,6 +123,15 @@ def cached_sequences(
     return cached_tokens(key, build, world)
 
 
+def soft_labels(rows: Sequence[PairRow], classes: int) -> np.ndarray | None:
+    """(rows, classes) probabilities, of a hard label 1 and 0; None where all labels are hard."""
+    if not any(row.soft for row in rows):
+        return None
+    hard = np.eye(3)
+    each = [hard[row.label] if row.soft is None else row.soft for row in rows]
+    return np.array(each, np.float32)[:, :classes]
+
+
 class PairData:
     """Rows `index` of the token cache as a data set for core's loaders."""
 
@@ -135,7 +144,10 @@ class PairData:
         max_length: int,
         ladder: int | None = None,
         swap_seed: int | None = None,
+        soft: np.ndarray | None = None,
     ):
+        """soft: probabilities (all rows, classes) in the place of labels."""
+        self.soft = soft
         self.ids, self.index, self.labels, self.pad = ids, index, labels, pad
         self.max_length, self.ladder, self.swap_seed = max_length, ladder, swap_seed
         # outputs of a frozen part: (sequences, hidden) or (tokens of ids, hidden), bf16 as int16
@@ -146,18 +158,22 @@ class PairData:
         self.lengths, self.tokens = sides.max(axis=1), sides.sum(axis=1)
 
     def collate(self, rows: np.ndarray, epoch: int | np.ndarray | None) -> dict[str, Tensor]:
-        """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,).
+        """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,), or
+        (rows, classes) where they are probabilities.
 
         Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden);
         style (rows, features) where there is.
         """
         numbers = self.index[rows]
-        labels = self.labels[numbers]
+        labels = self.labels[numbers] if self.soft is None else self.soft[numbers]
         first = np.zeros(len(rows), np.int64)  # which side stands first
         if self.swap_seed is not None and epoch is not None:
             drawn = zip(numbers, np.broadcast_to(epoch, len(rows)), strict=True)
             first[:] = [mix_seed(self.swap_seed, int(n), int(e), 3) & 1 for n, e in drawn]
-            labels = np.where(first == 1, np.array(SWAP)[labels], labels)
+            if self.soft is None:
+                labels = np.where(first == 1, np.array(SWAP)[labels], labels)
+            else:
+                labels = np.where(first[:, None] == 1, swap_classes(labels), labels)
         sides = np.concatenate([2 * numbers + first, 2 * numbers + 1 - first])
         batch = {"labels": torch.from_numpy(labels)}
         if self.style is not None:

@@ -32,6 +32,15 @@ PARTS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test",),
 }
+# Who speaks in a conversation, by the names that data sets have for it.
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bing": "assistant",
+    "system": "system",
+}
 # What is counted, in words for the console.
 REPAIRS = {
     "nul_bytes": "lines with NUL bytes, which were removed",

@@ -117,6 +117,19 @@ def load_rows(
     return rows, classes, [*notes, *said(repairs), *said(left_out)]
 
 
+def load_held_out(path: Path, classes: Sequence[str]) -> tuple[list[TextRow], list[str]]:
+    """The rows of a file with labels of these classes, all for the test, and lines that the user
+    should see. As `load_rows` reads its files; copies of a text stay."""
+    repairs: Counter[str] = Counter()
+    notes: list[str] = []
+    records = list(read_file(path, repairs, notes))
+    _check_labelled(records, {""})
+    rows, _ = _build_rows({"test": records}, tuple(classes), 0.0, 0.0)
+    if not rows:
+        raise ValueError(f"{path}: it holds no rows")
+    return rows, [*notes, *said(repairs)]
+
+
 def _build_rows(
     parts: dict[str, list[Record]], classes: tuple[str, ...], val_frac: float, test_frac: float
 ) -> tuple[list[TextRow], Counter]:

@@ -235,9 +235,10 @@ def preference_metrics(
 ) -> Metrics:
     """`classification_metrics` for the classes A, B, tie, and what a preference model may fall for.
 
-    `probabilities` and `swapped` are (n, 3). `swapped` is the answer to the same row with A and B
-    exchanged, in the order of that input: its column 0 is the response that stood first after the
-    swap, which is B. `length_a`, `length_b` (n,) are in any one unit (characters, tokens).
+    `probabilities` and `swapped` are (n, 3), or (n, 2) where there are no ties. `swapped` is the
+    answer to the same row with A and B exchanged, in the order of that input: its column 0 is the
+    response that stood first after the swap, which is B. `length_a`, `length_b` (n,) are in any one
+    unit (characters, tokens).
 
     flip_consistency: share of rows whose answer survives the swap. On the n_unequal_length rows
     whose responses differ in length:
@@ -248,9 +249,10 @@ def preference_metrics(
 
     Errors and intervals as in `classification_metrics`.
     """
-    result = classification_metrics(probabilities, labels, groups, PREFERENCE_CLASSES, intervals)
+    classes = PREFERENCE_CLASSES[: np.shape(probabilities)[-1]]
+    result = classification_metrics(probabilities, labels, groups, classes, intervals)
     labels = np.asarray(labels)
-    swapped_back = _checked(swapped, labels)[0][:, SWAP]
+    swapped_back = swap_classes(_checked(swapped, labels)[0])
     predictions = np.asarray(probabilities).argmax(axis=1)
     _add_share(
         result, "flip_consistency", predictions == swapped_back.argmax(axis=1), groups, intervals
@@ -277,14 +279,20 @@ def preference_metrics(
 
 
 def average_swapped(probabilities: np.ndarray, swapped: np.ndarray) -> np.ndarray:
-    """Swap averaging at test time: mean of p(A, B) and the flipped p(B, A), both (n, 3), to (n, 3).
+    """Swap averaging at test time: mean of p(A, B) and the flipped p(B, A), both (n, 3) or, without
+    ties, (n, 2), to that shape.
 
     `swapped` is in the order of the swapped input, as in `preference_metrics`.
     """
     probabilities, swapped = np.asarray(probabilities), np.asarray(swapped)
-    if probabilities.shape != swapped.shape or probabilities.shape[-1] != 3:
+    if probabilities.shape != swapped.shape or probabilities.shape[-1] not in (2, 3):
         raise ValueError(f"expected two (n, 3), not {probabilities.shape} and {swapped.shape}")
-    return (probabilities + swapped[..., SWAP]) / 2
+    return (probabilities + swap_classes(swapped)) / 2
+
+
+def swap_classes(probabilities: np.ndarray) -> np.ndarray:
+    """Columns A, B, tie, or A, B, with A and B exchanged."""
+    return probabilities[..., SWAP[: probabilities.shape[-1]]]
 
 
 def expected_calibration_error(

@@ -60,6 +60,11 @@ def title_sizes(titles: Sequence[Title]) -> np.ndarray:
     return np.array(sizes, np.float64)
 
 
+def title_group(title: Title) -> str:
+    """Equal for titles that differ in case and white space alone."""
+    return stable_hash("title", normalised_text([title.text]))
+
+
 def headline_metrics(
     sums: np.ndarray, groups: Sequence[str], exact: bool, intervals: bool = True
 ) -> Metrics:
@@ -142,10 +147,10 @@ class Headlines(Training):
         every, notes = titles.load_titles(config.data, config.limit, config.data_seed)
         for line in notes:
             world.say(line)
-        train, self.titles = titles.split_titles(every, config.val_frac)
+        train, held_out = titles.split_titles(every, config.val_frac)
         facts = {
             "data_fingerprint": titles.titles_fingerprint(every),
-            "split_fingerprint": titles.titles_fingerprint(self.titles),
+            "split_fingerprint": titles.titles_fingerprint(held_out),
         }
         train = train[: max(1, round(len(train) * config.train_frac))]
         saved = None
@@ -154,19 +159,14 @@ class Headlines(Training):
             saved = titles.load_or_train_tokenizer(*settings, train, folder)
         self.tokenizer = titles.build_tokenizer(world.from_rank_0(saved))
         self.eos = self.tokenizer.eos_token_id
-        rows, self.val_rows = (self.encode(part, "tokenising") for part in (train, self.titles))
-        self.exact = titles.is_exact(self.tokenizer, self.titles, self.val_rows)
-        self.groups = [stable_hash("title", normalised_text([t.text])) for t in self.titles]
-        self.sizes = title_sizes(self.titles)
-        self.train_stream, self.val_stream = (
-            titles.build_stream(r, self.eos) for r in (rows, self.val_rows)
-        )
+        rows = self.encode(train, "tokenising")
+        self.train_stream = titles.build_stream(rows, self.eos)
+        self.hold_out(held_out)
         if config.sequences == "titles":
             self.train: Any = TitleData(rows, self.eos)
         else:
             length = config.max_length
             self.train = WindowData(self.train_stream, length, length, self.eos, once=False)
-        self.official = titles.OfficialWindows(self.val_stream.tokens[1:])
         texts = {t.text for t in train}
         again = sum(t.text in texts for t in self.titles)
         a_token = self.sizes[:, 0].sum() / len(self.official.stream)
@@ -178,6 +178,15 @@ class Headlines(Training):
             f"{a_token:.2f} characters a token"
         )
         return facts
+
+    def hold_out(self, held_out: list[Title]) -> None:
+        """The titles that are scored, as tokens."""
+        self.titles, self.val_rows = held_out, self.encode(held_out, "tokenising")
+        self.exact = titles.is_exact(self.tokenizer, self.titles, self.val_rows)
+        self.groups = [title_group(title) for title in self.titles]
+        self.sizes = title_sizes(self.titles)
+        self.val_stream = titles.build_stream(self.val_rows, self.eos)
+        self.official = titles.OfficialWindows(self.val_stream.tokens[1:])
 
     def encode(self, titles: Sequence[Title], what: str) -> Ragged:
         texts = (title.text for title in titles)
@@ -328,20 +337,20 @@ class Headlines(Training):
 
         What was saved is the average already. With --test_with final nothing was chosen by them.
         """
+        result = self.measure(state)
+        result.metrics.update(
+            evaluated_on="validation",
+            training_flops=self.training_flops(state),
+            parameters=gpt.parameter_count(state.model.config),
+        )
+        return result
+
+    def measure(self, state: core.State) -> Result:
+        """Figures and rows of the titles that are held out."""
         sums = self.sums(state)
         require_finite(sums, "a loss")
         metrics = headline_metrics(sums, self.groups, self.exact)
-        seen, asked = (
-            np.bincount(stream.tokens[1:], minlength=len(self.tokenizer))
-            for stream in (self.train_stream, self.val_stream)
-        )
-        frequencies = unigram_loss(seen, asked)
-        metrics |= {
-            "unigram_entropy": frequencies,
-            "evaluated_on": "validation",
-            "training_flops": self.training_flops(state),
-            "parameters": gpt.parameter_count(state.model.config),
-        }
+        metrics["unigram_entropy"] = self.frequencies()
         rows = [
             {
                 "id": title.id,
@@ -353,7 +362,16 @@ class Headlines(Training):
             }
             for title, group, row in zip(self.titles, self.groups, sums, strict=True)
         ]
-        return Result(metrics, rows, TokenLoss(metrics["nats_per_token"], frequencies))
+        evidence = TokenLoss(metrics["nats_per_token"], metrics["unigram_entropy"])
+        return Result(metrics, rows, evidence)
+
+    def frequencies(self) -> float:
+        """Nats a token, for an answer by the frequencies of the training tokens alone."""
+        seen, asked = (
+            np.bincount(stream.tokens[1:], minlength=len(self.tokenizer))
+            for stream in (self.train_stream, self.val_stream)
+        )
+        return unigram_loss(seen, asked)
 
     # -- weights
 

@@ -77,6 +77,8 @@ def with_recipe(config: Any) -> Any:
         )
     if config.shard and config.compile:
         raise ValueError("--shard and --compile do not go together")
+    if config.shard and config.reduce_dtype != "fp32":
+        raise ValueError("--reduce_dtype: with --shard FSDP sums, in fp32")
     if config.packing and config.compile:
         raise ValueError("--compile needs a few fixed lengths: use --packing false")
     shape = causal.load_config(config.size or base, config.init)

@@ -4,7 +4,7 @@ A script chooses the encoder, may fix whether the prompt is read, and shows its 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +30,13 @@ from experiments.experiment import (
     Result,
     place,
 )
-from experiments.pair_answers import (
-    answers_to,
+from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
+    calibrated_metrics,
     compare_answers,
+    fitted_temperature,
+    pair_metrics,
     predict_pairs,
+    prediction_line,
     style_answers,
     test_result,
 )
@@ -58,6 +61,9 @@ class Config(Settings):
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    extra_train: str | None = None
+    """file of further training rows, all of them, in any layout; winner_… columns may hold
+    probabilities. Those with a prompt of validation or test are left out"""
     split: Literal["prompt", "row"] = "prompt"
     """what lies in one part only: all rows of a prompt, or (leaks; for old arms) each row"""
     val_frac: float = 0.1
@@ -117,9 +123,10 @@ EMBEDDED: dict[str, Any] = {
 
 def load_rows(
     config: Config, world: core.World, folder: Path | None
-) -> tuple[list[PairRow], dict[str, Any]]:
-    """Read, repair, split and subset; also returns facts for the record. The leak check runs at
-    every load. Rows that --skip_bad_rows leaves out are listed in the folder."""
+) -> tuple[list[PairRow], tuple[str, ...], dict[str, Any]]:
+    """Read, repair, split and subset; also returns the classes, two where there are no ties, and
+    facts for the record. The leak check runs at every load. Rows that --skip_bad_rows leaves out
+    are listed in the folder."""
     if config.data in ("reviews", "reviews_control"):
         rows, repairs = reviews.load_review_pairs(
             control=config.data == "reviews_control",
@@ -127,33 +134,86 @@ def load_rows(
             test_frac=config.test_frac,
         )
         world.say(reviews.NOTICE)
-        leaks = 0
+        classes, leaks = CLASSES, 0
     else:
         writes = world.rank == 0 and folder is not None
-        rows, repairs = arena.load_arena(
+        rows, repairs, ties, reading = arena.read_pairs(
             config.data,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=folder / "bad_rows.csv" if writes else None,
         )
+        classes = CLASSES if ties else CLASSES[: metrics.TIE]
+        world.say(reading)
         arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
         leaks = arena.check_leaks(rows, config.split)
+    every = rows
     rows, facts = choose_rows(
         rows, arena.data_fingerprint(rows), config.limit, config.train_frac, key=arena.by_content
     )
+    own = len(rows)
+    if config.extra_train:
+        extra, ties = load_extra(config, world, folder, every, facts)
+        rows, classes = [*rows, *extra], CLASSES if ties else classes
     if config.labels == "shuffled":
         rows = arena.shuffle_labels(rows, config.seed)
         world.say("labels are shuffled inside each part: nothing can be learned from them")
-    sizes = count_splits(rows, config.data).replace("val ", "validation ")
-    shares = Counter(row.label for row in rows)
-    world.say(
-        f"data: {len(rows):,} rows of {config.data}: {sizes}; "
-        + ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(CLASSES))
-    )
+    sizes = count_splits(rows[:own], config.data).replace("val ", "validation ")
+    world.say(f"data: {own:,} rows of {config.data}: {sizes}; {shares_of(rows[:own], classes)}")
+    if extra := rows[own:]:
+        world.say(
+            f"extra training rows: {len(extra):,} of {config.extra_train}; "
+            f"{shares_of(extra, classes)}"
+        )
     if repairs:
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
-    return rows, {**facts, "repairs": repairs}
+    return rows, classes, {**facts, "repairs": repairs, "classes": list(classes)}
+
+
+def shares_of(rows: Sequence[PairRow], classes: Sequence[str]) -> str:
+    """ "A 40.0%, B 35.0%, tie 25.0%" """
+    shares = Counter(row.label for row in rows)
+    return ", ".join(f"{n} {shares[i] / len(rows):.1%}" for i, n in enumerate(classes))
+
+
+def load_extra(
+    config: Config,
+    world: core.World,
+    folder: Path | None,
+    known: Sequence[PairRow],
+    facts: dict[str, Any],
+) -> tuple[list[PairRow], bool]:
+    """The rows of --extra_train, without those whose prompt is one of validation or test among the
+    known rows, whatever --limit leaves of them; and whether there are ties. Adds to the facts."""
+    writes = world.rank == 0 and folder is not None
+    pairs = arena.read_pairs(
+        config.extra_train,
+        soft_labels=True,
+        skip_bad_rows=config.skip_bad_rows,
+        bad_rows_file=folder / "extra_bad_rows.csv" if writes else None,
+    )
+    world.say(f"{config.extra_train}: {pairs.reading}")
+    rows, left_out = arena.extra_rows(pairs.rows, known)
+    if left_out:
+        world.say(
+            f"{left_out:,} of {len(pairs.rows):,} extra rows have a prompt of validation or test: "
+            "left out"
+        )
+    if not rows:
+        raise ValueError(f"{config.extra_train}: no row is left to train on")
+    soft = sum(row.soft is not None for row in rows)
+    if soft:
+        world.say(f"{soft:,} of {len(rows):,} extra rows have probabilities for their label")
+    facts["extra_train"] = {
+        "fingerprint": arena.data_fingerprint(rows),
+        "rows": len(rows),
+        "left_out": left_out,
+        "soft": soft,
+        "repairs": pairs.repairs,
+    }
+    ties = any(row.label == metrics.TIE or (row.soft and row.soft[metrics.TIE]) for row in rows)
+    return rows, ties
 
 
 class Preference(Training):
@@ -164,7 +224,7 @@ class Preference(Training):
         self.config, self.world = config, world
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
-        self.rows, self.facts = load_rows(config, world, folder)
+        self.rows, self.classes, self.facts = load_rows(config, world, folder)
         self.other = None if config.blend is None else other_run(config.blend, self.facts)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
@@ -174,6 +234,7 @@ class Preference(Training):
         )
         labels = np.array([row.label for row in self.rows])
         split = np.array([row.split for row in self.rows])
+        soft = pair_data.soft_labels(self.rows, len(self.classes))
 
         def part(name: str, swap_seed: int | None = None) -> PairData:
             return PairData(
@@ -184,6 +245,7 @@ class Preference(Training):
                 config.max_length,
                 config.length_steps,
                 swap_seed,
+                soft if name == "train" else None,
             )
 
         augment = config.swap in ("augment", "both")
@@ -212,7 +274,8 @@ class Preference(Training):
         torch.manual_seed(core.mix_seed(config.seed, 4))
         style = self.train.style
         scale = None if style is None else style_scale(style[self.train.index])
-        head = pairs.build_head(config.head, encoder.config.hidden_size, config.dropout, scale)
+        hidden, classes = encoder.config.hidden_size, len(self.classes)
+        head = pairs.build_head(config.head, hidden, config.dropout, classes, scale)
         model = place(pairs.build_model(encoder, head, config.pooling), self.world)
         if config.compile:
             compile_model(model.encoder)
@@ -313,7 +376,7 @@ class Preference(Training):
         return Targets(pairs.pair_logits(model, batch), batch["labels"])
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
-        """p(A, B) and p(B, A), each (rows, 3); with --swap tta both are the average."""
+        """p(A, B) and p(B, A), each (rows, classes); with --swap tta both are the average."""
         return predict_pairs(state, data, self.config.swap in ("tta", "both"))
 
     def evaluate(self, state: core.State) -> dict[str, float]:
@@ -322,9 +385,9 @@ class Preference(Training):
         self.latest.keep(state, p)
         labels = self.val.labels[self.val.index]
         figures = metrics.classification_metrics(
-            p, labels, range(len(labels)), CLASSES, intervals=False
+            p, labels, range(len(labels)), self.classes, intervals=False
         )
-        flips = p.argmax(axis=1) == swapped[:, metrics.SWAP].argmax(axis=1)
+        flips = p.argmax(axis=1) == metrics.swap_classes(swapped).argmax(axis=1)
         self.evidence = self.answers(p)
         return {
             "val_loss": figures["log_loss"],
@@ -347,7 +410,7 @@ class Preference(Training):
         result.metrics.update(more)
         if self.config.beyond_style:
             train = [row for row in self.rows if row.split == "train"]
-            style = style_answers(train, val, test, self.world)
+            style = style_answers(train, val, test, len(self.classes), self.world)
             if style is not None:
                 found = compare_answers(style, val, own_val, test, own)
                 result.metrics["beyond_style"] = found
@@ -364,21 +427,17 @@ class Preference(Training):
         """p of validation, of the test and of the swapped test, joined with --blend's run; and what
         the weights are."""
         answer = open_run(self.other, self.world)
-        others = [answer(rows) for rows in (val, test, [arena.exchanged_row(row) for row in test])]
-        found = compare_answers(np.concatenate(others[:2]), val, p_val, test, p)
+        others_val, (others, others_swapped) = answer(val), answer.both_orders(test)
+        if others.shape[1] != p.shape[1]:
+            raise ValueError(f"--blend {self.other}: it was trained on other classes")
+        found = compare_answers(np.concatenate([others_val, others]), val, p_val, test, p)
         weights = [found["weights"][name] for name in ("model", "style")]
-        joined = [blend(pair, weights) for pair in zip((p_val, p, swapped), others, strict=True)]
-        facts = {
-            "run": str(self.other),
-            "weights": weights,
-            "log_loss_of_run": found["log_loss_style"],
-            **{
-                name: found[name]
-                for name in ("log_loss_alone", "gain", "gain_ci95")
-                if name in found
-            },
-        }
-        return *joined, {"blend": facts}
+        pairs_of = (p_val, others_val), (p, others), (swapped, others_swapped)
+        joined = [blend(pair, weights) for pair in pairs_of]
+        facts = {"run": str(self.other), "weights": weights}
+        facts |= {"log_loss_of_run": found["log_loss_style"]}
+        named = ("log_loss_alone", "gain", "gain_ci95")
+        return *joined, {"blend": facts | {name: found[name] for name in named if name in found}}
 
     def read(self, row: int) -> dict[str, str]:
         """The tokens of a test row, as text."""
@@ -387,8 +446,9 @@ class Preference(Training):
         return {name: self.tokenizer.decode(self.test_data.ids[side]) for name, side in sides}
 
     def answers(self, p: np.ndarray) -> Answers:
-        """Those on the validation rows, p (rows, 3)."""
-        return answers_to([self.rows[i] for i in self.val.index], p)
+        """Those on the validation rows, p (rows, classes)."""
+        groups = [self.rows[i].group for i in self.val.index]
+        return Answers(p, self.val.labels[self.val.index], self.classes, groups)
 
     # -- weights
 
@@ -398,6 +458,7 @@ class Preference(Training):
             "head": config.head,
             "pooling": config.pooling,
             "style_columns": list(NAMES) if config.features else None,
+            "classes": list(self.classes),
             "with_prompt": config.prompt,
             "swap": config.swap,
             "max_length": config.max_length,

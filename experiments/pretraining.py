@@ -255,14 +255,17 @@ def frequencies_alone(
 # ------------------------------------------------------------------------ the experiment
 
 
-def load_parts(config: Config, world: core.World) -> tuple[corpora.Corpus, corpora.Split]:
-    """The packed corpus, made where it is not there yet, and its split."""
+def load_parts(
+    config: Config, world: core.World, build: bool = True
+) -> tuple[corpora.Corpus, corpora.Split]:
+    """The packed corpus, made where it is not there yet (build), and its split."""
     corpus = corpora.load_corpus(
         config.data,
         world,
         tokenizer=config.tokenizer,
         vocab_size=config.vocab_size,
         seq_length=config.max_length,
+        build=build,
     )
     held_out = config.validation
     split = corpora.split_corpus(corpus, held_out.fraction, held_out.seed, held_out.truncate_to)
@@ -348,6 +351,8 @@ class Pretraining(Training):
             state.evaluation_due = functools.partial(
                 self.clock.passed_multiple_of, config.validate_every
             )
+        if self.stacking:
+            state.in_use = functools.partial(self.running_parameters, model)
         if config.compile:
             compile_model(model)
         return state
@@ -377,6 +382,11 @@ class Pretraining(Training):
     def depth(self) -> int:
         """Layers that there are at this time."""
         return self.stacking.depth if self.stacking else self.num_layers
+
+    def running_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """All but those of the layers that stacking has not reached."""
+        waiting = {id(p) for p in self.stacking.layers[self.depth :].parameters()}
+        return [p for p in model.parameters() if id(p) not in waiting]
 
     def active_layers(self, position: int, index: int) -> Sequence[int]:
         """The layers of a micro-batch; any rank can say so for any."""
@@ -463,6 +473,17 @@ class Pretraining(Training):
         """The last figures, on the validation rows: nothing was chosen by them."""
         if self.stacking:  # rank 0 has read it with the weights
             self.stacking.depth = self.world.from_rank_0(self.depth)
+        result = self.measure(state)
+        result.metrics.update(
+            evaluated_on="validation",
+            budget_fraction=self.clock.fraction,
+            updates=self.clock.steps,
+            work=self.clock.counts,
+        )
+        return result
+
+    def measure(self, state: core.State) -> Result:
+        """Figures and rows of the validation rows."""
         values = self.sequence_losses(state, self.val)
         groups = self.corpus.group_of(self.val.ids)
         loss_sum, targets = values.sum(axis=0)
@@ -481,10 +502,6 @@ class Pretraining(Training):
         metrics |= {
             "perplexity": math.exp(min(loss, 700)),
             "unigram_entropy": self.frequencies,
-            "evaluated_on": "validation",
-            "budget_fraction": self.clock.fraction,
-            "updates": self.clock.steps,
-            "work": self.clock.counts,
         }
         rows = [
             {

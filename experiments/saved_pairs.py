@@ -1,15 +1,15 @@
 """A saved run of the preference scripts, opened again: it answers rows.
 
     answer = open_run("results/…", core.single_world("cpu"))
-    p = answer(rows)                                    # (rows, 3) of A, B, tie
+    p = answer(rows)                                    # (rows, classes)
 
 Whether an encoder, what counting says, or both joined: the run's folder knows.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,18 @@ from experiments.pair_answers import predict_pairs
 from files import damage, read_json
 from models import features, pairs, pretrained
 
-Answer = Callable[[Sequence[PairRow]], np.ndarray]
+
+class Answer(Protocol):
+    """What answers rows."""
+
+    classes: int  # 2 where there are no ties
+    precision: str
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        """p(A, B) (rows, classes)"""
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        """p(A, B) and p(B, A), uncalibrated."""
 
 
 def open_run(
@@ -43,11 +54,8 @@ def open_run(
         folder = folder / "train/weights" / weights
     if problem := damage(folder):
         raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
-    answer = (
-        features.load(folder).probabilities
-        if (folder / features.FILE).exists()
-        else SavedPairs(folder, world)
-    )
+    counted = (folder / features.FILE).exists()
+    answer = SavedFeatures(folder) if counted else SavedPairs(folder, world)
     tested = read_json(Path(run) / "test/metrics/metrics.json")
     joined = tested.get("blend")
     fitted = {
@@ -70,9 +78,15 @@ class Blended:
 
     def __init__(self, own: Answer, other: Answer, weights: Sequence[float]):
         self.own, self.other, self.weights = own, other, weights
+        self.classes, self.precision = own.classes, own.precision
 
     def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
         return blend([self.own(rows), self.other(rows)], self.weights)
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        answers = zip(self.own.both_orders(rows), self.other.both_orders(rows), strict=True)
+        p, swapped = (blend(pair, self.weights) for pair in answers)
+        return p, swapped
 
 
 class Calibrated:
@@ -80,10 +94,29 @@ class Calibrated:
 
     def __init__(self, answer: Answer, temperature: float):
         self.answer, self.temperature = answer, temperature
+        self.classes, self.precision = answer.classes, answer.precision
+        self.both_orders = answer.both_orders
 
     def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
         p = np.maximum(self.answer(rows), 1e-300)
         return metrics.apply_temperature(np.log(p), self.temperature)
+
+
+class SavedFeatures:
+    """What counting gets."""
+
+    precision = "fp64"
+
+    def __init__(self, folder: Path):
+        self.model = features.load(folder)
+        self.classes = self.model.classes
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        return self.model.probabilities(rows)
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        p = self(rows)
+        return p, metrics.swap_classes(p)  # exactly
 
 
 class SavedPairs:
@@ -107,13 +140,17 @@ class SavedPairs:
                 f"{folder}: the style features of this version are others: train it again"
             )
         scale = (torch.zeros(len(columns)), torch.ones(len(columns))) if columns else None
-        head = pairs.build_head(self.facts["head"], encoder.config.hidden_size, style=scale)
+        self.classes = len(self.facts.get("classes", metrics.PREFERENCE_CLASSES))  # older runs: 3
+        hidden = encoder.config.hidden_size
+        head = pairs.build_head(self.facts["head"], hidden, classes=self.classes, style=scale)
         self.model = pairs.build_model(encoder, head, pooling or "first")
         pairs.restore_model(self.model, folder)
         self.model.to(world.device).eval()
 
     def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
-        """Probabilities (rows, 3) of A, B, tie."""
+        return self.both_orders(rows)[0]
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
         facts, tokenizer = self.facts, self.tokenizer
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
         quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
@@ -124,7 +161,7 @@ class SavedPairs:
         )
         if facts.get("style_columns"):
             data.style = style_features(rows)
-        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))[0]
+        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)

@@ -23,7 +23,7 @@ from methods.averaging import WeightAverage, WindowAverage
 from methods.batch_selection import SelectingLoader, SelectiveBackprop
 from methods.curvature import Curvature, SeekingLoader
 from methods.dropout import drops
-from methods.losses import loss_sum, target_losses
+from methods.losses import are_scores, loss_sum, target_losses
 from methods.muon import split_for_muon
 from methods.optimizers import (
     build_optimizer,
@@ -44,7 +44,7 @@ class Targets(NamedTuple):
     """What a model answers where something is asked."""
 
     logits: Tensor  # (targets, classes), or (targets, 1) of a score
-    labels: Tensor  # (targets,) whole numbers, or the scores
+    labels: Tensor  # (targets,) whole numbers or scores, or (targets, classes) probabilities
     rows: Tensor | None = None  # (targets,) the row of the batch of each; None: one target a row
 
 
@@ -88,7 +88,7 @@ class Training(abc.ABC):
     def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """As the loss, against labels drawn from the model's own answers: for Sophia."""
         answers = self.target_logits(model, batch)
-        scores = answers.labels.is_floating_point()
+        scores = are_scores(answers.labels)
         sampled = sampled_score_loss_sum if scores else sampled_label_loss_sum
         return sampled(answers.logits), len(answers.labels)
 

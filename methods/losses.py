@@ -20,7 +20,8 @@ def loss_sum(
     mean of their cross-entropies + α/4 · (KL(p₁‖p₂) + KL(p₂‖p₁)) (Liang et al. 2021, R-Drop, arXiv
     2106.14448, equation 4, halved, so that learning rates keep their meaning). label_smoothing: the
     share of each target that is spread evenly over all classes (Szegedy et al. 2016, section 7).
-    labels (targets,): classes, or scores that logits (targets, 1) should equal.
+    labels: classes (targets,), their probabilities (targets, classes), or scores (targets,) that
+    logits (targets, 1) should equal.
     """
     each = [_sum(logits.float(), labels, label_smoothing) for logits in passes]
     if len(each) == 1:
@@ -28,8 +29,13 @@ def loss_sum(
     return (each[0] + each[1]) / 2 + alpha / 4 * divergence_sum(*passes)
 
 
+def are_scores(labels: Tensor) -> bool:
+    """Whether labels are numbers to equal; else they are classes, or probabilities of classes."""
+    return labels.is_floating_point() and labels.ndim == 1
+
+
 def _sum(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    if labels.is_floating_point():
+    if are_scores(labels):
         return F.mse_loss(logits[:, 0], labels, reduction="sum")
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
 
@@ -43,6 +49,6 @@ def divergence_sum(first: Tensor, second: Tensor) -> Tensor:
 
 def target_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """(targets,) the cross-entropy in nats, or the squared error, of each."""
-    if labels.is_floating_point():
+    if are_scores(labels):
         return (logits[:, 0].float() - labels).square()
     return F.cross_entropy(logits.float(), labels, reduction="none")

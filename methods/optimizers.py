@@ -161,12 +161,24 @@ def sample_labels(logits: Tensor, generator: torch.Generator | None = None) -> T
     """One class for each row of logits (targets, vocab), drawn from its softmax → (targets,).
 
     One uniform number a row finds its place in the cumulated probabilities: torch.multinomial
-    would draw a number for every entry of the vocabulary.
+    would draw a number for every entry of the vocabulary. A GPU cumulates in an order of its own,
+    which --deterministic forbids: there every entry draws one (Gumbel 1954: the largest sum of
+    logit and number wins).
     """
+    if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return gumbel_labels(logits, generator)
     cumulated = logits.detach().float().softmax(-1).cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
     places = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
     return places.squeeze(1).clamp_(max=logits.shape[-1] - 1)
+
+
+def gumbel_labels(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """As sample_labels, with a number for each entry."""
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+    smallest = torch.finfo(uniform.dtype).tiny
+    gumbel = -(-uniform.clamp_(min=smallest).log()).clamp_(min=smallest).log()
+    return (logits.detach().float() + gumbel).argmax(-1)
 
 
 def sampled_label_loss_sum(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:

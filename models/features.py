@@ -246,17 +246,21 @@ class FeatureModel:
     penalty: float
     weights: list[float]  # of the trees, of the logistic regression
     least: float  # no class gets less
+    classes: int  # 2 where there are no ties
 
     def probabilities(self, rows: Sequence[PairRow]) -> np.ndarray:
-        """(rows, 3) of A, B, tie."""
+        """(rows, classes) of A, B, tie."""
         x = features_of(rows, self.words)
         trees = np.mean([tree_answers(f, x, [self.rounds])[0] for f in self.forests], axis=0)
         linear = np.mean([in_both_orders(f.probabilities, x) for f in self.linears], axis=0)
-        return floored(blend([trees, linear], self.weights), self.least)
+        p = blend([trees, linear], self.weights)[:, : self.classes]
+        return floored(p, self.least)
 
 
-def fit(rows: Sequence[PairRow], seed: int = 0, words: bool = True) -> FeatureModel:
-    """Of rows with labels. words=False: style alone.
+def fit(
+    rows: Sequence[PairRow], seed: int = 0, words: bool = True, classes: int = CLASSES
+) -> FeatureModel:
+    """Of rows with labels. words=False: style alone. classes: 2 where there are no ties.
 
     ValueError where nothing can be learnt: rows of one prompt, or ties alone.
     """
@@ -291,6 +295,7 @@ def fit(rows: Sequence[PairRow], seed: int = 0, words: bool = True) -> FeatureMo
         PENALTIES[linear],
         weights.tolist(),
         1 / (len(rows) + CLASSES),
+        classes,
     )
 
 
@@ -359,7 +364,9 @@ def save(model: FeatureModel, folder: Path) -> None:
         for number, one in enumerate(several)
         for name, array in vars(one).items()
     }
-    facts = {name: getattr(model, name) for name in ("rounds", "penalty", "weights", "least")}
+    facts = {
+        name: getattr(model, name) for name in ("rounds", "penalty", "weights", "least", "classes")
+    }
     facts |= {"columns": list(NAMES), "terms": None}
     if model.words is not None:
         facts["terms"] = model.words.terms

@@ -15,7 +15,8 @@ STYLE_SIZE = 64  # numbers that the head reads beside an embedding
 
 
 class DavidsonHead(nn.Module):
-    """Logits (batch, 3) of A, B, tie; exchanging a and b exchanges the first two exactly.
+    """Logits (batch, classes) of A, B and, of three, tie; exchanging the answers exchanges the
+    first two exactly.
 
     Each answer has a worth π of its own, and with a threshold ν that all rows share
 
@@ -25,12 +26,13 @@ class DavidsonHead(nn.Module):
     The logits are ln π_a, ln π_b and ln ν + (ln π_a + ln π_b) / 2.
     """
 
-    def __init__(self, hidden: int, dropout: float = 0.1):
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
+        """classes: 2 where there are no ties, which is Bradley & Terry's model."""
         super().__init__()
         self.dense = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, 1)
-        self.threshold = nn.Parameter(torch.zeros(()))  # ln ν
+        self.threshold = nn.Parameter(torch.zeros(classes - 2))  # ln ν
 
     def worth(self, answer: Tensor) -> Tensor:
         """ln π: (batch, hidden) → (batch,)."""
@@ -38,7 +40,8 @@ class DavidsonHead(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         a, b = self.worth(a), self.worth(b)
-        return torch.stack([a, b, self.threshold + (a + b) / 2], dim=-1)
+        ties = self.threshold + ((a + b) / 2)[:, None]
+        return torch.cat([a[:, None], b[:, None], ties], dim=-1)
 
 
 class StyleHead(nn.Module):

@@ -1,7 +1,7 @@
 """Both answers through one encoder: the pair classifier of core around a model of transformers.
 
 model = core.PairClassifier(encoder, build_head("concat", hidden, dropout=0.1))
-logits = pair_outputs(model, batch)      # (A, B) and (B, A), (rows, 6)
+logits = pair_outputs(model, batch)      # (A, B) and (B, A), (rows, 2 · classes)
 """
 
 import json
@@ -24,10 +24,11 @@ def build_head(
     name: str,
     hidden: int,
     dropout: float | None = None,
+    classes: int = 3,
     style: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Module:
-    """concat, symmetric or davidson; dropout: None for .1; style: (mean, scale) of the style
-    features that it reads, too."""
+    """concat, symmetric or davidson; dropout: None for .1; classes: 2 where there are no ties;
+    style: (mean, scale) of the style features that it reads, too."""
     kind = {
         "concat": core.ConcatHead,
         "symmetric": core.SymmetricHead,
@@ -35,8 +36,9 @@ def build_head(
     }[name]
     dropout = 0.1 if dropout is None else dropout
     if style is None:
-        return kind(hidden, dropout=dropout)
-    return heads.StyleHead(kind(hidden + heads.STYLE_SIZE, dropout=dropout), *style, dropout)
+        return kind(hidden, classes, dropout=dropout)
+    inside = kind(hidden + heads.STYLE_SIZE, classes, dropout=dropout)
+    return heads.StyleHead(inside, *style, dropout)
 
 
 def build_model(encoder: nn.Module, head: nn.Module, pooling: str) -> core.PairClassifier:
@@ -45,7 +47,7 @@ def build_model(encoder: nn.Module, head: nn.Module, pooling: str) -> core.PairC
 
 
 def pair_logits(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
-    """(rows, 3)"""
+    """(rows, classes)"""
     a, b = embed_pairs(model, batch)
     return model.head(a, b, *style_of(batch))
 
@@ -99,7 +101,8 @@ def first_tokens(
 
 
 def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
-    """Logits of (A, B) and of (B, A), (rows, 6); the second order costs the head alone again."""
+    """Logits of (A, B) and of (B, A), (rows, 2 · classes); the second order costs the head alone
+    again."""
     a, b = embed_pairs(model, batch)
     style = style_of(batch)
     swapped = model.head(b, a, *map(exchanged, style))

@@ -44,6 +44,12 @@ class RunFolder:
         return "/".join(self.path.absolute().parts[-2:])
 
     @property
+    def evaluated(self) -> dict[str, Any] | None:
+        """Of an evaluation of a run on other rows: which run, and which rows."""
+        facts = self.record.get("evaluated")
+        return facts if isinstance(facts, dict) else None
+
+    @property
     def status(self) -> str:
         return str(self.record.get("status", "unknown"))
 
@@ -94,7 +100,7 @@ class RunFolder:
         """(training lines, evaluation lines) of train/metrics/metrics.jsonl."""
         log = MetricsLog(self.path)
         log.read()
-        self.notes += log.notes()
+        self.notes += log.notes() if self.evaluated is None else []  # which has no training
         return log.training, log.evaluations
 
     @cached_property

@@ -78,8 +78,9 @@ def subtitle(run: RunFolder) -> str:
     config, record = run.config, run.record
     model = " on ".join(str(config[name]) for name in ("model", "data") if config.get(name))
     seed = "" if run.seed is None else f"seed {run.seed}"
+    status = run.status if run.evaluated is None else f"evaluation of {run.evaluated.get('run')}"
     return " · ".join(
-        cut(clean(part), 100) for part in (record.get("script"), model, seed, run.status) if part
+        cut(clean(part), 100) for part in (record.get("script"), model, seed, status) if part
     )
 
 

@@ -17,7 +17,7 @@ _ANALYSIS = r"(worst_rows|samples|attention|answers_\w+)\.jsonl(\.part)?|judge\.
 # Folder → names there that are written by a run, by its page and by commands. Pictures are told by
 # what is in them.
 OWN = {
-    "": r"config\.yaml|run\.json|diff\.patch|bad_rows\.csv|report\.html",
+    "": r"config\.yaml|run\.json|diff\.patch|(extra_)?bad_rows\.csv|report\.html",
     "report": r"page\.md",
     "tensorboard": r"events\.out\.tfevents\..+",
     "wandb": r"latest-run|(offline-)?run-.+|debug.*\.log|settings",

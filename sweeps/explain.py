@@ -344,6 +344,12 @@ def _words(
 def _one_setting(path: str) -> Arm:
     """A run, or a folder of the seeds of one setting. ValueError for anything else."""
     runs = find_runs(path)
+    for run in runs:
+        if run.evaluated:
+            raise ValueError(
+                f"{run.path} is an evaluation: it was not trained on its rows. Explain the run "
+                f"itself, {run.evaluated.get('run')}"
+            )
     settings = {repr(sorted(settings_of(run).items(), key=str)) for run in runs}
     if len(settings) > 1:
         raise ValueError(

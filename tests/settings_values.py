@@ -162,6 +162,7 @@ WHAT = "what the run is about: another model, other rows"
 DECLARED: dict[str, str] = {
     "model": WHAT,
     "data": WHAT,
+    "extra_train": "more rows, which test_extra_train.py trains on",
     "task": WHAT,
     "suite": WHAT,
     "weights": WHAT,
@@ -176,6 +177,7 @@ DECLARED: dict[str, str] = {
     "selection.il_losses": "RHO-loss, which test_methods.py trains",
     "micro_batch": "which masks of dropout are drawn; else " + ROUNDING,
     "attention": ROUNDING,
+    "reduce_dtype": "how processes sum: of one process nothing is summed (tests/test_gradients.py)",
     "compile": ROUNDING,
     "deterministic": ROUNDING,
     "cache_features": ROUNDING,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data import arena, records
+from data import arena, layouts, records
 from data.arena import PairRow, assign_splits, check_leaks, load_arena
 from data.rows import split_fingerprint
 from data.rows import subset as subset_by_key
@@ -153,7 +153,7 @@ def test_parquet_file_and_folder(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     for part in range(2):
         names = [f"{part}-{i}" for i in range(3)]
-        texts = {name: [["t", None]] * 3 for name in arena.TEXT_COLUMNS}
+        texts = {name: [["t", None]] * 3 for name in layouts.TEXT_COLUMNS}
         flags = {name: [name == "winner_tie"] * 3 for name in arena.WINNER_COLUMNS}
         table = pyarrow.table({"id": names, **texts, **flags})
         parquet.write_table(table, tmp_path / f"part-{part}.parquet")

@@ -1,14 +1,19 @@
 """Every choice by device is a function of what the machine offers; fakes stand for machines."""
 
+import contextlib
+import dataclasses
 import importlib
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import core
+import device as devices
 import eval_bert
 from device import (
     Machine,
@@ -21,9 +26,11 @@ from device import (
     device_name,
     ipex_matches,
     look_at_machine,
+    machine_warnings,
     sum_dtype,
 )
 from experiments import experiment, pretraining
+from methods import optimizers
 from models import pretrained
 from models.pretrained import KERNELS
 from settings import Settings, parse_settings
@@ -160,7 +167,7 @@ def test_an_xpu_without_float64_sums_in_float32_and_scales_nothing():
     layer = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="fp16: training in it needs float64"):
         core.State(
-            config=None,
+            config=Settings(),
             world=core.World(torch.device("xpu"), alchemist),
             model=layer,
             optimizer=torch.optim.SGD(layer.parameters()),
@@ -253,19 +260,23 @@ def test_more_processes_than_devices_is_an_error(monkeypatch):
             pass
 
 
-def test_the_process_group_is_closed_when_the_block_fails(monkeypatch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_process_group_is_closed_unless_the_block_fails(monkeypatch, fails):
+    """Closing it would wait for ranks that wait for this one."""
     settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     calls = []
+    monkeypatch.setattr(core, "_meet", lambda rank, size: torch.distributed.HashStore())
     monkeypatch.setattr(core.dist, "init_process_group", lambda *a, **k: calls.append(a[0]))
     monkeypatch.setattr(core.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(core.dist, "destroy_process_group", lambda: calls.append("closed"))
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError) if fails else contextlib.nullcontext():
         with core.distributed(Settings(device="cpu")) as world:
             assert (world.rank, world.size, world.backend) == (0, 2, "gloo")
-            raise KeyError
-    assert calls == ["gloo", "closed"]
+            if fails:
+                raise KeyError
+    assert calls == ["gloo"] if fails else ["gloo", "closed"]
 
 
 def test_kernel_caches_are_bound_unless_the_user_says_how(monkeypatch):
@@ -274,3 +285,93 @@ def test_kernel_caches_are_bound_unless_the_user_says_how(monkeypatch):
     bound_kernel_caches()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+
+
+# --------------------------------------------------------------- what is there, but broken
+
+
+def test_a_broken_flash_attn_is_said_and_not_used():
+    """Installed for another torch, as it usually happens."""
+    machine = dataclasses.replace(A100, flash_attn_error="ImportError: undefined symbol")
+    assert choose_attention("auto", "cuda", "bf16", machine) == "sdpa"
+    with pytest.raises(ValueError, match="undefined symbol.*built for torch 2.13.0"):
+        choose_attention("flash_attention_2", "cuda", "bf16", machine)
+    (warning,) = machine_warnings(machine, "cuda")
+    assert "undefined symbol" in warning and machine_warnings(A100, "cuda") == []
+    assert machine_warnings(machine, "cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("raise ImportError('undefined symbol: _ZN3c10')", "ImportError: undefined symbol"),
+        ("def flash_attn_func(q, k, v): raise RuntimeError('no kernel image')", "no kernel image"),
+        ("def flash_attn_func(q, k, v): return 0 * v", "a mean of ones is 0.000"),
+        ("def flash_attn_func(q, k, v): return v", ""),
+    ],
+)
+def test_flash_attn_is_tried_once(tmp_path, monkeypatch, code, error):
+    (tmp_path / "flash_attn.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *size, device, **more: ones(*size, **more))
+    found = devices.try_flash_attention()
+    assert error in found and bool(found) == bool(error)
+    sys.modules.pop("flash_attn", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert devices.try_flash_attention() == ""
+
+
+def test_a_driver_that_is_too_old_is_said_loudly(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    version = tmp_path / "version"
+    monkeypatch.setattr(devices, "Path", lambda _: version)
+    assert devices.find_cuda_problem() == ""
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    problem = devices.find_cuda_problem()
+    assert "CUDA 13.0" in problem and "470.57.02" in problem
+    (warning,) = machine_warnings(Machine(cuda_problem=problem), "cpu")
+    assert warning.startswith("WARNING: on the CPU") and "470.57.02" in warning
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in devices.find_cuda_problem()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.find_cuda_problem() == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "Native API failed. Native API returns: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)",
+        "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_texts_of_memory_that_ran_out(text):
+    assert devices.is_out_of_memory(RuntimeError(text))
+    assert not devices.is_out_of_memory(ValueError(text))
+
+
+def test_emulated_bf16_of_an_xpu_does_not_count(monkeypatch):
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.xpu, "get_device_properties", lambda _: SimpleNamespace(has_fp64=False)
+    )
+    monkeypatch.setattr(
+        torch.xpu, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    machine = look_at_machine()
+    assert (machine.xpu, machine.xpu_bf16, machine.xpu_fp64) == (1, False, False)
+    assert choose_precision("auto", "xpu", machine) == "fp32"
+
+
+def test_labels_of_gumbel_numbers_have_the_softmax_frequencies():
+    """Which sophiag --deterministic draws with on a GPU."""
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(40_000, 4)
+    drawn = optimizers.gumbel_labels(logits, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert torch.allclose(shares, logits[0].softmax(-1), atol=0.01)

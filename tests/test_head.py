@@ -62,6 +62,19 @@ def test_swapping_the_answers_swaps_the_logits_exactly(hidden, rows, kind):
     assert not torch.equal(logits[:, 0], logits[:, 1])
 
 
+def test_two_classes_are_three_without_the_tie():
+    """With the same weights the logits of A and B are those beside a tie."""
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 9, 16)
+    for kind, left_out in ((core.SymmetricHead, 1), (core.ConcatHead, 2)):
+        three, two = kind(16).eval(), kind(16, classes=2).eval()
+        weights = three.state_dict()
+        for name in ("out.weight", "out.bias"):
+            weights[name] = weights[name][:left_out]
+        two.load_state_dict(weights)
+        torch.testing.assert_close(two(a, b), three(a, b)[:, :2])
+
+
 def test_equal_answers_get_equal_logits():
     head = core.SymmetricHead(16).eval()
     a = torch.randn(9, 16)

@@ -31,6 +31,7 @@ from test_resume import (
 
 import core
 import files
+import gradients
 import run_2_appendprompt
 import run_5_models
 import runs
@@ -130,8 +131,8 @@ def _with_errors_on_one_rank(rank: int, words: list[str], folder: str) -> None:
     places = [
         (0, pairs, "pair_outputs", 1),  # all validation rows are one batch, on rank 0
         (1, torch.optim.AdamW, "step", 1),
-        (1, core, "all_reduce_gradients", 2),
-        (1, core, "all_reduce_gradients", 0),  # never
+        (1, gradients.GradientSums, "_send", 2),
+        (1, gradients.GradientSums, "_send", 0),  # never
     ]
     for number, (failing, owner, name, at) in enumerate(places):
         world = core.World(torch.device("cpu"), Machine(), "gloo", rank, rank, 2)

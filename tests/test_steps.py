@@ -581,27 +581,6 @@ def step_stopped(world) -> SimpleNamespace:
     return SimpleNamespace(all=world.gather_rows([(stats, state.loader.position, state.step)]))
 
 
-def reduce_by_hand(world) -> SimpleNamespace:
-    """Gradients of many shapes in small buckets; some ranks have none."""
-    shapes = [(3,), (40, 30), (1,), (7, 5), (0,), (200,), (2, 3, 4)]
-    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    for number, parameter in enumerate(parameters):
-        if number == 3 and world.rank == 0:
-            continue  # this rank did not use it
-        own = torch.Generator().manual_seed(10 * number + world.rank)
-        parameter.grad = torch.randn(parameter.shape, generator=own)
-    if world.rank == 0:  # laid out in memory as its transpose
-        parameters[1].grad = parameters[1].grad.t().contiguous().t()
-    skipped = nn.Parameter(torch.zeros(2))
-    before = [None if p.grad is None else p.grad.clone() for p in parameters]
-    core.all_reduce_gradients(parameters, world, bucket_bytes=1000)
-    return SimpleNamespace(
-        before=world.gather_rows([before]),
-        after=world.gather_rows([[p.grad for p in parameters]]),
-        skipped=skipped.grad,
-    )
-
-
 def collectives(world) -> SimpleNamespace:
     model = nn.BatchNorm1d(3)
     nn.init.constant_(model.weight, world.rank + 1.0)
@@ -632,7 +611,6 @@ def two_processes(rank: int, folder: str) -> None:
         "out_of_memory": step_out_of_memory(world, failing_rank=1, micro_batch=4),
         "infinite": step_infinite(world),
         "stopped": step_stopped(world),
-        "reduced": reduce_by_hand(world),
         "collectives": collectives(world),
     }
     torch.save(found, f"{folder}/{rank}.pt")
@@ -696,17 +674,6 @@ def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(two):
 def test_a_signal_on_one_rank_stops_all(two):
     for rank in two:
         assert rank["stopped"].all == [(None, 0, 0), (None, 0, 0)]
-
-
-def test_gradients_are_summed_whatever_their_shape(two):
-    for rank in two:
-        found = rank["reduced"]
-        for number, expected in enumerate(found.before[1]):
-            first = found.before[0][number]
-            total = expected if first is None else first + expected
-            for after in found.after:
-                assert torch.equal(after[number], total)
-        assert found.skipped is None
 
 
 def test_collectives_give_all_ranks_the_same(two):

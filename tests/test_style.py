@@ -161,6 +161,8 @@ def test_rows_without_ties_and_rows_that_teach_nothing():
     rows = planted(60, "length", ties=0)
     p = features.fit(rows, words=False).probabilities(rows)
     assert (p[:, 2] < 0.05).all() and (p[:, 2] > 0).all()
+    two = features.fit(rows, words=False, classes=2).probabilities(rows)
+    assert two.shape == (60, 2) and two.sum(axis=1) == pytest.approx(1)
     with pytest.raises(ValueError, match="no ties"):
         features.fit([replace(row, label=2) for row in rows])
     with pytest.raises(ValueError, match="two prompts"):
@@ -170,7 +172,7 @@ def test_rows_without_ties_and_rows_that_teach_nothing():
 def write_rows(rows: list[arena.PairRow], path):
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", *arena.TEXT_COLUMNS, *arena.WINNER_COLUMNS])
+        writer.writerow(["id", "prompt", "response_a", "response_b", *arena.WINNER_COLUMNS])
         for row in rows:
             texts = (json.dumps(turns) for turns in (row.prompt, row.response_a, row.response_b))
             writer.writerow([row.id, *texts, *(int(row.label == k) for k in range(3))])

@@ -1,0 +1,446 @@
+"""Rows of preferences as people have them: which columns hold the texts, and which the winner.
+
+    layout = find_layout("rows.jsonl", ["prompt", "chosen", "rejected"], require_winner=True)
+    prompt, first, second = layout.texts(record, repaired)     # lists of turns, None where null
+    label, soft = layout.winner_of(record)
+
+A layout belongs to a file: the first row's columns decide. What one row has in another form raises
+BadRow. The winner is a word (A, model_a, tie …), a number, one of three columns, or the texts
+themselves are called chosen and rejected.
+"""
+
+import ast
+import contextlib
+import difflib
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.records import ROLES, BadRow, short
+from data.rows import normalised_text, stable_hash
+
+WINNER_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # in the order of the labels
+TEXT_COLUMNS = ("prompt", "response_a", "response_b")
+CONVERSATIONS = ("conversation_a", "conversation_b")
+CHOSEN = ("chosen", "rejected")
+PROMPTS = ("prompt", "question", "instruction", "conversations")  # the first that is there
+# what stands before and after a prompt in columns of its own, where one of these is the prompt
+AROUND = {"prompt": ("system",), "question": ("system",), "instruction": ("system", "input")}
+WINNERS = ("winner", "label", "preference")  # the first that is there
+A, B, TIE = 0, 1, 2
+KNOWN = (
+    "known are: prompt, response_a, response_b, or conversation_a, conversation_b (lists of "
+    "messages), each with winner_model_a, winner_model_b, winner_tie (one of them is 1) or with "
+    "winner or label (A, B, tie; model_a, model_b; response_a, response_b; 0, 1, 2); and prompt, "
+    "chosen, rejected (texts or lists of messages)"
+)
+NOUNS = ("model", "response", "answer", "assistant", "conversation", "output", "completion")
+WORDS: dict[str, int] = {
+    **{f"{noun} {side}": label for noun in NOUNS for label, side in enumerate("ab")},
+    **{"a": A, "b": B},
+    **dict.fromkeys(("tie", "draw", "equal", "both", "neither", "both good"), TIE),
+    **dict.fromkeys(("tie bothbad", "tie both bad", "bothbad", "both bad"), TIE),
+}
+Turns = list[str | None]
+
+
+@dataclass
+class Layout:
+    """How the rows of one file are read; it remembers what its numbers could mean."""
+
+    source: str
+    kind: str  # sides | conversations | chosen
+    prompt: str | None  # column, where the texts do not bring it
+    winner: str | tuple[str, ...] | None  # column, or one column a class; None: no winners
+    around: tuple[str, ...] = ()  # columns that belong to the prompt, of AROUND
+    numbers: dict[int, str] = field(default_factory=dict)  # number of a winner → its first place
+    has_words: bool = False  # whether a winner is none
+
+    # -- texts
+
+    def texts(self, record: dict, repaired: set[str]) -> tuple[Turns, Turns, Turns]:
+        """(prompt, first, second): of A and B, or of the chosen and the rejected answer."""
+        columns = {"sides": TEXT_COLUMNS[1:], "conversations": CONVERSATIONS}.get(self.kind, CHOSEN)
+        prompt = None if self.prompt is None else _cell(record, self.prompt)
+        # an answer that looks like a list is one where the prompt is: else it is an answer in JSON
+        lists = isinstance(self.winner, tuple) or _is_list(prompt)
+        asked: Turns | None = None
+        if self.prompt is not None and not (messages := _messages(prompt, self.prompt, repaired)):
+            asked = self._with_around(record, read_turns(prompt, self.prompt, repaired, lists))
+        sides = []
+        for column in columns:
+            cell = _cell(record, column)
+            said = _messages(cell, column, repaired, always=self.prompt is None)
+            if said and _role(said[0]) == "assistant" and self.prompt is not None:
+                before = messages if asked is None else _as_messages(asked)
+                sides.append(read_messages([*before, *said], column))
+            elif said:
+                sides.append(read_messages(said, column))
+            elif self.prompt is None:
+                expected = "a list of messages"
+                if self.kind == "chosen":
+                    expected += " (or Human: … Assistant: …, or a column prompt)"
+                raise BadRow(column, f"expected {expected}, found {short(cell)}")
+            elif asked is None:
+                before, answered = read_messages(messages, self.prompt)
+                sides.append((before, [*answered, *read_turns(cell, column, repaired, lists)]))
+            else:
+                sides.append((asked, read_turns(cell, column, repaired, lists)))
+        (first_asks, first), (second_asks, second) = sides
+        for turn, (one, other) in enumerate(zip(first_asks, second_asks, strict=False), start=1):
+            if one is not other and normalised_text([one or ""]) != normalised_text([other or ""]):
+                problem = f"expected one prompt, found two in turn {turn}"
+                raise BadRow("/".join(columns), problem)
+        return max(first_asks, second_asks, key=len), first, second
+
+    def _with_around(self, record: dict, asked: Turns) -> Turns:
+        """system \\n\\n prompt \\n\\n input, the parts that a row has, in the first turn."""
+        parts = {name: record.get(name) for name in self.around}
+        there = {
+            name: text for name, text in parts.items() if isinstance(text, str) and text.strip()
+        }
+        if not there:
+            return asked
+        first = [there.get("system"), *asked[:1], there.get("input")]
+        return ["\n\n".join(part for part in first if part), *asked[1:]]
+
+    # -- the winner
+
+    def winner_of(
+        self, record: dict, place: str, required: bool, soft: bool = False
+    ) -> tuple[int | None, tuple[float, ...] | None]:
+        """(label, None), or (the likeliest label, probabilities of A, B, tie).
+
+        A number is returned unchanged: what it means shows when all rows have been read.
+        required: False lets a row have none. soft: the columns may hold probabilities.
+        """
+        if self.winner is None:
+            return None, None
+        if isinstance(self.winner, tuple):
+            return read_columns(record, self.winner, required, soft)
+        value = record.get(self.winner)
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            if required:
+                raise BadRow(self.winner, "expected A, B or tie, found a blank")
+            return None, None
+        number = _number(value)
+        if number is not None and -1 <= number <= 2:
+            self.numbers.setdefault(number, place)
+            return number, None
+        if isinstance(value, str):
+            self.has_words = True
+            word = re.sub(r"[\W_]+", " ", value).strip().casefold()
+            if word in WORDS:
+                return WORDS[word], None
+            names = [record.get("model_a"), record.get("model_b")]
+            if names.count(value) == 1:  # the winner by its name
+                return names.index(value), None
+        if not required:  # another column of that name
+            return None, None
+        raise BadRow(
+            self.winner,
+            f"expected A, B or tie (model_a, response_b, …), or 0, 1, 2, found {short(value)}",
+        )
+
+    @property
+    def has_tie_column(self) -> bool:
+        return isinstance(self.winner, tuple) and WINNER_COLUMNS[TIE] in self.winner
+
+    def meaning(self) -> dict[int, int]:
+        """number → label, of all numbers that the rows have; ValueError where they could mean
+        several things."""
+        there = set(self.numbers)
+        if -1 not in there and there != {1, 2}:
+            return {number: number for number in there}
+        if {-1, 1} <= there <= {-1, 0, 1} and not self.has_words:
+            return {number: {-1: A, 0: TIE, 1: B}[number] for number in there}
+        first = ", ".join(f"{number} ({place})" for number, place in sorted(self.numbers.items()))
+        raise ValueError(
+            f"{self.source}, column {self.winner}: expected 0, 1, 2 (A, B, tie) or -1, 0, 1 (A, "
+            f"tie, B), and these numbers could mean several things: {first}. Write A, B and tie."
+        )
+
+    def give_numbers_meaning(self, rows: Iterable[Any], required: bool) -> None:
+        """Numbers as labels, in place, once all rows were read. required: False leaves rows
+        without a label where the numbers have no meaning."""
+        if not self.numbers or -1 not in self.numbers and set(self.numbers) != {1, 2}:
+            return
+        try:
+            meaning = self.meaning()
+        except ValueError:
+            if required:
+                raise
+            meaning, self.winner = {}, None
+        for row in rows:
+            row.label = meaning.get(row.label)
+
+    def said(self, ties: bool) -> str:
+        """One line on what was understood."""
+        prompt = " + ".join((str(self.prompt), *self.around))
+        if self.kind == "chosen":
+            text = "chosen/rejected: the side drawn by a hash of each row"
+            if self.around:
+                text = f"{prompt}, {text}"
+        else:
+            names = (prompt, *TEXT_COLUMNS[1:]) if self.kind == "sides" else CONVERSATIONS
+            text = f"{', '.join(names)}: "
+            if self.winner is None:
+                return f"read as {text}no winner"
+            if isinstance(self.winner, tuple):
+                text += f"the winner in {', '.join(self.winner)}"
+            elif self.numbers:
+                meaning = sorted(self.meaning().items())
+                named = (f"{number} {('A', 'B', 'tie')[label]}" for number, label in meaning)
+                text += f"{self.winner} {', '.join(named)}"
+            else:
+                text += f"the winner in {self.winner}"
+        return f"read as {text}{'' if ties else '; no ties'}"
+
+
+def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> Layout:
+    """The layout of a file by its first row's columns; ValueError names what is missing."""
+    prompt = next((name for name in PROMPTS if name in columns), None)
+    winner: str | tuple[str, ...] | None = None
+    if set(WINNER_COLUMNS[:2]) <= set(columns):
+        winner = tuple(name for name in WINNER_COLUMNS if name in columns)
+    elif not set(WINNER_COLUMNS) & set(columns):
+        winner = next((name for name in WINNERS if name in columns), None)
+    has_sides = prompt is not None and set(TEXT_COLUMNS[1:]) <= set(columns)
+    some = bool(set(WINNER_COLUMNS) & set(columns)) and winner is None
+    around = tuple(name for name in AROUND.get(prompt or "", ()) if name in columns)
+    if prompt == "prompt" and isinstance(winner, tuple):
+        around = ()  # Kaggle's own, whatever else is there
+    if has_sides and not some and (winner or not require_winner):
+        return Layout(source, "sides", prompt, winner, around)
+    if set(CONVERSATIONS) <= set(columns) and not some and (winner or not require_winner):
+        return Layout(source, "conversations", None, winner)
+    if set(CHOSEN) <= set(columns):
+        return Layout(source, "chosen", prompt, None, around)
+    texts = CONVERSATIONS if set(CONVERSATIONS) <= set(columns) else TEXT_COLUMNS
+    if prompt is not None:
+        texts = tuple(name for name in texts if name != "prompt")
+    wanted = texts + (WINNER_COLUMNS if (require_winner or some) and not winner else ())
+    missing = [name for name in wanted if name not in columns]
+    others = [name for name in columns if name not in wanted]  # not response_a for response_b
+    near = [difflib.get_close_matches(name, others, n=1) for name in missing]
+    hints = [
+        f"{name} (nearest is {short(match[0])})" if match else name
+        for name, match in zip(missing, near, strict=True)
+    ]
+    message = f"{source}: missing columns: {', '.join(hints)}. Found: "
+    message += ", ".join(short(name) for name in columns[:20]) + f". Layouts that are {KNOWN}."
+    if missing == list(WINNER_COLUMNS):
+        message += " A file without winners (as Kaggle's test.csv) is for predict only."
+    raise ValueError(message)
+
+
+def chosen_is_b(prompt: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]) -> bool:
+    """On which side the chosen answer of a row stands: a function of its texts alone, so that a
+    file in another order, or a part of it, has the same sides."""
+    parts = ["side"]
+    for turns in (prompt, chosen, rejected):
+        parts += [str(len(turns)), *turns]
+    return bool(int(stable_hash(*parts), 16) & 1)
+
+
+# ------------------------------------------------------------------------------- cells
+
+
+def _cell(record: dict, column: str) -> Any:
+    if column not in record:
+        raise BadRow(column, "the field is missing")
+    cell = record[column]
+    return None if cell != cell else cell  # the NaN that pandas writes for null
+
+
+def _is_list(cell: Any) -> bool:
+    """Whether it is a list of turns, or one as JSON text."""
+    if isinstance(cell, str) and re.match(r"\s*\[\s*([\"']|null|\])", cell):
+        with contextlib.suppress(BadRow):
+            cell = _parsed(cell, "", set())
+    return isinstance(cell, list)
+
+
+def _parsed(cell: str, column: str, repaired: set[str]) -> Any:
+    """The list, or message, that a text is in JSON, or as Python prints it, which pandas writes."""
+    try:
+        return json.loads(cell, strict=False)  # raw line ends inside the strings are harmless
+    except (ValueError, RecursionError) as error:
+        problem = error
+    if re.match(r"\s*(\[\s*|\{\s*){1,2}['\"]", cell):
+        errors = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+        with contextlib.suppress(*errors), warnings.catch_warnings(action="ignore"):
+            found = ast.literal_eval(cell.strip())
+            if isinstance(found, list | dict):
+                repaired.add("python_lists")
+                return found
+    raise BadRow(
+        column,
+        f"starts as a JSON list but does not parse ({problem}): {short(cell)}; "
+        'plain text that starts with "[" must be written as a JSON list of one text',
+    )
+
+
+def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -> Turns:
+    """The turns of a cell: text, a list of texts, or (lists) such a list as JSON text."""
+    if cell is None:
+        return []
+    if isinstance(cell, str):
+        if not (lists and cell.lstrip().startswith("[")):
+            if lists:
+                repaired.add("plain_text")
+            return [cell]
+        cell = _parsed(cell, column, repaired)
+    if not isinstance(cell, list):
+        raise BadRow(column, f"expected text or a list of texts, found {short(cell)}")
+    turns: Turns = []
+    for turn in cell:
+        if isinstance(turn, bool | int | float):  # PandaLM has [true] for the answer "True"
+            repaired.add("not_text")
+            turn = json.dumps(turn)
+        if not isinstance(turn, str | None):
+            raise BadRow(column, f"expected a list of texts, found {short(turn)} in it")
+        turns.append(turn)
+    return turns
+
+
+# ---------------------------------------------------------------------------- messages
+
+_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from|value)["']""")
+
+
+def _messages(
+    cell: Any, column: str, repaired: set[str], always: bool = False
+) -> list[dict[str, Any]]:
+    """The messages that a cell is, also a single one, as JSON text or a transcript; [] where it is
+    something else. always: nothing else is expected, so that a list which does not parse is a
+    fault."""
+    if isinstance(cell, str):
+        if _MESSAGES.match(cell) or (always and cell.lstrip().startswith("[")):
+            cell = _parsed(cell, column, repaired)
+        elif always:
+            return transcript(cell)
+    if isinstance(cell, dict):
+        cell = [cell]
+    if not (isinstance(cell, list) and cell and all(isinstance(each, dict) for each in cell)):
+        return []
+    return cell if any({"role", "from"} & each.keys() for each in cell) else []
+
+
+def _as_messages(asked: Turns) -> list[dict[str, Any]]:
+    """One message of the user, the only ones that stand in front of a single answer."""
+    return [{"role": "user", "content": "\n\n".join(turn or "" for turn in asked)}]
+
+
+def _role(message: Mapping[str, Any]) -> str | None:
+    return ROLES.get(str(message.get("role", message.get("from"))).strip().casefold())
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]], column: str) -> tuple[Turns, Turns]:
+    """(what the user says, what the assistant answers), turn by turn; the last answer may be
+    missing. A system message stands in front of the first question."""
+    asked: Turns = []
+    answered: Turns = []
+    system = ""
+    for number, message in enumerate(messages, start=1):
+        role = _role(message)
+        text = _content(message, column, number)
+        if role == "system" and number == 1:
+            system = text or ""
+        elif role == "user" and len(asked) == len(answered):
+            asked.append(f"{system}\n\n{text or ''}" if system and not asked else text)
+        elif role == "assistant" and len(asked) == len(answered) + 1:
+            answered.append(text)
+        elif role is None:
+            named = short(message.get("role", message.get("from")))
+            raise BadRow(column, f"message {number}: expected user or assistant, found {named}")
+        else:
+            raise BadRow(column, f"message {number}: {role} out of turn, user and assistant do so")
+    if not asked:
+        raise BadRow(column, "expected a message of the user, found none")
+    return asked, answered
+
+
+def _content(message: Mapping[str, Any], column: str, number: int) -> str | None:
+    """The text of a message; of one in parts, as lmarena has them, those of its texts."""
+    text = message.get("content", message.get("value"))
+    if isinstance(text, list) and all(isinstance(part, dict) for part in text):
+        other = [part for part in text if not isinstance(part.get("text"), str)]
+        if other:
+            kind = short(other[0].get("type"))
+            raise BadRow(column, f"message {number}: expected text, found a part of type {kind}")
+        return "\n\n".join(part["text"] for part in text)
+    if not isinstance(text, str | None):
+        raise BadRow(column, f"message {number}: expected text, found {short(text)}")
+    return text
+
+
+def transcript(text: str) -> list[dict[str, str]]:
+    """The messages of a text with Human: and Assistant: after blank lines, as Anthropic's sets have
+    them; [] of any other."""
+    if not re.match(r"\s*Human:", text):
+        return []
+    parts = re.split(r"(?:\A\s*|\n\n)(Human|Assistant):", text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[name], "content": said.strip()}
+        for name, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+# ----------------------------------------------------------------------------- winners
+
+
+def read_columns(
+    record: dict, columns: Sequence[str], required: bool, soft: bool
+) -> tuple[int | None, tuple[float, ...] | None]:
+    """`Layout.winner_of` where each class has a column."""
+    values = [record.get(column) for column in columns]
+    if not required and all(value is None or value == "" for value in values):
+        return None, None
+    if soft and (shares := _shares(values)):
+        shares += (0.0,) * (3 - len(shares))
+        label = max(range(3), key=shares.__getitem__)
+        return label, None if 1.0 in shares else shares
+    flags = []
+    for column, value in zip(columns, values, strict=True):
+        if isinstance(value, str):
+            words = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+            value = words.get(value.strip().lower(), value)
+        if value not in (0, 1):  # True and 1.0 are equal to 1
+            more = ", or probabilities with sum 1" if soft else ""
+            if not soft and _shares(values):
+                more = " (probabilities are for --extra_train)"
+            raise BadRow(column, f"expected 0 or 1{more}, found {short(value)}")
+        flags.append(int(value))
+    if sum(flags) != 1:
+        winners = f"{sum(flags)} winners" if sum(flags) else "no winner"
+        raise BadRow("/".join(columns), f"expected exactly one 1, found {winners}: {flags}")
+    return flags.index(1), None
+
+
+def _shares(values: Sequence[Any]) -> tuple[float, ...]:
+    """Probabilities with sum 1, () where they are none. .01: written with two digits."""
+    try:
+        shares = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    total = sum(shares)
+    if not (min(shares) >= 0 and abs(total - 1) <= 0.01 + 1e-9):  # NaN fails both
+        return ()
+    return tuple(share / total for share in shares)
+
+
+def _number(value: Any) -> int | None:
+    """A whole number, also written 1.0; None for all else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and not re.fullmatch(r"\s*-?\d{1,3}(\.0+)?\s*", value):
+        return None
+    if not isinstance(value, str | int | float):
+        return None
+    number = float(value) if not isinstance(value, int) else value
+    return int(number) if number == number and abs(number) < 1e6 and number == int(number) else None
