@@ -40,6 +40,7 @@ def main(config: Config, given: bool) -> None:
             experiment = preference.Preference(config, world, run.folder)
             state = experiment.build_state(experiment.load_encoder())
             if config.dry_run:
+                world.say(experiment.cost_elsewhere(state))
                 return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
             run.resume(state, experiment)
             while not run.done(state):
@@ -49,10 +50,11 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    from commands import evaluate, predict
+    from commands import evaluate, features, predict
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
+        "features": (features.features, features.Config),
         "predict": (predict.predict, predict.PredictConfig),
     }
     runs.launch(main, Config, commands)

@@ -46,6 +46,7 @@ def main(config: Config, given: bool) -> None:
             state = experiment.build_state(encoder)
             keeps = config.cache_features and config.freeze != "none"
             if config.dry_run:
+                world.say(experiment.cost_elsewhere(state))
                 if keeps:
                     world.say("note: timed with the frozen part in each step; a run keeps it")
                 return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
@@ -59,10 +60,11 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    from commands import evaluate, predict
+    from commands import evaluate, features, predict
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
+        "features": (features.features, features.Config),
         "predict": (predict.predict, predict.PredictConfig),
     }
     runs.launch(main, Config, commands)

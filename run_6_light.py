@@ -79,6 +79,9 @@ NOT_HERE = (
     "machine_log",
     "page",
     "dry_run",
+    "features",
+    "pooling",
+    "blend",
 )
 
 

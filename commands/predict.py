@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,15 +13,8 @@ import console
 import core
 from commands.verdicts import note_failures
 from data import arena
-from data import pairs as pair_data
-from data.pairs import PairData
-from data.tokens import Ragged
-from device import autocast, choose_attention, choose_precision
-from evaluation import metrics
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
-from experiments.preference import predict_pairs
-from files import damage
-from models import pairs, pretrained
+from experiments.saved_pairs import open_run
 
 
 @dataclass
@@ -52,65 +45,24 @@ class PredictConfig:
 
 
 class Predictor:
-    """A saved run, opened again."""
+    """The answers of a saved run, (rows, 3) of A, B, tie."""
 
     def __init__(self, config: PredictConfig):
         if not config.run_folder:
             raise ValueError("predict needs --run_folder FOLDER")
-        folder = Path(config.run_folder)
-        if (folder / "train/weights").is_dir():
-            folder = folder / "train/weights" / config.weights
-        if problem := damage(folder):
-            raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
         note_failures(config.run_folder)
-        self.facts = json.loads((folder / "preference.json").read_text())
-        self.world = core.single_world(config.device)
-        model_config = pretrained.load_config(str(folder))
-        machine, kernels = self.world.machine, pretrained.kernels_of(model_config)
-        device = self.world.device.type
-        precision = self.facts.get("precision", "auto")  # the run's own, for the run's own answers
-        self.precision = choose_precision(precision, device, machine, kernels)
-        attention = choose_attention("auto", device, self.precision, machine, kernels)
-        self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
-        encoder = pretrained.load_encoder(str(folder), attention=attention)
-        pretrained.read_first_token_alone(encoder)
-        self.classes = tuple(self.facts.get("classes", CLASSES))  # older runs: three
-        hidden, classes = encoder.config.hidden_size, len(self.classes)
-        head = pairs.build_head(self.facts["head"], hidden, classes=classes)
-        self.model = core.PairClassifier(encoder, head)
-        pairs.restore_model(self.model, folder)
-        self.model.to(self.world.device).eval()
-        self.temperature = 1.0
-        if config.calibrated:
-            saved = json.loads((Path(config.run_folder) / "test/metrics/metrics.json").read_text())
-            if saved["tested_with"] != config.weights:
-                raise ValueError(
-                    f"--calibrated: the temperature is that of the {saved['tested_with']} weights, "
-                    f"not of the {config.weights} ones (--weights)"
-                )
-            self.temperature = saved["temperature"]
+        world = core.single_world(config.device)
+        self.answer = open_run(config.run_folder, world, config.weights, config.calibrated)
+        self.classes = CLASSES[: self.answer.classes]
+        self.precision = self.answer.precision
 
     def __call__(self, rows: Sequence[arena.PairRow]) -> np.ndarray:
         """Probabilities (rows, classes) of A, B and, where the run knows them, ties."""
-        p, _ = self.both_orders(rows)
-        if self.temperature == 1.0:
-            return p
-        return metrics.apply_temperature(np.log(np.maximum(p, 1e-300)), self.temperature)
+        return self.answer(rows)
 
     def both_orders(self, rows: Sequence[arena.PairRow]) -> tuple[np.ndarray, np.ndarray]:
         """p(A, B) and p(B, A), each (rows, classes), uncalibrated."""
-        facts, tokenizer = self.facts, self.tokenizer
-        shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
-        quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
-        ids = Ragged.from_rows(pair_data.build_sequences(rows, tokenizer, *shape, quiet))
-        count = len(rows)
-        data = PairData(
-            ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
-        )
-        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))
-
-    def autocast(self) -> Any:
-        return autocast(self.world.device, self.precision)
+        return self.answer.both_orders(rows)
 
 
 def with_ties(p: np.ndarray) -> np.ndarray:

@@ -7,15 +7,11 @@ Words and pairs of words, weighted by TF-IDF with logarithmic counts (Salton & B
 logistic regression with an L2 penalty, whose strength is chosen on the validation rows.
 """
 
-import dataclasses
-import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import console
 from data import texts
@@ -24,10 +20,8 @@ from evaluation.metrics import classification_metrics
 from evaluation.outcomes import RULES, Answers, Course, verdicts_of
 from experiments.classification import prediction_lines
 from experiments.experiment import Result
-from files import write_text
-from runs.contents import refuse_others
-from runs.folder import SCHEMA_VERSION
-from runs.results import last_lines, write_result
+from runs.fitted import new_folder, write_fitted_run
+from runs.results import last_lines
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)  # inverse penalties to choose from
 
@@ -54,10 +48,7 @@ class Config:
 
 def tfidf(config: Config) -> None:
     """Fit, test once, write a run folder. ValueError where a part has no rows."""
-    folder = Path(config.out or Path("results/tfidf") / Path(config.task).stem)
-    if (folder / "config.yaml").exists():
-        raise ValueError(f"{folder} holds a run already: use another --out")
-    refuse_others(folder)
+    folder = new_folder(config.out or Path("results/tfidf") / Path(config.task).stem)
     rows, classes, notes = texts.load_rows(
         config.task, config.data, config.val_frac, config.test_frac
     )
@@ -77,7 +68,8 @@ def tfidf(config: Config) -> None:
     metrics = classification_metrics(p, np.array(labels), groups, classes)
     metrics |= {"inverse_penalty": strength, "num_features": words}
     facts |= {"verdicts": verdicts, "verdict_rules": RULES}
-    write_run(folder, config, facts, metrics, prediction_lines(parts["test"], p, classes))
+    result = Result(metrics, prediction_lines(parts["test"], p, classes))
+    write_fitted_run(folder, {"model": "tfidf"}, config, facts, result)
     console.say("\n".join([f"finished: {folder}", *last_lines(metrics, verdicts)]))
 
 
@@ -114,22 +106,3 @@ def fit(
     _, strength, model = min(tried, key=lambda each: each[0])
     both = (probabilities(model, part) for part in ("test", "val"))
     return *both, strength, len(vectorizer.vocabulary_)
-
-
-def write_run(folder: Path, config: Config, facts: dict, metrics: dict, rows: list[dict]) -> None:
-    """A finished run folder, as report.py reads them."""
-    settings = {"model": "tfidf", **dataclasses.asdict(config)}
-    settings.pop("out")
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "status": "finished",
-        "exit_reason": "fitted",
-        "script": Path(sys.argv[0]).name,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "device": "cpu",
-        "world_size": 1,
-        **facts,
-    }
-    write_result(folder / "test", Result(metrics, rows))
-    write_text(folder / "run.json", json.dumps(record, indent=1))
-    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))

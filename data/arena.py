@@ -284,6 +284,12 @@ def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:
     return shuffled
 
 
+def exchanged_row(row: PairRow) -> PairRow:
+    """The same comparison with A and B exchanged."""
+    label = None if row.label is None else (1, 0, 2)[row.label]
+    return replace(row, response_a=row.response_b, response_b=row.response_a, label=label)
+
+
 def row_hash(row: PairRow) -> str:
     return stable_hash("row", row.id, *row.prompt, *row.response_a, *row.response_b)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from core import World, mix_seed
 from data.arena import PairRow
 from data.rows import fingerprint
+from data.style import exchanged
 from data.tokens import (
     Ragged,
     cached_tokens,
@@ -152,6 +153,7 @@ class PairData:
         # outputs of a frozen part: (sequences, hidden) or (tokens of ids, hidden), bf16 as int16
         self.embeddings: np.ndarray | None = None
         self.states: np.ndarray | None = None
+        self.style: np.ndarray | None = None  # style_features of all rows, for a head that reads it
         sides = ids.lengths.reshape(-1, 2)[index]
         self.lengths, self.tokens = sides.max(axis=1), sides.sum(axis=1)
 
@@ -159,7 +161,8 @@ class PairData:
         """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,), or
         (rows, classes) where they are probabilities.
 
-        Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden).
+        Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden);
+        style (rows, features) where there is.
         """
         numbers = self.index[rows]
         labels = self.labels[numbers] if self.soft is None else self.soft[numbers]
@@ -168,13 +171,15 @@ class PairData:
             drawn = zip(numbers, np.broadcast_to(epoch, len(rows)), strict=True)
             first[:] = [mix_seed(self.swap_seed, int(n), int(e), 3) & 1 for n, e in drawn]
             if self.soft is None:
-                exchanged = np.array(SWAP)[labels]
-                labels = np.where(first == 1, exchanged, labels)
+                labels = np.where(first == 1, np.array(SWAP)[labels], labels)
             else:
-                exchanged = swap_classes(labels)
-                labels = np.where(first[:, None] == 1, exchanged, labels)
+                labels = np.where(first[:, None] == 1, swap_classes(labels), labels)
         sides = np.concatenate([2 * numbers + first, 2 * numbers + 1 - first])
         batch = {"labels": torch.from_numpy(labels)}
+        if self.style is not None:
+            style = self.style[numbers]
+            style[first == 1] = exchanged(style[first == 1])
+            batch["style"] = torch.from_numpy(style)
         if self.embeddings is not None:
             return batch | {"embeddings": torch.from_numpy(self.embeddings[sides])}
         width = ladder_length(self.ids.lengths[sides].max(), self.max_length, self.ladder)

@@ -19,21 +19,34 @@ from data import pairs as pair_data
 from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import choose_rows, count_splits
+from data.style import NAMES, style_features
 from device import compile_model, device_name, rows_in_parts, to_device
 from evaluation import metrics
+from evaluation.blending import blend
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.outcomes import Answers
 from experiments.experiment import (
     LastEvaluation,
     Result,
     place,
-    rows_each,
 )
+from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
+    calibrated_metrics,
+    compare_answers,
+    fitted_temperature,
+    pair_metrics,
+    predict_pairs,
+    prediction_line,
+    style_answers,
+    test_result,
+)
+from experiments.saved_pairs import open_run, other_run
 from experiments.training import Targets, Training, build_state
 from methods import feature_cache
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import pairs, pretrained
+from models.heads import style_scale
 from settings import Settings
 
 HUB_DATA = "lmarena-ai/arena-human-preference-55k"
@@ -44,6 +57,7 @@ class Config(Settings):
     """Settings of the preference scripts."""
 
     ONLY_WITH = {"prompt_frac": "prompt"}
+    READ_LATER = ("beyond_style",)
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
@@ -60,8 +74,13 @@ class Config(Settings):
     """put the prompt in front of each answer; false: judge from the answers alone"""
     prompt_frac: float = 0.4
     """share of the tokens that the prompt may keep when prompt and answer do not both fit"""
-    head: Literal["concat", "symmetric"] = "concat"
-    """joins the two first tokens; symmetric: swapping A and B swaps the answer exactly"""
+    head: Literal["concat", "symmetric", "davidson"] = "concat"
+    """joins both embeddings; symmetric: swapping A and B swaps the answer exactly; davidson: so,
+    too, by a worth of each answer and a threshold for ties"""
+    pooling: Literal["first", "mean"] = "first"
+    """embedding of a sequence: its first token's state, or the mean of all"""
+    features: bool = False
+    """the head also reads length, layout and other style of both answers, normalised"""
     swap: Literal["none", "augment", "tta", "both"] = "none"
     """augment: swap A and B at random in training; tta: average both orders in the test"""
     labels: Literal["true", "shuffled"] = "true"
@@ -70,6 +89,11 @@ class Config(Settings):
     """peak learning rate of the encoder"""
     head_lr: float | None = None
     """peak learning rate of the head; null: --lr"""
+    blend: str | None = None
+    """finished run on the same split (of `features`, or another encoder): the test is of both runs'
+    answers joined, by weights fitted on validation"""
+    beyond_style: bool = True
+    """say in the test what the answers add to style alone, fitted on the same training rows"""
     dropout: float | None = None
     """dropout everywhere; null: the model's own, .1 in the head"""
     skip_bad_rows: bool = False
@@ -201,6 +225,7 @@ class Preference(Training):
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
         self.rows, self.classes, self.facts = load_rows(config, world, folder)
+        self.other = None if config.blend is None else other_run(config.blend, self.facts)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
@@ -226,6 +251,10 @@ class Preference(Training):
         augment = config.swap in ("augment", "both")
         self.train = part("train", config.seed if augment else None)
         self.val, self.test_data = part("val"), part("test")
+        if config.features:
+            style = style_features(self.rows)
+            for data in (self.train, self.val, self.test_data):
+                data.style = style
         self.latest = LastEvaluation()
 
     def load_encoder(self, init: str = "pretrained") -> nn.Module:
@@ -235,16 +264,19 @@ class Preference(Training):
         )
         if config.dropout is not None:
             set_dropout(encoder, config.dropout)
-        pretrained.read_first_token_alone(encoder)
+        if config.pooling == "first":
+            pretrained.read_first_token_alone(encoder)
         return encoder
 
     def build_state(self, encoder: nn.Module) -> core.State:
         """Encoder and head, optimizer, loader and schedule, on the device."""
         config = self.config
         torch.manual_seed(core.mix_seed(config.seed, 4))
+        style = self.train.style
+        scale = None if style is None else style_scale(style[self.train.index])
         hidden, classes = encoder.config.hidden_size, len(self.classes)
-        head = pairs.build_head(config.head, hidden, config.dropout, classes)
-        model = place(core.PairClassifier(encoder, head), self.world)
+        head = pairs.build_head(config.head, hidden, config.dropout, classes, scale)
+        model = place(pairs.build_model(encoder, head, config.pooling), self.world)
         if config.compile:
             compile_model(model.encoder)
         groups = parameter_groups(
@@ -286,6 +318,8 @@ class Preference(Training):
             "compile": self.config.compile,
             "torch": torch.__version__,
         }
+        if self.config.pooling != "first":
+            key["pooling"] = self.config.pooling
         values, was_there = feature_cache.kept_rows(
             key, shape, dtype, lambda: self._frozen_outputs(state), self.world
         )
@@ -319,7 +353,7 @@ class Preference(Training):
             batch = to_device(data.collate(rows, None), world.device)
             with state.autocast():
                 if whole:
-                    return encoder(**batch).last_hidden_state[:, :1].float().cpu().numpy()
+                    return state.model.first_tokens(**batch)[:, None].float().cpu().numpy()
                 values = pretrained.border_states(encoder, **batch)
             if self.precision == "bf16":
                 values = values.bfloat16().view(torch.int16)
@@ -339,7 +373,7 @@ class Preference(Training):
         return self.loss_of_targets(model, batch)
 
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
-        return Targets(model.head(*pairs.embed_pairs(model, batch)), batch["labels"])
+        return Targets(pairs.pair_logits(model, batch), batch["labels"])
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
         """p(A, B) and p(B, A), each (rows, classes); with --swap tta both are the average."""
@@ -364,15 +398,46 @@ class Preference(Training):
     def test(self, state: core.State) -> Result:
         """Test metrics and rows; the temperature, and what the run is judged by, are of
         validation."""
-        p_val = self.latest.of_tested_weights(state, lambda: self.probabilities(state, self.val)[0])
-        val_labels = self.val.labels[self.val.index]
-        p, swapped = self.probabilities(state, self.test_data)
-        rows = [self.rows[i] for i in self.test_data.index]
-        labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
-        figures = pair_metrics(rows, p, swapped)
-        figures |= calibrated_metrics(p, labels, groups, fitted_temperature(p_val, val_labels))
-        lines = [prediction_line(row, values) for row, values in zip(rows, p, strict=True)]
-        return Result(figures, lines, self.answers(p_val), read=self.read)
+        own_val = self.latest.of_tested_weights(
+            state, lambda: self.probabilities(state, self.val)[0]
+        )
+        own, own_swapped = self.probabilities(state, self.test_data)
+        val, test = ([self.rows[i] for i in data.index] for data in (self.val, self.test_data))
+        p_val, p, swapped, more = own_val, own, own_swapped, {}
+        if self.other is not None:
+            p_val, p, swapped, more = self.blended(own_val, own, own_swapped, val, test)
+        result = test_result(test, p, swapped, val, p_val)
+        result.metrics.update(more)
+        if self.config.beyond_style:
+            train = [row for row in self.rows if row.split == "train"]
+            style = style_answers(train, val, test, len(self.classes), self.world)
+            if style is not None:
+                found = compare_answers(style, val, own_val, test, own)
+                result.metrics["beyond_style"] = found
+        return result._replace(read=self.read)
+
+    def blended(
+        self,
+        p_val: np.ndarray,
+        p: np.ndarray,
+        swapped: np.ndarray,
+        val: list[PairRow],
+        test: list[PairRow],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """p of validation, of the test and of the swapped test, joined with --blend's run; and what
+        the weights are."""
+        answer = open_run(self.other, self.world)
+        others_val, (others, others_swapped) = answer(val), answer.both_orders(test)
+        if others.shape[1] != p.shape[1]:
+            raise ValueError(f"--blend {self.other}: it was trained on other classes")
+        found = compare_answers(np.concatenate([others_val, others]), val, p_val, test, p)
+        weights = [found["weights"][name] for name in ("model", "style")]
+        pairs_of = (p_val, others_val), (p, others), (swapped, others_swapped)
+        joined = [blend(pair, weights) for pair in pairs_of]
+        facts = {"run": str(self.other), "weights": weights}
+        facts |= {"log_loss_of_run": found["log_loss_style"]}
+        named = ("log_loss_alone", "gain", "gain_ci95")
+        return *joined, {"blend": facts | {name: found[name] for name in named if name in found}}
 
     def read(self, row: int) -> dict[str, str]:
         """The tokens of a test row, as text."""
@@ -391,6 +456,8 @@ class Preference(Training):
         config = self.config
         facts = {
             "head": config.head,
+            "pooling": config.pooling,
+            "style_columns": list(NAMES) if config.features else None,
             "classes": list(self.classes),
             "with_prompt": config.prompt,
             "swap": config.swap,
@@ -408,64 +475,3 @@ def architecture_of(config: Any) -> dict[str, Any]:
     """Transformers' configuration, with its version, without what changes no output."""
     said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
     return {name: value for name, value in config.to_dict().items() if name not in said}
-
-
-def pair_metrics(rows: Sequence[PairRow], p: np.ndarray, swapped: np.ndarray) -> metrics.Metrics:
-    """Figures of labelled rows, from p(A, B) and p(B, A) (rows, classes)."""
-    return metrics.preference_metrics(
-        p,
-        swapped,
-        np.array([row.label for row in rows]),
-        [row.group for row in rows],
-        np.array([sum(map(len, row.response_a)) for row in rows]),
-        np.array([sum(map(len, row.response_b)) for row in rows]),
-    )
-
-
-def _logits(p: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
-
-
-def fitted_temperature(p_val: np.ndarray, val_labels: np.ndarray) -> float:
-    return metrics.fit_temperature(_logits(p_val), val_labels)
-
-
-def calibrated_metrics(
-    p: np.ndarray, labels: np.ndarray, groups: list, temperature: float
-) -> metrics.Metrics:
-    """log_loss and calibration error after a temperature that was fitted on validation."""
-    calibrated = metrics.apply_temperature(_logits(p), temperature)
-    classes = CLASSES[: p.shape[1]]
-    after = metrics.classification_metrics(calibrated, labels, groups, classes)
-    result: metrics.Metrics = {"temperature": temperature}
-    for name in ("log_loss", "log_loss_ci95", "expected_calibration_error"):
-        base, interval, _ = name.partition("_ci95")
-        if name in after:
-            result[f"{base}_calibrated{interval}"] = after[name]
-    return result
-
-
-def prediction_line(row: PairRow, p: np.ndarray) -> dict[str, Any]:
-    """A line of predictions.csv for p (classes,), with its texts."""
-    return {
-        "id": row.id,
-        "group": row.group,
-        "label": CLASSES[row.label],
-        "prediction": CLASSES[int(p.argmax())],
-        **{f"p_{name}": float(value) for name, value in zip(CLASSES, p, strict=False)},
-        "text": {
-            "prompt": "\n\n".join(row.prompt),
-            "response A": "\n\n".join(row.response_a),
-            "response B": "\n\n".join(row.response_b),
-        },
-    }
-
-
-def predict_pairs(state: Any, data: PairData, average: bool) -> tuple[np.ndarray, np.ndarray]:
-    """p(A, B) and p(B, A) (rows, classes) of every row, on all ranks."""
-    values = core.evaluate_rows(state, data, pairs.pair_outputs, rows_each(data.max_length))
-    p, swapped = map(metrics.softmax, np.split(values, 2, axis=1))
-    if average:
-        p = metrics.average_swapped(p, swapped)
-        swapped = metrics.swap_classes(p)
-    return p, swapped

@@ -35,6 +35,10 @@ from methods.schedules import build_schedule, require_learning
 from models.pretrained import layer_of
 from settings import Settings, replace
 
+A40_FLOPS = 149.7e12  # dense bf16 products a second, of NVIDIA's data sheet
+A40_SHARE = 0.3  # of them, that encoders of base size reach
+A40_DOLLARS = 0.40  # an hour, where they are rented
+
 
 class Targets(NamedTuple):
     """What a model answers where something is asked."""
@@ -174,6 +178,23 @@ class Training(abc.ABC):
             self.clock.charge("forward", self.depth, state.loader.scored)
         if self.curvature and self.curvature.step == state.step - 1:
             self.clock.charge("curvature", self.depth, self.curvature.loader.config.batch)
+
+    def cost_elsewhere(self, state: core.State) -> str:
+        """What a whole run takes on the machine that such runs are rented on, from the arithmetic
+        alone: no evaluation, no waiting for data; "" where the budget does not tell the steps."""
+        steps = getattr(state.clock, "total_steps", None)
+        if steps is None:
+            return ""
+        tokens = float(np.mean(self.train.tokens))
+        pairs = float(np.mean(np.multiply(self.train.tokens, self.train.lengths)))
+        each = clocks.costs_of_rows(state.model, layer_of, tokens, pairs).of("train", 0)
+        flops = each * self.passes * steps * self.config.batch
+        hours = flops / (4 * A40_FLOPS * A40_SHARE) / 3600
+        return (
+            f"{flops:.2g} FLOPs: on 4 × A40 in bf16 about {hours:.2g} hours and "
+            f"${4 * hours * A40_DOLLARS:.2g}, at {A40_SHARE:.0%} of their {A40_FLOPS / 1e12:.0f} "
+            f"TFLOP/s and ${A40_DOLLARS:.2f} an hour each (assumed), without evaluation"
+        )
 
     # -- putting it together
 

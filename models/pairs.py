@@ -12,17 +12,49 @@ import torch
 from torch import Tensor, nn
 
 import core
+from data.style import exchanged
 from device import is_compiled
 from files import write_text
-from models import pretrained
+from models import heads, pretrained
 
 LEAST_TOKENS = 400  # of a pass through the encoder on a CPU
 
 
-def build_head(name: str, hidden: int, dropout: float | None = None, classes: int = 3) -> nn.Module:
-    """concat or symmetric; dropout: None for .1. classes: 2 where there are no ties."""
-    kind = {"concat": core.ConcatHead, "symmetric": core.SymmetricHead}[name]
-    return kind(hidden, classes, dropout=0.1 if dropout is None else dropout)
+def build_head(
+    name: str,
+    hidden: int,
+    dropout: float | None = None,
+    classes: int = 3,
+    style: tuple[Tensor, Tensor] | None = None,
+) -> nn.Module:
+    """concat, symmetric or davidson; dropout: None for .1; classes: 2 where there are no ties;
+    style: (mean, scale) of the style features that it reads, too."""
+    kind = {
+        "concat": core.ConcatHead,
+        "symmetric": core.SymmetricHead,
+        "davidson": heads.DavidsonHead,
+    }[name]
+    dropout = 0.1 if dropout is None else dropout
+    if style is None:
+        return kind(hidden, classes, dropout=dropout)
+    inside = kind(hidden + heads.STYLE_SIZE, classes, dropout=dropout)
+    return heads.StyleHead(inside, *style, dropout)
+
+
+def build_model(encoder: nn.Module, head: nn.Module, pooling: str) -> core.PairClassifier:
+    """pooling: first (token) or mean."""
+    return {"first": core.PairClassifier, "mean": heads.MeanPairs}[pooling](encoder, head)
+
+
+def pair_logits(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
+    """(rows, classes)"""
+    a, b = embed_pairs(model, batch)
+    return model.head(a, b, *style_of(batch))
+
+
+def style_of(batch: dict[str, Tensor]) -> list[Tensor]:
+    """The style features (rows, features), where the batch has them."""
+    return [batch["style"]] if "style" in batch else []
 
 
 def length_groups(lengths: Tensor) -> list[Tensor]:
@@ -72,7 +104,9 @@ def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor
     """Logits of (A, B) and of (B, A), (rows, 2 · classes); the second order costs the head alone
     again."""
     a, b = embed_pairs(model, batch)
-    return torch.cat([model.head(a, b), model.head(b, a)], dim=-1)
+    style = style_of(batch)
+    swapped = model.head(b, a, *map(exchanged, style))
+    return torch.cat([model.head(a, b, *style), swapped], dim=-1)
 
 
 def save_model(model: core.PairClassifier, tokenizer: Any, facts: dict, folder: Path) -> None:

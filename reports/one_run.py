@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import outcomes
+from evaluation import beyond_style, outcomes
 from evaluation.metrics import CONSTANTS, doubtful_groups
 from evaluation.outcomes import FAILED
 from evaluation.stats import proportion_interval
@@ -137,6 +137,27 @@ def learned(run: RunFolder) -> list[Finding]:
                 tone,
             )
         )
+    return [*sentences, *beyond(run)]
+
+
+BEYOND_TONES = {"more than style": "good", "style only": "bad", "nothing learned": "bad"}
+
+
+def beyond(run: RunFolder) -> list[Finding]:
+    """Of a preference run: whether it says more than style; of one with --blend, what it adds to
+    the other run."""
+    sentences, found = [], run.metrics.get("beyond_style")
+    if isinstance(found, dict) and (sentence := beyond_style.in_words(found)):
+        tone = "note" if run.failures else BEYOND_TONES.get(str(found["verdict"]), "note")
+        sentences.append(Finding(cut(clean(sentence[:1].upper() + sentence[1:]), 500), tone))
+    joined = run.metrics.get("blend")
+    if isinstance(joined, dict) and number(joined.get("log_loss_of_run")) is not None:
+        gain, interval = number(joined.get("gain")), interval_of(joined, "gain")
+        text = f"Blended with {joined.get('run')}, which alone gets "
+        text += f"{written('log_loss', joined['log_loss_of_run'])} nats"
+        if gain is not None and interval is not None:
+            text += f": better by {gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+        sentences.append(Finding(cut(clean(text), 500), "note"))
     return sentences
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation import beyond_style
 from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups, with_interval
 from experiments.experiment import Result
 from files import csv_text, write_text
@@ -88,6 +89,8 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
 def last_lines(metrics: dict[str, Any], verdicts: Sequence[str]) -> list[str]:
     """What a run says at its end: the figures, and below them what they do not say."""
     figures = summary_lines(metrics) or ["  (it has no test metrics)"] * (not metrics)
+    if sentence := beyond_style.in_words(metrics.get("beyond_style") or {}):
+        figures.append(f"  {sentence}")
     return [*figures, *(f"verdict: {verdict}" for verdict in verdicts)]
 
 

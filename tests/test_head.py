@@ -1,16 +1,22 @@
 """The pair head and the classifier around it."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import core
+from data.style import NAMES, exchanged
 from methods.dropout import use_word_dropout
-from models import pretrained
+from models import heads, pretrained
 
-HEADS = {"concat": core.ConcatHead, "symmetric": core.SymmetricHead}
+HEADS = {
+    "concat": core.ConcatHead,
+    "symmetric": core.SymmetricHead,
+    "davidson": heads.DavidsonHead,
+}
 
 
 def classifier(folder, head: str = "concat", freeze: str = "none") -> core.PairClassifier:
@@ -42,11 +48,12 @@ def test_concat_head_reads_both_sides_in_their_order():
     assert not torch.allclose(head(a, b), head(a, b + 1))
 
 
+@pytest.mark.parametrize("kind", ["symmetric", "davidson"])
 @pytest.mark.parametrize("hidden", [1, 7, 32, 384])
 @pytest.mark.parametrize("rows", [1, 2, 5, 33, 64])
-def test_swapping_the_answers_swaps_the_logits_exactly(hidden, rows):
+def test_swapping_the_answers_swaps_the_logits_exactly(hidden, rows, kind):
     torch.manual_seed(hidden * rows)
-    head = core.SymmetricHead(hidden).eval()
+    head = HEADS[kind](hidden).eval()
     for scale in (30.0, 1e-3, 1.0):
         a, b = scale * torch.randn(2, rows, hidden)
         logits, swapped = head(a, b), head(b, a)
@@ -156,3 +163,46 @@ def test_nothing_frozen_trains_everything(tiny_bert):
     frozen = copy.deepcopy(model)
     pretrained.freeze(frozen.encoder, "none")
     assert all(p.requires_grad for p in frozen.parameters())
+
+
+def test_davidson_gives_the_probabilities_of_his_equations():
+    """Davidson 1970, (2.4) and (2.5), written out for one pair after the other."""
+    torch.manual_seed(1)
+    head = heads.DavidsonHead(6).eval()
+    with torch.no_grad():
+        head.threshold.fill_(-0.7)
+        a, b = 3 * torch.randn(2, 9, 6)
+        p = head(a, b).softmax(dim=-1)
+        worths = [head.worth(side).exp() for side in (a, b)]
+    nu = math.exp(-0.7)
+    for row, (first, second) in enumerate(zip(*worths, strict=True)):
+        even = nu * math.sqrt(first * second)
+        total = first + second + even
+        plain = [float(x / total) for x in (first, second, even)]
+        assert p[row].tolist() == pytest.approx(plain, abs=1e-6)
+    # a tie is never likelier than between equals, where its odds to a win are ν
+    assert p[:, 2].max() <= nu / (2 + nu) + 1e-6
+    assert head(a, a).softmax(-1)[0].tolist() == pytest.approx([1 / (2 + nu)] * 2 + [nu / (2 + nu)])
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "davidson"])
+def test_style_in_the_head_keeps_it_symmetric_and_is_read(kind):
+    torch.manual_seed(2)
+    features = torch.randn(5, len(NAMES))
+    scale = heads.style_scale(features.numpy())
+    assert torch.equal(exchanged(scale[0][None])[0], scale[0]), "neither side has a mean of its own"
+    head = heads.StyleHead(HEADS[kind](8 + heads.STYLE_SIZE), *scale).eval()
+    a, b = torch.randn(2, 5, 8)
+    logits = head(a, b, features)
+    assert torch.equal(head(b, a, exchanged(features)), logits[:, [1, 0, 2]])
+    assert not torch.allclose(head(a, b, exchanged(features)), logits)
+
+
+def test_the_mean_leaves_padding_out(tiny_bert):
+    model = heads.MeanPairs(pretrained.load_encoder(str(tiny_bert)).eval(), None)
+    ids, mask = pairs()
+    with torch.no_grad():
+        states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        means = model.first_tokens(ids, mask)
+        for row, length in enumerate(mask.sum(dim=1)):
+            assert torch.allclose(means[row], states[row, :length].mean(dim=0), atol=1e-6)

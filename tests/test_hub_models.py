@@ -87,7 +87,7 @@ def round_trip(folder: Path, pair_csv: Path, out: Path) -> None:
     model, report = AutoModel.from_pretrained(best, output_loading_info=True)
     assert not report["unexpected_keys"] and not report["mismatched_keys"]
     assert all("pooler" in key for key in report["missing_keys"])
-    ours = opened.model.encoder.state_dict()
+    ours = opened.answer.model.encoder.state_dict()
     assert set(load_file(best / "model.safetensors")) == set(ours)
     theirs = model.state_dict()
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())

@@ -101,4 +101,4 @@ def test_a_run_without_recorded_classes_has_three(system, tmp_path):
     add_to_folder(weights, "preference.json", json.dumps(facts))
     predictor = predict.Predictor(predict.PredictConfig(run_folder=str(run)))
     assert predictor.classes == ("A", "B", "tie")
-    assert predictor.model.head.out.out_features == 3
+    assert predictor.answer.model.head.out.out_features == 3

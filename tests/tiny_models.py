@@ -179,7 +179,11 @@ ARCHITECTURES: dict[str, tuple[Callable[[Sequence[str], Path], Any], str, dict]]
         },
     ),
     "albert": (_albert_tokenizer, "AlbertConfig", {"embedding_size": 16}),
-    "modernbert": (_modernbert_tokenizer, "ModernBertConfig", {"local_attention": 16}),
+    "modernbert": (
+        _modernbert_tokenizer,
+        "ModernBertConfig",
+        {"local_attention": 16, "max_position_embeddings": 2048},
+    ),
 }
 
 

@@ -1,0 +1,138 @@
+"""What the preference methods get on human votes, by folds over prompts, beside each other.
+
+python -m benchmarks.votes pandalm.csv                             # a constant, style, features
+python -m benchmarks.votes pandalm.csv --run "minilm: --model=minilm --max_length=128 --epochs=3"
+
+Each fold's rows are answered by what was trained on the others; a run of run_5_models.py cuts its
+validation rows from those. Log loss in nats with its interval over prompts, and the difference to
+features on the same rows. --blend: each run is joined with the features of its own fold, by
+weights fitted on its validation rows. Ten folds of an encoder are ten runs.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+import core
+from data import arena
+from data.arena import PairRow
+from data.rows import stable_hash
+from evaluation.stats import Ratio, interval
+from experiments.saved_pairs import open_run
+from files import csv_text, write_text
+from models import features
+
+Train = Callable[[list[PairRow], list[PairRow]], np.ndarray]
+
+
+def constant(train: list[PairRow], test: list[PairRow]) -> np.ndarray:
+    """The shares of the training rows."""
+    shares = np.bincount([row.label for row in train], minlength=3) + 1
+    return np.tile(shares / shares.sum(), (len(test), 1))
+
+
+def counted(words: bool) -> Train:
+    return lambda train, test: features.fit(train, words=words).probabilities(test)
+
+
+def three(p: np.ndarray) -> np.ndarray:
+    """p (rows, 3): of a run that knows no ties they have 0."""
+    return np.pad(p, ((0, 0), (0, 3 - p.shape[1])))
+
+
+def trained(words: Sequence[str], blend: bool) -> Train:
+    """A run of run_5_models.py, whose own test is a tenth of the training prompts, unused."""
+    import run_5_models
+    from commands.features import Config
+    from commands.features import features as fit_features
+    from settings import parse_settings
+
+    def answer(train: list[PairRow], test: list[PairRow]) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_rows(train, folder / "train.csv")
+            data = [f"--data={folder}/train.csv", "--val_frac=0.15", "--test_frac=0.1"]
+            own = []
+            if blend:
+                asked = [*data, f"--out={folder}/features"]
+                fit_features(parse_settings(Config, asked, "features")[0])
+                own = [f"--blend={folder}/features"]
+            asked = [*words, *data, *own, f"--out={folder}/run", "--page=false"]
+            run_5_models.main(*parse_settings(run_5_models.Config, asked, "run_5_models.py"))
+            answer = open_run(folder / "run", core.single_world("auto"))
+            return three(answer(test))
+
+    return answer
+
+
+def write_rows(rows: Sequence[PairRow], path: Path) -> None:
+    """As load_arena reads them."""
+    lines = [
+        (
+            row.id,
+            *(json.dumps(turns) for turns in (row.prompt, row.response_a, row.response_b)),
+            *(int(row.label == k) for k in range(3)),
+        )
+        for row in rows
+    ]
+    write_text(
+        path, csv_text(("id", "prompt", "response_a", "response_b", *arena.WINNER_COLUMNS), lines)
+    )
+
+
+def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> np.ndarray:
+    """(rows,) nats of each row's label, answered by what the other folds have trained."""
+    fold = np.array([int(stable_hash("outer", row.group), 16) % folds for row in rows])
+    losses = np.zeros(len(rows))
+    for number in range(folds):
+        test = [replace(row, split="test") for row in np.array(rows, object)[fold == number]]
+        rest = [replace(row, split="train") for row in np.array(rows, object)[fold != number]]
+        if test:
+            p = train(rest, test)
+            right = p[np.arange(len(test)), [row.label for row in test]]
+            losses[fold == number] = -np.log(np.maximum(right, 1e-12))
+        print(f"fold {number + 1} of {folds}: {losses[fold == number].mean():.4f}", file=sys.stderr)
+    return losses
+
+
+def table(rows: list[PairRow], losses: dict[str, np.ndarray]) -> str:
+    groups, lines = [row.group for row in rows], []
+    for name, each in losses.items():
+        low, high, *_ = interval(each, groups)
+        line = [name, f"{each.mean():.4f}", f"[{low:.3f}, {high:.3f}]"]
+        if name != "features" and "features" in losses:
+            apart = each - losses["features"]
+            low, high, *_ = interval(apart, groups, Ratio(kind="plain"))
+            line += [f"{apart.mean():+.4f}", f"[{low:+.3f}, {high:+.3f}]"]
+        lines.append(line)
+    head = ["", "log loss", "95 %", "− features", "95 %"]
+    return tabulate(lines, head, disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--folds", type=int, default=10)
+    parser.add_argument("--run", action="append", default=[], help="name: words of run_5_models.py")
+    parser.add_argument("--blend", action="store_true", help="runs are also joined with features")
+    arguments = parser.parse_args()
+    rows, _ = arena.load_arena(arguments.data)
+    arms: dict[str, Train] = {"constant": constant, "style": counted(False)}
+    arms["features"] = counted(True)
+    for each in arguments.run:
+        name, _, words = each.partition(":")
+        arms[name] = trained(words.split(), arguments.blend)
+    losses = {name: losses_by_folds(rows, arguments.folds, train) for name, train in arms.items()}
+    print(f"{len(rows):,} rows of {arguments.data}, {arguments.folds} folds over prompts")
+    print(table(rows, losses))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""A saved run of the preference scripts, opened again: it answers rows.
+
+    answer = open_run("results/…", core.single_world("cpu"))
+    p = answer(rows)                                    # (rows, classes)
+
+Whether an encoder, what counting says, or both joined: the run's folder knows.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+import core
+from data import pairs as pair_data
+from data.arena import PairRow
+from data.pairs import PairData
+from data.style import NAMES, style_features
+from data.tokens import Ragged
+from device import autocast, choose_attention, choose_precision
+from evaluation import metrics
+from evaluation.blending import blend
+from experiments.pair_answers import predict_pairs
+from files import damage, read_json
+from models import features, pairs, pretrained
+
+
+class Answer(Protocol):
+    """What answers rows."""
+
+    classes: int  # 2 where there are no ties
+    precision: str
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        """p(A, B) (rows, classes)"""
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        """p(A, B) and p(B, A), uncalibrated."""
+
+
+def open_run(
+    run: str | Path, world: core.World, weights: str = "best", calibrated: bool = False
+) -> Answer:
+    """weights: best or final; calibrated: with the temperature that the run fitted on validation.
+
+    run: its folder, or one of saved weights, which answers without what the run is blended with.
+    ValueError where there are none that are whole.
+    """
+    folder = Path(run)
+    if (folder / "train/weights").is_dir():
+        folder = folder / "train/weights" / weights
+    if problem := damage(folder):
+        raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
+    counted = (folder / features.FILE).exists()
+    answer = SavedFeatures(folder) if counted else SavedPairs(folder, world)
+    tested = read_json(Path(run) / "test/metrics/metrics.json")
+    joined = tested.get("blend")
+    fitted = {
+        "--blend: the weights are those": joined,
+        "--calibrated: the temperature is that": calibrated,
+    }
+    for what, wanted in fitted.items():
+        if wanted and tested.get("tested_with") != weights:
+            raise ValueError(
+                f"{what} of the {tested.get('tested_with')} weights, not of the {weights} ones "
+                "(--weights)"
+            )
+    if joined:
+        answer = Blended(answer, open_run(joined["run"], world), joined["weights"])
+    return Calibrated(answer, tested["temperature"]) if calibrated else answer
+
+
+class Blended:
+    """Two runs as one, by weights."""
+
+    def __init__(self, own: Answer, other: Answer, weights: Sequence[float]):
+        self.own, self.other, self.weights = own, other, weights
+        self.classes, self.precision = own.classes, own.precision
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        return blend([self.own(rows), self.other(rows)], self.weights)
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        answers = zip(self.own.both_orders(rows), self.other.both_orders(rows), strict=True)
+        p, swapped = (blend(pair, self.weights) for pair in answers)
+        return p, swapped
+
+
+class Calibrated:
+    """A run whose logits are divided by a temperature."""
+
+    def __init__(self, answer: Answer, temperature: float):
+        self.answer, self.temperature = answer, temperature
+        self.classes, self.precision = answer.classes, answer.precision
+        self.both_orders = answer.both_orders
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        p = np.maximum(self.answer(rows), 1e-300)
+        return metrics.apply_temperature(np.log(p), self.temperature)
+
+
+class SavedFeatures:
+    """What counting gets."""
+
+    precision = "fp64"
+
+    def __init__(self, folder: Path):
+        self.model = features.load(folder)
+        self.classes = self.model.classes
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        return self.model.probabilities(rows)
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        p = self(rows)
+        return p, metrics.swap_classes(p)  # exactly
+
+
+class SavedPairs:
+    """An encoder with its head."""
+
+    def __init__(self, folder: Path, world: core.World):
+        self.facts, self.world = json.loads((folder / "preference.json").read_text()), world
+        model_config = pretrained.load_config(str(folder))
+        machine, kernels = world.machine, pretrained.kernels_of(model_config)
+        device = world.device.type
+        precision = self.facts.get("precision", "auto")  # the run's own, for the run's own answers
+        self.precision = choose_precision(precision, device, machine, kernels)
+        attention = choose_attention("auto", device, self.precision, machine, kernels)
+        self.tokenizer = pretrained.load_tokenizer(str(folder), model_config)
+        encoder = pretrained.load_encoder(str(folder), attention=attention)
+        pooling, columns = (self.facts.get(name) for name in ("pooling", "style_columns"))
+        if pooling != "mean":
+            pretrained.read_first_token_alone(encoder)
+        if columns and columns != list(NAMES):
+            raise ValueError(
+                f"{folder}: the style features of this version are others: train it again"
+            )
+        scale = (torch.zeros(len(columns)), torch.ones(len(columns))) if columns else None
+        self.classes = len(self.facts.get("classes", metrics.PREFERENCE_CLASSES))  # older runs: 3
+        hidden = encoder.config.hidden_size
+        head = pairs.build_head(self.facts["head"], hidden, classes=self.classes, style=scale)
+        self.model = pairs.build_model(encoder, head, pooling or "first")
+        pairs.restore_model(self.model, folder)
+        self.model.to(world.device).eval()
+
+    def __call__(self, rows: Sequence[PairRow]) -> np.ndarray:
+        return self.both_orders(rows)[0]
+
+    def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+        facts, tokenizer = self.facts, self.tokenizer
+        shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
+        quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
+        ids = Ragged.from_rows(pair_data.build_sequences(rows, tokenizer, *shape, quiet))
+        count = len(rows)
+        data = PairData(
+            ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
+        )
+        if facts.get("style_columns"):
+            data.style = style_features(rows)
+        return predict_pairs(self, data, facts["swap"] in ("tta", "both"))
+
+    def autocast(self) -> Any:
+        return autocast(self.world.device, self.precision)
+
+
+def other_run(run: str, facts: dict[str, Any]) -> Path:
+    """A run to blend with. ValueError unless it is finished, and trained on the same split: its
+    training rows may be test rows here otherwise."""
+    folder = Path(run).absolute()
+    record = read_json(folder / "run.json")
+    if record.get("status") != "finished":
+        raise ValueError(f"--blend {run}: no finished run of the preference scripts")
+    for name in ("data_fingerprint", "split_fingerprint"):
+        if record.get(name) != facts[name]:
+            raise ValueError(
+                f"--blend {run}: it was trained on other rows or another split ({name} differs): "
+                "its training rows may be test rows here"
+            )
+    return folder

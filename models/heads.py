@@ -1,0 +1,89 @@
+"""Heads that join two answers, beside core's: Davidson's threshold for ties, and style into any.
+
+head = DavidsonHead(hidden)
+head = StyleHead(head, mean, scale, dropout=0.1)     # head(a, b, style_features of the rows)
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import core
+from data.style import exchanged
+
+STYLE_SIZE = 64  # numbers that the head reads beside an embedding
+
+
+class DavidsonHead(nn.Module):
+    """Logits (batch, classes) of A, B and, of three, tie; exchanging the answers exchanges the
+    first two exactly.
+
+    Each answer has a worth π of its own, and with a threshold ν that all rows share
+
+        p(A) = π_a / (π_a + π_b + ν √(π_a π_b)),   p(tie) = ν √(π_a π_b) / (…)
+
+    Davidson 1970 (JASA 65(329), equations 2.4 and 2.5), whose ν = 0 is Bradley & Terry's model.
+    The logits are ln π_a, ln π_b and ln ν + (ln π_a + ln π_b) / 2.
+    """
+
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
+        """classes: 2 where there are no ties, which is Bradley & Terry's model."""
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, 1)
+        self.threshold = nn.Parameter(torch.zeros(classes - 2))  # ln ν
+
+    def worth(self, answer: Tensor) -> Tensor:
+        """ln π: (batch, hidden) → (batch,)."""
+        return self.out(self.dropout(torch.tanh(self.dense(answer)))).squeeze(-1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.worth(a), self.worth(b)
+        ties = self.threshold + ((a + b) / 2)[:, None]
+        return torch.cat([a[:, None], b[:, None], ties], dim=-1)
+
+
+class StyleHead(nn.Module):
+    """A head that also reads what counting says (data/style.py), normalised and dropped out.
+
+    z(A, B) = tanh(W (features − mean) / scale + c) stands beside a, z(B, A) beside b: what the head
+    inside keeps when the answers are exchanged, it keeps with features.
+    """
+
+    def __init__(self, head: nn.Module, mean: Tensor, scale: Tensor, dropout: float = 0.1):
+        """head: made for STYLE_SIZE more than the embedding has; mean, scale (features,): those of
+        the training rows in both orders."""
+        super().__init__()
+        self.head = head
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(len(mean), STYLE_SIZE)
+
+    def _read(self, features: Tensor) -> Tensor:
+        normal = ((features - self.mean) / self.scale).clamp(-3, 3)
+        return torch.tanh(self.project(self.dropout(normal)))
+
+    def forward(self, a: Tensor, b: Tensor, features: Tensor) -> Tensor:
+        """a, b (rows, hidden), features (rows, features) of A and B in this order."""
+        first, second = self._read(features), self._read(exchanged(features))
+        a, b = torch.cat([a, first.to(a.dtype)], dim=-1), torch.cat([b, second.to(b.dtype)], dim=-1)
+        return self.head(a, b)
+
+
+def style_scale(features: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(mean, scale) of features (rows, features) in both orders, so that neither has a side."""
+    both = np.concatenate([features, exchanged(features)]).astype(np.float64)
+    scale = np.maximum(both.std(axis=0), 1e-3)
+    return torch.tensor(both.mean(axis=0)).float(), torch.tensor(scale).float()
+
+
+class MeanPairs(core.PairClassifier):
+    """The pair classifier on the mean of all of a sequence's states in place of the first one's."""
+
+    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask (sequences, seq) → (sequences, hidden)."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask[:, : states.shape[1], None].to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)

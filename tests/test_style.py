@@ -1,0 +1,283 @@
+"""What counting says of two answers, and the opponent that answers from it."""
+
+import csv
+import json
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import WORDS
+
+import run_5_models
+from commands import features as command
+from commands import predict
+from data import arena
+from data.style import NAMES, exchanged, style_features
+from evaluation.blending import blend, fit_weights
+from evaluation.metrics import SWAP
+from experiments.saved_pairs import open_run
+from models import features
+from reports.folder import load_run
+from reports.one_run import page_of_run
+from settings import parse_settings
+
+
+def pair(prompt: str, a: str, b: str, label: int | None = 0, number: int = 0) -> arena.PairRow:
+    group = arena.prompt_hash([prompt])
+    return arena.PairRow(str(number), [prompt], [a], [b], label, group, "train")
+
+
+def counted(row: arena.PairRow) -> dict[str, float]:
+    return dict(zip(NAMES, style_features([row])[0].tolist(), strict=True))
+
+
+def test_features_are_what_one_counts_by_hand():
+    a = "# Plan\n\n- **Buy** 2 apples\n- See https://x.org\n\n1. Go, `run`!"
+    row = pair("What should I buy?", a, "I'm sorry, I cannot say")
+    values = counted(row)
+
+    def logs(name: str) -> float:
+        return round(math.expm1(values[name]))
+
+    assert logs("characters_a") == len(a) and logs("characters_b") == 23
+    assert (logs("words_a"), logs("words_b")) == (11, 6)  # plan buy 2 apples see https x org 1 …
+    assert (logs("lines_a"), logs("paragraphs_a")) == (5, 2)
+    assert (logs("bullets_a"), logs("numbered_a"), logs("headings_a")) == (2, 1, 1)
+    assert (logs("bold_a"), logs("links_a"), logs("inline_code_a")) == (1, 1, 1)
+    assert values["digits_a"] == pytest.approx(2 / len(a))
+    assert (logs("commas_a"), logs("exclamations_a"), values["finished_a"]) == (1, 1, 1.0)
+    assert (logs("refusals_a"), logs("refusals_b"), logs("first_person_b")) == (0, 2, 2)
+    assert values["finished_b"] == 0 and values["capital_first_b"] == 1
+    # what, should, i, buy: of the prompt's four words A has "buy", B has "i"
+    assert values["of_prompt_a"] == values["of_prompt_b"] == 1 / 4
+    assert values["characters_difference"] == pytest.approx(
+        values["characters_a"] - values["characters_b"], abs=1e-6
+    )
+    assert values["turns"] == pytest.approx(math.log(2)) and values["equal"] == 0
+
+
+def test_repetition_language_and_copies_are_seen():
+    values = counted(pair("Say hello in Greek", "go go go go go go", "Καλημέρα σας"))
+    assert values["distinct_words_a"] == pytest.approx(1 / 6)
+    assert values["repeated_pairs_a"] == pytest.approx(4 / 5) and values["repeated_pairs_b"] == 0
+    assert values["foreign_b"] == pytest.approx(11 / 12) and values["other_language_a"] == 0
+    copied = counted(pair("Rewrite: a b c", "a b c", "a b c"))
+    assert copied["in_prompt_a"] == copied["equal"] == copied["common_words"] == 1
+
+
+ODD = ["", " \n", "\ud800 half", "😀" * 50, "a" * 5000, "```\ncode\n```", "|a|b|\n|-|-|", "٣ ½ ²"]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_any_text_has_finite_features_that_exchange_exactly(text):
+    row = pair("why", text, "because it is so")
+    back = replace(row, response_a=row.response_b, response_b=row.response_a)
+    one, other = style_features([row]), style_features([back])
+    assert np.isfinite(one).all() and one.shape == (1, len(NAMES))
+    assert np.array_equal(exchanged(one), other)
+    turns = replace(row, prompt=["why", "and"], response_a=[text, "x"], response_b=["y", ""])
+    assert np.isfinite(style_features([turns])).all()
+
+
+def planted(count: int, kind: str, ties: float = 0.1, seed: int = 0) -> list[arena.PairRow]:
+    """Votes by length alone, or by one word whatever the length; a few prompts have many rows."""
+    draw, rows = random.Random(seed), []
+    for number in range(count):
+        sides = [draw.choices(WORDS, k=draw.randint(3, 30)) for _ in range(2)]
+        better = int(len(sides[1]) > len(sides[0]))
+        if kind == "word":
+            better = draw.randint(0, 1)
+            for side, words in enumerate(sides):
+                words.insert(draw.randint(0, len(words)), "right" if side == better else "wrong")
+        label = 2 if draw.random() < ties else better
+        prompt = f"question {number // 2}"
+        rows.append(pair(prompt, *(" ".join(words) for words in sides), label, number))
+    return rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "ROUNDS", (30, 60))
+        patch.setattr(features, "FOLDS", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def by_length(few_trees):
+    return features.fit(planted(300, "length"), seed=1)
+
+
+def loss(p: np.ndarray, rows: list[arena.PairRow]) -> float:
+    return float(-np.log(p[np.arange(len(rows)), [row.label for row in rows]]).mean())
+
+
+def test_it_learns_length_and_style_alone_learns_no_word(by_length):
+    rows = planted(200, "length", seed=5)
+    constant = 0.9  # of 45, 45 and 10 in a hundred, about .95
+    assert loss(by_length.probabilities(rows), rows) < constant - 0.2
+    by_word = planted(300, "word")
+    rows = planted(200, "word", seed=5)
+    with_words, without = (
+        loss(features.fit(by_word, words=each).probabilities(rows), rows) for each in (True, False)
+    )
+    assert with_words < constant - 0.3 and without > constant
+
+
+def test_exchanged_answers_exchange_the_probabilities_to_the_last_bit(by_length):
+    rows = planted(70, "word", seed=9)
+    back = [replace(row, response_a=row.response_b, response_b=row.response_a) for row in rows]
+    p = by_length.probabilities(rows)
+    assert np.array_equal(by_length.probabilities(back)[:, SWAP], p)
+    assert np.array_equal(by_length.probabilities(rows[33:40]), p[33:40]), "by itself, too"
+    assert p.sum(axis=1) == pytest.approx(1) and (p > 0).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_trees_as_arrays_answer_as_scikit_learn_does(classes):
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(400, 5)).astype(np.float32)
+    labels = (x[:, 0] + draw.normal(size=400) > 0).astype(int) + (classes > 2) * (x[:, 1] > 1)
+    grown = HistGradientBoostingClassifier(max_iter=30, early_stopping=False).fit(x, labels)
+    forest = features.Forest.of(grown)
+    staged = list(grown.staged_predict_proba(x))
+    for rounds, p in zip((5, 30), forest.probabilities(x, [5, 30]), strict=True):
+        assert p[:, :classes] == pytest.approx(staged[rounds - 1], abs=1e-12)
+        assert classes == 3 or (p[:, 2] == 0).all()
+
+
+def test_folds_keep_groups_whole():
+    groups = [f"g{number % 7}" for number in range(50)]
+    fold = features.folds_of(groups)
+    assert set(fold) == set(range(features.FOLDS))
+    assert len({(group, number) for group, number in zip(groups, fold, strict=True)}) == 7
+
+
+def test_rows_without_ties_and_rows_that_teach_nothing():
+    rows = planted(60, "length", ties=0)
+    p = features.fit(rows, words=False).probabilities(rows)
+    assert (p[:, 2] < 0.05).all() and (p[:, 2] > 0).all()
+    two = features.fit(rows, words=False, classes=2).probabilities(rows)
+    assert two.shape == (60, 2) and two.sum(axis=1) == pytest.approx(1)
+    with pytest.raises(ValueError, match="no ties"):
+        features.fit([replace(row, label=2) for row in rows])
+    with pytest.raises(ValueError, match="two prompts"):
+        features.fit([replace(row, group="one") for row in rows])
+
+
+def write_rows(rows: list[arena.PairRow], path):
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "prompt", "response_a", "response_b", *arena.WINNER_COLUMNS])
+        for row in rows:
+            texts = (json.dumps(turns) for turns in (row.prompt, row.response_a, row.response_b))
+            writer.writerow([row.id, *texts, *(int(row.label == k) for k in range(3))])
+    return path
+
+
+def run_features(*words: str) -> None:
+    command.features(parse_settings(command.Config, words, "features")[0])
+
+
+def test_the_command_writes_a_run_that_answers_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = write_rows(planted(200, "length"), tmp_path / "votes.csv")
+    run_features(f"--data={data}", "--out=run", "--words=false")
+    assert "finished: run" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run/test/metrics/metrics.json").read_text())
+    assert metrics["flip_consistency"] == 1 and metrics["rounds"] in features.ROUNDS
+    with open(tmp_path / "run/test/metrics/predictions.csv", newline="") as file:
+        lines = {line["id"]: line for line in csv.DictReader(file)}
+    asked = predict.PredictConfig(run_folder="run", data=str(data), output="submission.csv")
+    predict.predict(asked)
+    with open("submission.csv", newline="") as file:
+        answers = {line["id"]: line for line in csv.DictReader(file)}
+    assert len(answers) == 200 and len(lines) == metrics["n"]
+    for number, line in lines.items():
+        assert float(answers[number]["winner_model_a"]) == float(line["p_A"])
+    saved = tmp_path / "run/train/weights/best"
+    facts = json.loads((saved / features.FILE).read_text())
+    (saved / features.FILE).write_text(json.dumps(facts | {"columns": ["other"]}))
+    with pytest.raises(ValueError, match="no whole folder"):
+        open_run("run", None)
+    with pytest.raises(ValueError, match="the features of this version are others"):
+        features.load(saved)
+
+
+def test_weights_of_a_blend_are_those_that_a_search_finds():
+    draw = np.random.default_rng(3)
+    labels = draw.integers(0, 3, 400)
+    good = np.exp(draw.normal(size=(400, 3)) + 1.5 * np.eye(3)[labels])
+    noise = np.exp(draw.normal(size=(400, 3)))
+    answers = [p / p.sum(axis=1, keepdims=True) for p in (good, noise)]
+    weights = fit_weights(answers, labels)
+
+    def cost(pair):
+        right = blend(answers, pair)[np.arange(400), labels]
+        return -np.log(right).sum() + ((np.array(pair) - 0.5) ** 2).sum() / 2
+
+    grid = [(a, b) for a in np.linspace(0, 2, 41) for b in np.linspace(0, 2, 41)]
+    best = min(grid, key=cost)
+    assert weights == pytest.approx(best, abs=0.051) and cost(weights) <= cost(best)
+    back = blend([p[:, SWAP] for p in answers], weights)
+    assert np.array_equal(back[:, SWAP], blend(answers, weights))
+
+
+@pytest.fixture(scope="module")
+def blended(few_trees, tiny_bert, tmp_path_factory):
+    """(folder with votes by length, the opponent's run and a tiny encoder's joined with it)"""
+    folder = tmp_path_factory.mktemp("blended")
+    data = write_rows(planted(400, "length"), folder / "votes.csv")
+    run_features(f"--data={data}", f"--out={folder}/opponent")
+    words = [f"--model={tiny_bert}", f"--data={data}", "--max_length=32", "--epochs=0.3"]
+    words += ["--head=davidson", "--pooling=mean", "--features=true", "--swap=augment"]
+    words += [f"--blend={folder}/opponent", f"--out={folder}/run", "--device=cpu", "--page=false"]
+    run_5_models.main(*parse_settings(run_5_models.Config, words, "run_5_models"))
+    return folder, words
+
+
+def test_a_run_is_joined_with_the_opponent_and_predict_writes_both(blended, monkeypatch):
+    folder, _ = blended
+    monkeypatch.chdir(folder)
+    metrics = json.loads((folder / "run/test/metrics/metrics.json").read_text())
+    joined = metrics["blend"]
+    assert joined["run"] == str(folder / "opponent") and len(joined["weights"]) == 2
+    opponent = json.loads((folder / "opponent/test/metrics/metrics.json").read_text())
+    # an encoder of a few steps knows nothing: the join is as good as the opponent alone
+    assert metrics["log_loss"] == pytest.approx(opponent["log_loss"], abs=0.1)
+    assert metrics["log_loss"] < joined["log_loss_alone"]
+    predict.predict(
+        predict.PredictConfig(run_folder="run", data="votes.csv", output="submission.csv")
+    )
+    with open("submission.csv", newline="") as file:
+        answers = {line["id"]: line for line in csv.DictReader(file)}
+    with open("run/test/metrics/predictions.csv", newline="") as file:
+        for line in csv.DictReader(file):
+            told = [float(line[f"p_{name}"]) for name in ("A", "B", "tie")]
+            given = [float(answers[line["id"]][name]) for name in arena.WINNER_COLUMNS]
+            assert given == pytest.approx(told, abs=1e-5)
+
+
+def test_votes_by_length_end_in_style_only(blended):
+    folder, _ = blended
+    found = json.loads((folder / "run/test/metrics/metrics.json").read_text())["beyond_style"]
+    assert found["verdict"] in ("style only", "undecided") and found["gain_ci95"][0] <= 0
+    page = page_of_run(load_run(folder / "run"))
+    texts = [block.text for block in page.blocks if hasattr(block, "text")]
+    assert any(text.startswith(found["verdict"].capitalize()) for text in texts)
+    assert any(text.startswith("Blended with") for text in texts)
+
+
+def test_a_run_of_another_split_is_no_partner(blended, tmp_path):
+    folder, words = blended
+    words = [*words, "--test_frac=0.3", f"--out={tmp_path}/run"]
+    config, given = parse_settings(run_5_models.Config, words, "run_5_models")
+    with pytest.raises(ValueError, match="another split"):
+        run_5_models.main(config, given)
+    words = [*words, f"--blend={tmp_path}/nowhere"]
+    with pytest.raises(ValueError, match="no finished run"):
+        run_5_models.main(*parse_settings(run_5_models.Config, words, "run_5_models"))
