@@ -24,8 +24,8 @@ GROUPS: dict[str, tuple[str, str]] = {
         "stride train_stride detokenize group_by_length",
     ),
     "model": (
-        "model init size student_of freeze lora_r lora_alpha head n_layer n_head n_embd",
-        "weights dropout cache_features lora_scaling lora_dropout lora_qkv lora_layers lora_head "
+        "model init size student_of freeze lora_r lora_alpha head features n_layer n_head n_embd",
+        "weights pooling dropout cache_features lora_scaling lora_dropout lora_qkv lora_layers lora_head "
         "positions rope_theta norm mlp bias qk_norm attention_gate layer_scale scale_residual_init",
     ),
     "optimisation": (
@@ -38,8 +38,8 @@ GROUPS: dict[str, tuple[str, str]] = {
         "stacking.initial_layers stacking.fractions layer_drop.theta layer_drop.gamma",
     ),
     "evaluation": (
-        "eval_every validate_every test_with",
-        "patience baseline sample_tokens eval_batches attention_texts",
+        "eval_every validate_every test_with blend",
+        "patience beyond_style baseline sample_tokens eval_batches attention_texts",
     ),
     "machine": (
         "device precision",
