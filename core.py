@@ -103,6 +103,8 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; the same answer on all."""
+        if self.size == 1:
+            return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
 
     def gather_rows(self, rows: list) -> list:
@@ -267,7 +269,7 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
 def mix_seed(*parts: int) -> int:
     """A 63-bit seed from whole numbers, by SplitMix64 (Steele, Lea, Flood 2014).
 
-    Fixed arithmetic, so that it is the same in every process and every version of Python.
+    Fixed arithmetic: the same in every process and every version of Python.
     """
     state = 0
     for part in parts:
@@ -729,6 +731,7 @@ class State:
             group.setdefault("peak_lr", group["lr"])
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.layers = {key: self.layer_of(name) for key, name in trained.items()}
+        self.sum_dtype = sum_dtype(self.world.device.type, self.world.machine)
         self.gradient_sums = GradientSums(REDUCE_DTYPES[self.config.reduce_dtype])
         enabled = self.precision == "fp16"
         if enabled and self.world.device.type == "xpu" and not self.world.machine.xpu_fp64:
@@ -829,7 +832,7 @@ def sum_gradients(
         work = loader.next()
         over_ranks.start(state.summed_parameters())
         # summed where they are computed: reading each one would wait for the device
-        sums = torch.zeros(2, dtype=sum_dtype(world.device.type, world.machine)).to(world.device)
+        sums = torch.zeros(2, dtype=state.sum_dtype, device=world.device)
         out_of_memory = cut_off = False
         for number, (index, batch) in enumerate(work.micro_batches, start=1):
             if cut_off := world.stop_requested():
@@ -893,7 +896,7 @@ def train_step(
     gradients = [p.grad for p in active]
     scale = config.batch / (targets * scaler.get_scale())  # of Σ loss / Σ targets
     norm, norms = gradient_norms(gradients, [state.layers[id(p)] for p in active], scale)
-    finite = not state.world.any(not (math.isfinite(norm) and math.isfinite(losses)))
+    finite = math.isfinite(norm) and math.isfinite(losses)  # both of sums: equal on all ranks
     if finite:
         clip = 1.0
         if config.max_grad_norm is not None:
@@ -942,10 +945,11 @@ def _agree(state: State, sums: Tensor, out_of_memory: bool) -> list[float]:
     """[losses, targets, out of memory, stop, for each parameter: has a gradient], over all ranks:
     one vector settles what all of them do next."""
     world = state.world
-    flags = torch.tensor([float(out_of_memory), float(world.stop_requested())])
+    flags = [float(out_of_memory), float(world.stop_requested())]
     absent = state.gradient_sums.absent  # for which .grad is the others' sum
-    present = [p.grad is not None and id(p) not in absent for p in state.parameters]
-    return world.sum(torch.cat([sums, flags.to(sums), torch.tensor(present).to(sums)])).tolist()
+    flags += [float(p.grad is not None and id(p) not in absent) for p in state.parameters]
+    flags = torch.tensor(flags, dtype=sums.dtype).to(sums.device, non_blocking=True)
+    return world.sum(torch.cat([sums, flags])).tolist()
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -965,11 +969,11 @@ def gradient_norms(
         squared = norms.square()
         dist.all_reduce(squared)
         norms = squared.sqrt()
-    names = list(dict.fromkeys(layers))
-    places = torch.tensor([names.index(layer) for layer in layers], device=norms.device)
-    squares = norms.new_zeros(len(names)).index_add_(0, places, norms.square())
+    index = {name: number for number, name in enumerate(dict.fromkeys(layers))}
+    places = torch.tensor([index[layer] for layer in layers]).to(norms.device, non_blocking=True)
+    squares = norms.new_zeros(len(index)).index_add_(0, places, norms.square())
     total, *each = torch.cat([torch.linalg.vector_norm(norms)[None], squares.sqrt()]).tolist()
-    return total * scale, {name: value * scale for name, value in zip(names, each, strict=True)}
+    return total * scale, {name: value * scale for name, value in zip(index, each, strict=True)}
 
 
 def is_sharded(tensor: Tensor) -> bool:
