@@ -74,9 +74,9 @@ def probe(
     swapped: np.ndarray,
 ) -> dict[str, Any]:
     """Shares of verdicts that turn, of the first rows by a hash: `padded`, to the answer that was
-    not preferred, once it is made longer with empty words; `plain`, where both lose their Markdown (of
-    the rows that have some); `swapped`, where A and B change places. answer: both orders of rows,
-    as it gave p and swapped (rows, classes)."""
+    not preferred, once it is made longer with empty words; `plain`, where both lose their Markdown
+    (of the rows that have some); `swapped`, where A and B change places. answer: both orders of
+    rows, as it gave p and swapped (rows, classes)."""
     order = sorted(range(len(rows)), key=lambda place: arena.row_hash(rows[place]))[:MOST_PROBED]
     rows, p, swapped = [rows[place] for place in order], p[order], swapped[order]
     verdicts = p.argmax(axis=1)
