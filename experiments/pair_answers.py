@@ -1,12 +1,12 @@
 """What is made of a model's answers to pairs, p(A, B) and p(B, A): figures, lines, evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 import core
-from data import arena
+from data import arena, probes
 from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import fingerprint
@@ -62,6 +62,38 @@ def style_answers(
 
     p, _ = feature_cache.cached_features(key, build, world)
     return np.asarray(p) if len(p) else None
+
+
+MOST_PROBED = 300  # test rows
+
+
+def probe(
+    answer: Callable[[list[PairRow]], tuple[np.ndarray, np.ndarray]],
+    rows: list[PairRow],
+    p: np.ndarray,
+    swapped: np.ndarray,
+) -> dict[str, Any]:
+    """Shares of verdicts that turn, of the first rows by a hash: `padded`, to the answer that was
+    not preferred, once it is made longer with empty words; `plain`, where both lose their Markdown
+    (of the rows that have some); `swapped`, where A and B change places. answer: both orders of
+    rows, as it gave p and swapped (rows, classes)."""
+    order = sorted(range(len(rows)), key=lambda place: arena.row_hash(rows[place]))[:MOST_PROBED]
+    rows, p, swapped = [rows[place] for place in order], p[order], swapped[order]
+    verdicts = p.argmax(axis=1)
+    other = p[:, :2].argmin(axis=1)  # the side that is made longer
+    longer = [probes.padded(row, int(side)) for row, side in zip(rows, other, strict=True)]
+    bare = [probes.plain(row) for row in rows]
+    marked = np.array([row != each for row, each in zip(rows, bare, strict=True)])
+    found = {
+        "n": len(rows),
+        "padded": float((answer(longer)[0].argmax(axis=1) == other).mean()),
+        "swapped": float((metrics.swap_classes(swapped).argmax(axis=1) != verdicts).mean()),
+        "n_plain": int(marked.sum()),
+    }
+    if marked.any():
+        turned = answer([row for row, has in zip(bare, marked, strict=True) if has])[0]
+        found["plain"] = float((turned.argmax(axis=1) != verdicts[marked]).mean())
+    return found
 
 
 def compare_answers(

@@ -4,7 +4,7 @@ A script chooses the encoder, may fix whether the prompt is read, and shows its 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import choose_rows, count_splits
 from data.style import NAMES, style_features
+from data.tokens import Ragged
 from device import compile_model, device_name, rows_in_parts, to_device
 from evaluation import metrics
 from evaluation.blending import blend
@@ -37,6 +38,7 @@ from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
     pair_metrics,
     predict_pairs,
     prediction_line,
+    probe,
     style_answers,
     test_result,
 )
@@ -413,8 +415,27 @@ class Preference(Training):
             style = style_answers(train, val, test, len(self.classes), self.world)
             if style is not None:
                 found = compare_answers(style, val, own_val, test, own)
+                found |= {"probes": probe(self.answer_of(state), test, own, own_swapped)}
                 result.metrics["beyond_style"] = found
         return result._replace(read=self.read)
+
+    def answer_of(self, state: core.State) -> Callable:
+        """Both orders of other rows, as `probabilities` has those of the run's own."""
+        config = self.config
+
+        def answer(rows: list[PairRow]) -> tuple[np.ndarray, np.ndarray]:
+            shape = (config.max_length, config.prompt, config.prompt_frac)
+            ids = Ragged.from_rows(
+                pair_data.build_sequences(rows, self.tokenizer, *shape, quiet=True)
+            )
+            pad, count = self.tokenizer.pad_token_id, len(rows)
+            place, none = np.arange(count), np.zeros(count, int)
+            data = PairData(ids, place, none, pad, config.max_length, config.length_steps)
+            if config.features:
+                data.style = style_features(rows)
+            return self.probabilities(state, data)
+
+        return answer
 
     def blended(
         self,

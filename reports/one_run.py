@@ -150,6 +150,8 @@ def beyond(run: RunFolder) -> list[Finding]:
     if isinstance(found, dict) and (sentence := beyond_style.in_words(found)):
         tone = "note" if run.failures else BEYOND_TONES.get(str(found["verdict"]), "note")
         sentences.append(Finding(cut(clean(sentence[:1].upper() + sentence[1:]), 500), tone))
+        if turned := probed(found.get("probes")):
+            sentences.append(Finding(turned, "note"))
     joined = run.metrics.get("blend")
     if isinstance(joined, dict) and number(joined.get("log_loss_of_run")) is not None:
         gain, interval = number(joined.get("gain")), interval_of(joined, "gain")
@@ -159,6 +161,20 @@ def beyond(run: RunFolder) -> list[Finding]:
             text += f": better by {gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
         sentences.append(Finding(cut(clean(text), 500), "note"))
     return sentences
+
+
+def probed(shares: Any) -> str:
+    """How many verdicts turn by what should not matter; "" where that is not known."""
+    if not isinstance(shares, dict) or number(shares.get("n")) is None:
+        return ""
+    words = {
+        "padded": "turn to the other answer where that is padded with empty words",
+        "plain": "turn where both answers lose their Markdown",
+        "swapped": "turn where A and B change places",
+    }
+    there = {name: number(shares.get(name)) for name in words}
+    said = [f"{value:.0%} {words[name]}" for name, value in there.items() if value is not None]
+    return f"Of {shares['n']:,} verdicts {', '.join(said)}" if said else ""
 
 
 def results(run: RunFolder) -> list[Block]:

@@ -13,10 +13,11 @@ from conftest import WORDS
 import run_5_models
 from commands import features as command
 from commands import predict
-from data import arena
+from data import arena, probes
 from data.style import NAMES, exchanged, style_features
 from evaluation.blending import blend, fit_weights
 from evaluation.metrics import SWAP
+from experiments.pair_answers import probe
 from experiments.saved_pairs import open_run
 from models import features
 from reports.folder import load_run
@@ -270,6 +271,9 @@ def test_votes_by_length_end_in_style_only(blended):
     texts = [block.text for block in page.blocks if hasattr(block, "text")]
     assert any(text.startswith(found["verdict"].capitalize()) for text in texts)
     assert any(text.startswith("Blended with") for text in texts)
+    turned = found["probes"]
+    assert turned["swapped"] == 0 and turned["n"] > 0 and 0 <= turned["padded"] <= 1
+    assert any("padded with empty words" in text for text in texts)
 
 
 def test_a_run_of_another_split_is_no_partner(blended, tmp_path):
@@ -281,3 +285,24 @@ def test_a_run_of_another_split_is_no_partner(blended, tmp_path):
     words = [*words, f"--blend={tmp_path}/nowhere"]
     with pytest.raises(ValueError, match="no finished run"):
         run_5_models.main(*parse_settings(run_5_models.Config, words, "run_5_models"))
+
+
+def test_probes_change_length_and_marks_alone():
+    row = pair("why", "# A\n\n- **one** `two`\n1. [x](http://y.z)", "short")
+    assert probes.plain(row).response_a == ["A\n\none two\nx"]
+    assert probes.plain(row).response_b == row.response_b
+    longer = probes.padded(row, 1)
+    assert longer.response_a == row.response_a and longer.response_b[0].startswith("short ")
+    assert len(longer.response_b[0]) > len(row.response_a[0])
+    assert len(probes.padded(pair("why", "", "x" * 900), 0).response_a[0]) > 900
+
+
+def test_a_judge_by_length_turns_when_the_other_answer_is_padded(by_length):
+    rows = planted(80, "length", seed=4)
+
+    def answer(asked):
+        p = by_length.probabilities(asked)
+        return p, p[:, SWAP]
+
+    found = probe(answer, rows, *answer(rows))
+    assert found["padded"] > 0.6 and found["swapped"] == 0 and found["n_plain"] == 0
