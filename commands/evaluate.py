@@ -568,7 +568,9 @@ def leak(seen: dict[str, int] | None, evaluated: Evaluated) -> str:
         return ""
     words = {"train": "that the run was trained on", "val": "that it was validated on"}
     parts = [f"{seen[part]:,} have a {evaluated.what} {words[part]}" for part in seen if seen[part]]
-    return f"leak: of {len(evaluated.groups):,} rows {' and '.join(parts)}"
+    count, what = len(evaluated.groups), evaluated.what  # of packed text the documents
+    unit = "rows" if count == len(evaluated.result.rows) else f"{what}s"
+    return f"leak: of {count:,} {unit} {' and '.join(parts)}"
 
 
 def write_evaluation(
