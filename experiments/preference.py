@@ -125,10 +125,10 @@ EMBEDDED: dict[str, Any] = {
 
 def load_rows(
     config: Config, world: core.World, folder: Path | None
-) -> tuple[list[PairRow], tuple[str, ...], dict[str, Any]]:
-    """Read, repair, split and subset; also returns the classes, two where there are no ties, and
-    facts for the record. The leak check runs at every load. Rows that --skip_bad_rows leaves out
-    are listed in the folder."""
+) -> tuple[list[PairRow], dict[str, Any]]:
+    """Read, repair, split and subset; also returns facts for the record, among them the classes,
+    two where there are no ties. The leak check runs at every load. Rows that --skip_bad_rows
+    leaves out are listed in the folder."""
     if config.data in ("reviews", "reviews_control"):
         rows, repairs = reviews.load_review_pairs(
             control=config.data == "reviews_control",
@@ -170,7 +170,7 @@ def load_rows(
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
-    return rows, classes, {**facts, "repairs": repairs, "classes": list(classes)}
+    return rows, {**facts, "repairs": repairs, "classes": list(classes)}
 
 
 def shares_of(rows: Sequence[PairRow], classes: Sequence[str]) -> str:
@@ -226,7 +226,8 @@ class Preference(Training):
         self.config, self.world = config, world
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
-        self.rows, self.classes, self.facts = load_rows(config, world, folder)
+        self.rows, self.facts = load_rows(config, world, folder)
+        self.classes = tuple(self.facts["classes"])
         self.other = None if config.blend is None else other_run(config.blend, self.facts)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
