@@ -77,12 +77,11 @@ class Config(Settings):
     prompt_frac: float = 0.4
     """share of the tokens that the prompt may keep when prompt and answer do not both fit"""
     head: Literal["concat", "symmetric", "davidson"] = "concat"
-    """joins both embeddings; symmetric: swapping A and B swaps the answer exactly; davidson: so,
-    too, by a worth of each answer and a threshold for ties"""
+    """concat; or exact under swaps: symmetric, davidson (worth of answers, threshold of ties)"""
     pooling: Literal["first", "mean"] = "first"
     """embedding of a sequence: its first token's state, or the mean of all"""
     features: bool = False
-    """the head also reads length, layout and other style of both answers, normalised"""
+    """the head reads length, layout and other style, too"""
     swap: Literal["none", "augment", "tta", "both"] = "none"
     """augment: swap A and B at random in training; tta: average both orders in the test"""
     labels: Literal["true", "shuffled"] = "true"
