@@ -36,7 +36,8 @@ GROUPS: dict[str, tuple[str, str]] = {
         "momentum matrix_lr max_grad_norm label_smoothing r_drop distill_weight temperature "
         "average average_frac selection.beta selection.history selection.mega_batch "
         "selection.il_losses selection.charge_forward sophia.rho sophia.every sophia.rows "
-        "sophia.charge stacking.initial_layers stacking.fractions layer_drop.theta layer_drop.gamma",
+        "sophia.charge stacking.initial_layers stacking.fractions "
+        "layer_drop.theta layer_drop.gamma",
     ),
     "evaluation": (
         "eval_every validate_every test_with blend",
