@@ -25,7 +25,8 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "model": (
         "model init size student_of freeze lora_r lora_alpha head n_layer n_head n_embd",
-        "weights dropout cache_features lora_scaling lora_dropout lora_qkv lora_layers lora_head "
+        "weights pooling features dropout cache_features "
+        "lora_scaling lora_dropout lora_qkv lora_layers lora_head "
         "positions rope_theta norm mlp bias qk_norm attention_gate layer_scale scale_residual_init",
     ),
     "optimisation": (
@@ -39,7 +40,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "evaluation": (
         "eval_every validate_every test_with",
-        "patience baseline sample_tokens eval_batches attention_texts",
+        "blend beyond_style patience baseline sample_tokens eval_batches attention_texts",
     ),
     "machine": (
         "device precision",
