@@ -24,23 +24,23 @@ GROUPS: dict[str, tuple[str, str]] = {
         "stride train_stride detokenize group_by_length",
     ),
     "model": (
-        "model init size student_of freeze lora_r lora_alpha head n_layer n_head n_embd",
-        "weights pooling features dropout cache_features "
-        "lora_scaling lora_dropout lora_qkv lora_layers lora_head "
-        "positions rope_theta norm mlp bias qk_norm attention_gate layer_scale scale_residual_init",
+        "model init size student_of freeze lora_r lora_alpha head features n_layer n_head n_embd",
+        "weights pooling dropout cache_features lora_scaling lora_dropout lora_qkv lora_layers "
+        "lora_head positions rope_theta norm mlp bias qk_norm attention_gate layer_scale "
+        "scale_residual_init",
     ),
     "optimisation": (
-        "epochs budget budget_unit batch micro_batch lr head_lr schedule warmup_frac optimizer "
+        "epochs budget batch micro_batch lr head_lr schedule warmup_frac optimizer "
         "weight_decay selection.name stacking.enabled layer_drop.enabled",
-        "budget_table head_epochs min_lr decay_frac lr_factors layer_decay betas eps momentum "
-        "matrix_lr max_grad_norm label_smoothing r_drop distill_weight temperature average "
-        "average_frac selection.beta selection.history selection.mega_batch selection.il_losses "
+        "budget_unit budget_table head_epochs min_lr decay_frac lr_factors layer_decay betas eps "
+        "momentum matrix_lr max_grad_norm label_smoothing r_drop distill_weight temperature "
+        "average average_frac selection.beta selection.history selection.mega_batch selection.il_losses "
         "selection.charge_forward sophia.rho sophia.every sophia.rows sophia.charge "
         "stacking.initial_layers stacking.fractions layer_drop.theta layer_drop.gamma",
     ),
     "evaluation": (
-        "eval_every validate_every test_with",
-        "blend beyond_style patience baseline sample_tokens eval_batches attention_texts",
+        "eval_every validate_every test_with blend",
+        "patience beyond_style baseline sample_tokens eval_batches attention_texts",
     ),
     "machine": (
         "device precision",

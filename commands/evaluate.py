@@ -74,6 +74,8 @@ class SavedRun:
         self.asked, self.folder = config, Path(config.run_folder)
         if not config.run_folder or not config.data:
             raise ValueError("evaluate needs a run and rows: evaluate RUN --data FILE")
+        if Path(config.data).suffix and not Path(config.data).exists():
+            raise FileNotFoundError(f"{config.data}: no such file")
         if not is_run(self.folder):
             raise ValueError(f"{self.folder}: no run folder (neither run.json nor config.yaml)")
         self.record = read_json(self.folder / "run.json")
@@ -204,15 +206,15 @@ def rows_of_preference(run: SavedRun) -> list[Any]:
 
 
 def of_glue(run: SavedRun) -> Evaluated:
-    from transformers import AutoModelForSequenceClassification
-
-    from experiments.glue import outputs, predictions, score
-    from models import bert  # noqa: F401, registers our architecture
-
     settings, (task,) = run.settings, glue.find_tasks(run.settings.suite)
     path = Path(run.asked.data)
     rows, notes = glue.load_held_out(task, path, skip_bad_rows=run.asked.skip_bad_rows)
     say(notes)
+    from transformers import AutoModelForSequenceClassification  # after wrong rows
+
+    from experiments.glue import outputs, predictions, score
+    from models import bert  # noqa: F401, registers our architecture
+
     folder = str(run.weights)
     shape = pretrained.load_config(folder)
     tokenizer = pretrained.load_tokenizer(folder, shape)
@@ -566,7 +568,9 @@ def leak(seen: dict[str, int] | None, evaluated: Evaluated) -> str:
         return ""
     words = {"train": "that the run was trained on", "val": "that it was validated on"}
     parts = [f"{seen[part]:,} have a {evaluated.what} {words[part]}" for part in seen if seen[part]]
-    return f"leak: of {len(evaluated.groups):,} rows {' and '.join(parts)}"
+    count, what = len(evaluated.groups), evaluated.what  # of packed text the documents
+    unit = "rows" if count == len(evaluated.result.rows) else f"{what}s"
+    return f"leak: of {count:,} {unit} {' and '.join(parts)}"
 
 
 def write_evaluation(

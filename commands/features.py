@@ -60,7 +60,8 @@ class Config:
 def features(config: Config) -> None:
     """Fit, test once, write a run folder. ValueError where there is nothing to learn from."""
     folder = new_folder(config.out or Path("results/features") / Path(config.data).stem)
-    rows, classes, facts = load_rows(config, core.single_world("cpu"), folder)
+    rows, facts = load_rows(config, core.single_world("cpu"), folder)
+    classes = tuple(facts["classes"])
     count_splits(rows, config.data)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}
     started = time.perf_counter()

@@ -219,10 +219,14 @@ def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> La
         return Layout(source, "conversations", None, winner)
     if set(CHOSEN) <= set(columns):
         return Layout(source, "chosen", prompt, None, around)
-    texts = CONVERSATIONS if set(CONVERSATIONS) <= set(columns) else TEXT_COLUMNS
+    there = set(columns)
+    texts = CONVERSATIONS if there & set(CONVERSATIONS) else TEXT_COLUMNS
+    winners = WINNER_COLUMNS if (require_winner or some) and not winner else ()
+    if there & set(CHOSEN) and not there & {*TEXT_COLUMNS[1:], *CONVERSATIONS}:
+        texts, winners = ("prompt", *CHOSEN), ()
     if prompt is not None:
         texts = tuple(name for name in texts if name != "prompt")
-    wanted = texts + (WINNER_COLUMNS if (require_winner or some) and not winner else ())
+    wanted = texts + winners
     missing = [name for name in wanted if name not in columns]
     others = [name for name in columns if name not in wanted]  # not response_a for response_b
     near = [difflib.get_close_matches(name, others, n=1) for name in missing]

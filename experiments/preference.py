@@ -77,12 +77,11 @@ class Config(Settings):
     prompt_frac: float = 0.4
     """share of the tokens that the prompt may keep when prompt and answer do not both fit"""
     head: Literal["concat", "symmetric", "davidson"] = "concat"
-    """joins both embeddings; symmetric: swapping A and B swaps the answer exactly; davidson: so,
-    too, by a worth of each answer and a threshold for ties"""
+    """concat; or exact under swaps: symmetric, davidson (worth of answers, threshold of ties)"""
     pooling: Literal["first", "mean"] = "first"
     """embedding of a sequence: its first token's state, or the mean of all"""
     features: bool = False
-    """the head also reads length, layout and other style of both answers, normalised"""
+    """the head reads length, layout and other style, too"""
     swap: Literal["none", "augment", "tta", "both"] = "none"
     """augment: swap A and B at random in training; tta: average both orders in the test"""
     labels: Literal["true", "shuffled"] = "true"
@@ -125,10 +124,10 @@ EMBEDDED: dict[str, Any] = {
 
 def load_rows(
     config: Config, world: core.World, folder: Path | None
-) -> tuple[list[PairRow], tuple[str, ...], dict[str, Any]]:
-    """Read, repair, split and subset; also returns the classes, two where there are no ties, and
-    facts for the record. The leak check runs at every load. Rows that --skip_bad_rows leaves out
-    are listed in the folder."""
+) -> tuple[list[PairRow], dict[str, Any]]:
+    """Read, repair, split and subset; also returns facts for the record, among them the classes,
+    two where there are no ties. The leak check runs at every load. Rows that --skip_bad_rows
+    leaves out are listed in the folder."""
     if config.data in ("reviews", "reviews_control"):
         rows, repairs = reviews.load_review_pairs(
             control=config.data == "reviews_control",
@@ -170,7 +169,7 @@ def load_rows(
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
-    return rows, classes, {**facts, "repairs": repairs, "classes": list(classes)}
+    return rows, {**facts, "repairs": repairs, "classes": list(classes)}
 
 
 def shares_of(rows: Sequence[PairRow], classes: Sequence[str]) -> str:
@@ -226,7 +225,8 @@ class Preference(Training):
         self.config, self.world = config, world
         # before the model, whose imports are slow: a wrong name or row is said at once
         pretrained.check_model(config.model)
-        self.rows, self.classes, self.facts = load_rows(config, world, folder)
+        self.rows, self.facts = load_rows(config, world, folder)
+        self.classes = tuple(self.facts["classes"])
         self.other = None if config.blend is None else other_run(config.blend, self.facts)
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)

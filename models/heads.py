@@ -1,4 +1,4 @@
-"""Heads that join two answers, beside core's: Davidson's threshold for ties, and style into any.
+"""Heads that join two answers, beside core's ConcatHead: symmetric ones, and style into any.
 
 head = DavidsonHead(hidden)
 head = StyleHead(head, mean, scale, dropout=0.1)     # head(a, b, style_features of the rows)
@@ -12,6 +12,32 @@ import core
 from data.style import exchanged
 
 STYLE_SIZE = 64  # numbers that the head reads beside an embedding
+
+
+class SymmetricHead(nn.Module):
+    """Logits (batch, classes) of A, B and, of three, tie; exchanging a and b exchanges the first
+    two exactly.
+
+    A network f outputs (win, tie) for an ordered pair: A = win(a, b), B = win(b, a),
+    tie = tie(a, b) + tie(b, a). Both orders go through f in calls of the same shape, so
+    that not even rounding depends on which answer stood first. f reads
+    [a; b; a − b; a · b], as sentence-pair classifiers do (Conneau et al. 2017, section 3).
+    """
+
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
+        super().__init__()
+        self.dense = nn.Linear(4 * hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes - 1)
+
+    def _ordered(self, a: Tensor, b: Tensor) -> Tensor:
+        joined = torch.tanh(self.dense(torch.cat([a, b, a - b, a * b], dim=-1)))
+        return self.out(self.dropout(joined))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        ab, ba = self._ordered(a, b), self._ordered(b, a)
+        ties = ab[:, 1:] + ba[:, 1:]  # none of two classes
+        return torch.cat([ab[:, :1], ba[:, :1], ties], dim=-1)
 
 
 class DavidsonHead(nn.Module):

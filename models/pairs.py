@@ -31,7 +31,7 @@ def build_head(
     style: (mean, scale) of the style features that it reads, too."""
     kind = {
         "concat": core.ConcatHead,
-        "symmetric": core.SymmetricHead,
+        "symmetric": heads.SymmetricHead,
         "davidson": heads.DavidsonHead,
     }[name]
     dropout = 0.1 if dropout is None else dropout

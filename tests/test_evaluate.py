@@ -135,6 +135,18 @@ def test_the_runs_own_test_rows_get_its_own_figures(name, systems, runs, tmp_pat
     assert record["status"] == "finished" and record["script"].startswith(systems[name].script)
 
 
+def test_a_run_joined_with_its_opponent_is_evaluated_as_it_was_tested(systems, runs, tmp_path):
+    """Style in the head, Davidson's ties, mean pooling, and another run beside it."""
+    words = ["--features=true", "--head=davidson", "--pooling=mean", *MORE["preference"][:1]]
+    joined = systems["preference"].train(
+        tmp_path / "joined", *words, f"--blend={runs('preference')}"
+    )
+    data = test_rows("preference", systems["preference"], joined, tmp_path)
+    own, found = metrics_of(joined), evaluated(joined, data, tmp_path / "out")
+    for key in ("log_loss", "log_loss_ci95", "accuracy", "flip_consistency", "length_bias"):
+        assert found[key] == pytest.approx(own[key], rel=1e-5, abs=1e-7), key
+
+
 def test_a_pretraining_run_on_its_own_text(systems, runs, tmp_path):
     """Its validation rows are some of the file's, with the same masks and so the same losses."""
     run = runs("bert")

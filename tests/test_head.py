@@ -14,7 +14,7 @@ from models import heads, pretrained
 
 HEADS = {
     "concat": core.ConcatHead,
-    "symmetric": core.SymmetricHead,
+    "symmetric": heads.SymmetricHead,
     "davidson": heads.DavidsonHead,
 }
 
@@ -66,7 +66,7 @@ def test_two_classes_are_three_without_the_tie():
     """With the same weights the logits of A and B are those beside a tie."""
     torch.manual_seed(0)
     a, b = torch.randn(2, 9, 16)
-    for kind, left_out in ((core.SymmetricHead, 1), (core.ConcatHead, 2)):
+    for kind, left_out in ((heads.SymmetricHead, 1), (core.ConcatHead, 2)):
         three, two = kind(16).eval(), kind(16, classes=2).eval()
         weights = three.state_dict()
         for name in ("out.weight", "out.bias"):
@@ -76,7 +76,7 @@ def test_two_classes_are_three_without_the_tie():
 
 
 def test_equal_answers_get_equal_logits():
-    head = core.SymmetricHead(16).eval()
+    head = heads.SymmetricHead(16).eval()
     a = torch.randn(9, 16)
     logits = head(a, a)
     assert torch.equal(logits[:, 0], logits[:, 1])

@@ -378,6 +378,15 @@ def test_for_predict_a_column_of_another_meaning_is_no_winner(tmp_path):
         load_arena(path)
 
 
+def test_what_is_missing_is_named_by_the_nearest_layout(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"prompt": "p", "chosn": "a", "rejected": "b"}])
+    with pytest.raises(ValueError, match="missing columns: chosen .nearest is 'chosn'.. Found"):
+        load_arena(path)
+    path = write(tmp_path / "x.jsonl", [{"conversation_a": [], "winner": "A"}])
+    with pytest.raises(ValueError, match="missing columns: conversation_b"):
+        load_arena(path)
+
+
 def test_without_a_prompt_texts_are_refused_and_say_what_is_expected(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"chosen": "good", "rejected": "bad"}])
     with pytest.raises(ValueError, match=r"line 1, column chosen.*Human: … Assistant: …"):

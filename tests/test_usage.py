@@ -37,6 +37,7 @@ def test_help_fits_on_a_page_and_names_every_setting(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = help_text(kind, f"{name}.py", module.__doc__, ["predict"])
     assert len(text.splitlines()) <= 100
+    assert "\nsettings\n" not in text  # each has its group
     wide = [line for line in text.splitlines()[:-1] if len(line) > 80]
     assert all(re.match("  (python|torchrun) ", line) for line in wide)  # to be typed as they are
     for setting in field_types(kind):
