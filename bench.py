@@ -75,6 +75,7 @@ PLAN = [
     "checkpoints --repeats 1 --steps 20",
     "monitoring --repeats 10 --steps 15",
     "startup --repeats 3",
+    "overlap --repeats 30",
     "tokenising --repeats 2",
     "tokenising --peer processes --repeats 1",
     "scaling --steps 3",
