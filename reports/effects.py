@@ -404,8 +404,8 @@ class Effects:
         if seen == [True, False]:
             return f"{what} matters only with {other.at(False)} ({texts[0]}; {texts[1]})", True
         turns = all(seen) and a.value * b.value < 0
-        word = "turns round" if turns else "does another amount"
-        return f"what {what} does {word} with {other.label}: {texts[0]}; {texts[1]}", False
+        word = "the other way round" if turns else "more or less"
+        return f"{what} works {word} by {other.label}: {texts[0]}; {texts[1]}", False
 
     # -- the picture
 
