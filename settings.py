@@ -99,6 +99,8 @@ class PublishedFigure:
     """whether the number of rows is"""
     note: str = ""
     """which of several figures of that name it is"""
+    again: bool = False
+    """whether it is the figure above, measured once more of the same run"""
 
 
 @dataclass

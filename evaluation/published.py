@@ -30,7 +30,18 @@ class Figure:
     rows: int | None = None
     approximate: bool = False
     note: str = ""
+    again: bool = False
     constant: float | None = None
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether numbers are numbers, and a share is one: anyone may have written run.json."""
+        share = self.metric in SHARES
+        numbers = [x for x in (self.high, self.constant) if x is not None] + [self.value]
+        return all(
+            isinstance(x, int | float) and math.isfinite(x) and (0 <= x <= 1 or not share)
+            for x in numbers
+        ) and (self.rows is None or isinstance(self.rows, int) and self.rows > 0)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -80,13 +91,14 @@ class Ours:
     """A figure of our own with its interval (NaN where there is none).
 
     variance: of its distance from the truth, where that is not what the interval says: several
-    seeds, whose interval leaves out the rows.
+    seeds, whose interval leaves out the rows; seeds: of how many it is the mean.
     """
 
     value: float
     low: float = math.nan
     high: float = math.nan
     variance: float | None = None
+    seeds: int = 1
 
     @property
     def error(self) -> float:
@@ -109,16 +121,17 @@ class Against:
     def sentence(self) -> str:
         share = self.figure.metric in SHARES
         own = self.ours
-        yours = f"{100 * own.value:.1f}" if share else shown(own.value, share)
+        yours = f"{100 * own.value:.1f}" if share else f"{own.value:.4g}"
         if not math.isnan(own.low):
             digits, scale = (1, 100) if share else (3, 1)
             yours += f" [{scale * own.low:.{digits}f}, {scale * own.high:.{digits}f}]"
+        yours += f" ({own.seeds} seeds)" * (own.seeds > 1)
         text = f"{self.figure.metric}: published {self.figure.text}; yours {yours}: {self.verdict}"
         value, low, high = self.difference
-        if not math.isnan(low) and share and not low <= 0 <= high:
-            text += f" by {100 * abs(value):.1f} points"
+        if low > 0 or high < 0:
             ends = sorted((abs(low), abs(high)))
-            text += f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+            text += f" by {100 * abs(value):.1f} points [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+            text += ", one seed against one" * (own.seeds == 1)
         if self.figure.collapsed:
             text += ". The published one is no better than a constant answer"
             text += f" ({100 * self.figure.constant:.1f} %): a collapse"
@@ -127,7 +140,7 @@ class Against:
 
 def shown(value: float, share: bool) -> str:
     """A share in percent, to the digits that it was published with; 47.3, 48.35, 50."""
-    return f"{100 * value:.2f}".rstrip("0").rstrip(".") if share else f"{value:.4g}"
+    return f"{100 * value:.2f}".rstrip("0").rstrip(".") if share else f"{value:.6g}"
 
 
 def published_figures(reference: Any) -> list[Figure]:
@@ -136,13 +149,12 @@ def published_figures(reference: Any) -> list[Figure]:
         return []
     names = set(Figure.__dataclass_fields__)
     known = [
-        {name: value for name, value in figure.items() if name in names}
+        {name: value for name, value in figure.items() if name in names and value is not None}
         for figure in reference["figures"]
-        if isinstance(figure, Mapping)
-        and isinstance(figure.get("metric"), str)
-        and isinstance(figure.get("value"), int | float)
+        if isinstance(figure, Mapping) and isinstance(figure.get("metric"), str)
     ]
-    return [Figure(**{"constant": reference.get("constant"), **figure}) for figure in known]
+    figures = [Figure(**{"constant": reference.get("constant"), "value": None} | f) for f in known]
+    return [figure for figure in figures if figure.is_possible]
 
 
 def against(figure: Figure, ours: Ours) -> Against:
@@ -177,16 +189,20 @@ def over_seeds(
     mean = sum(values) / len(values)
     spread = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     variance = ((rows[1] - rows[0]) / (2 * Z)) ** 2 + spread * (1 + 1 / len(values))
-    return Ours(mean, *shown_interval, variance)
+    return Ours(mean, *shown_interval, variance, len(values))
 
 
 def what_differs(reference: Mapping[str, Any]) -> list[str]:
     """Between a run and the published one that its config repeats, and what is not known."""
-    lines = [f"{name}: {how}" for name, how in (reference.get("differs") or {}).items()]
-    for name, (before, now) in (reference.get("changed") or {}).items():
-        lines.append(f"{name}: {before} in the config of the published run, {now} here")
-    if unknown := reference.get("unknown"):
-        lines.append(f"not known of the published run: {', '.join(map(str, unknown))}")
+    differs, changed, unknown = (reference.get(x) for x in ("differs", "changed", "unknown"))
+    lines = []
+    for name, how in differs.items() if isinstance(differs, Mapping) else ():
+        lines.append(f"{name} ({how})")
+    for name, values in changed.items() if isinstance(changed, Mapping) else ():
+        if isinstance(values, list) and len(values) == 2:
+            lines.append(f"{name} ({values[0]} in its config, {values[1]} here)")
+    if isinstance(unknown, list) and unknown:
+        lines.append(f"and what is not known of it: {', '.join(map(str, unknown))}")
     return lines
 
 

@@ -6,12 +6,17 @@ import re
 import numpy as np
 import pytest
 import yaml
+from run_folders import classifier, write_run
 from scipy import stats as scipy_stats
 
 import run_2_appendprompt
+from benchmarks import published as published_page
 from evaluation import published
 from evaluation.published import Figure, Ours, against
 from files import PROJECT
+from reports import compare, one_run, table
+from reports.folder import load_run, load_runs
+from reports.published import sentences
 from settings import parse_settings, pop_published, published_run
 
 FOLDERS = ("preference", "alpaca", "gpt2", "headlines", "bert")
@@ -173,3 +178,90 @@ def test_pairs_are_corrected():
     theirs = scipy_stats.chi2_contingency(table, correction=False).pvalue
     assert pair.p == pytest.approx(theirs, rel=0.05) and pair.p < 0.05 < pair.corrected
     assert found[3, 0].corrected < 1e-6
+
+
+# ------------------------------------------------------------------------------- reports
+
+PUBLISHED = {
+    "table": "preference",
+    "name": "run 2",
+    "figures": [{"metric": "accuracy", "value": 0.473, "rows": 5750, "approximate": True}],
+    "differs": {"head": "tied"},
+    "unknown": ["split", "precision"],
+    "changed": {"lr": [1e-5, 1e-4]},
+}
+
+
+def write(folder, value=0.48, interval=(0.45, 0.51), seed=0, **facts):
+    metrics = {"accuracy": value, "accuracy_ci95": list(interval), "n": 300}
+    rows = classifier(300, 1.0, seed)
+    return str(write_run(folder, rows, seed, metrics=metrics, **{"published": PUBLISHED} | facts))
+
+
+def test_table_has_the_column_where_a_run_repeats_a_published_one(tmp_path):
+    runs = load_runs(
+        [write(tmp_path / "a"), write(tmp_path / "b", settings={"lr": 1}, published={})]
+    )
+    columns, lines = table.build_table(runs)
+    assert [line["published"].value for line in lines] == [
+        "accuracy 47.3 % [46.0, 48.6] on about 5,750 rows",
+        None,
+    ]
+    assert "published" not in table.build_table(runs[1:])[0]
+    assert not [name for name in table.figures_of(runs[0]) if name.startswith("published")]
+
+
+def test_compare_and_page_say_it_and_what_differs(tmp_path):
+    first, second = write(tmp_path / "a"), write(tmp_path / "b", 0.6, (0.57, 0.63), seed=1)
+    said = sentences(load_runs([second]))
+    assert said[0].endswith(
+        "yours 60.0 [57.0, 63.0]: above it by 12.7 points [9.4, 16.0], one seed against one."
+    )
+    assert said[1] == (
+        "Differs from the published run: head (tied); lr (1e-05 in its config, 0.0001 here); "
+        "and what is not known of it: split, precision."
+    )
+    text = compare.report([first, second])
+    assert "a, accuracy: published 47.3 %" in text and "not separable from it." in text
+    assert len(compare.build_report([first, second]).as_json()["published"]) == 4
+    page = [finding.text for finding in one_run.learned(load_run(second))]
+    assert said[0] in page and said[1] in page
+
+
+def test_seeds_are_one_figure(tmp_path):
+    runs = [write(tmp_path / f"seed_{k}", 0.47 + k / 100, seed=k) for k in range(3)]
+    (said, _) = sentences(load_runs(runs), "arm")
+    assert said.startswith("arm, accuracy") and "(3 seeds): not separable from it." in said
+    write(tmp_path / "seed_3", seed=3, published=PUBLISHED | {"name": "another"})
+    assert not sentences(load_runs([*runs, str(tmp_path / "seed_3")]))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(None, [], "47.3", {"figures": {}}, {"figures": [3, {}, {"metric": "accuracy"}]}),
+        {"figures": [{"metric": "accuracy", "value": "47.3 %"}]},
+        {"figures": [{"metric": "accuracy", "value": 47.3, "rows": 5750}]},
+        {"figures": [{"metric": "accuracy", "value": 0.4, "rows": -1}]},
+        PUBLISHED | {"figures": [{"metric": "nothing of ours", "value": 1.0}]},
+    ],
+)
+def test_what_is_no_reference_in_a_record_is_not_said(tmp_path, damaged):
+    run = load_run(write(tmp_path / "a", published=damaged))
+    assert sentences([run]) == [] and "accuracy" not in (table.published_text(run) or "")
+    assert sentences([load_run(write(tmp_path / "b", published=PUBLISHED | {"differs": 3}))])
+
+
+def test_the_page_is_what_its_command_makes():
+    assert published_page.PAGE.read_text() == published_page.page(), published_page.__doc__
+
+
+def test_the_page_says_what_the_tables_cannot_carry():
+    lines = published_page.read_tables()["preference"]
+    lines.sort(key=lambda line: -line.figure.value)
+    said = "\n".join(published_page.conclusions("accuracy", lines))
+    (row,) = re.findall(r"^\| 48.6 roberta .*", said, re.M)
+    assert "47.3 run_2_b32" in row.split("|")[4] and "35.1 deberta" in row.split("|")[2]
+    assert re.search(r"Collapsed.*35\.1 %.*deberta", said, re.S)
+    judged = [x for x in published_page.read_tables()["alpaca"] if x.figure.metric == "judge"]
+    assert "measured twice" in "\n".join(published_page.conclusions("judge", judged))
