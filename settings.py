@@ -85,6 +85,50 @@ def replace(config: "S", **changes: Any) -> "S":
     return copy
 
 
+@dataclass
+class PublishedFigure:
+    """One figure of a published run: a share from 0 to 1, nats, a perplexity, a judge's score."""
+
+    metric: str
+    value: float
+    high: float | None = None
+    """upper end, where a range was published"""
+    rows: int | None = None
+    """that it was measured on; null: not known"""
+    approximate: bool = False
+    """whether the number of rows is"""
+    note: str = ""
+    """which of several figures of that name it is"""
+    again: bool = False
+    """whether it is the figure above, measured once more of the same run"""
+
+
+@dataclass
+class Published:
+    """`published:` of a config that repeats a published run: what that run got, and how.
+
+    It is data about the experiment, no setting of it: names and fingerprints of runs do not have
+    it, run.json does.
+    """
+
+    table: str
+    """of which table it is a line"""
+    name: str
+    figures: list[PublishedFigure]
+    constant: float | None = None
+    """accuracy of an answer that is always the same, on rows like these"""
+    split: str = ""
+    minutes: float | None = None
+    minutes_high: float | None = None
+    device: str = ""
+    memory_gb: float | None = None
+    judge: str = ""
+    differs: dict[str, str] = dataclasses.field(default_factory=dict)
+    """what → how the published run differed from these settings"""
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    """what is not known of the published run"""
+
+
 S = TypeVar("S", bound=Section)
 Schedule = Literal["linear", "cosine", "constant", "wsd", "one-cycle", "triangle2"]
 Optimizer = Literal["adamw", "lion", "sophiag", "muon", "sgd"]
@@ -341,6 +385,7 @@ def parse_settings(
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
     valid_names = [*kinds, *aliases, "config"]
     words, files, published = [], [], False  # files: (path, its settings by name)
+    reference: dict[str, Any] = {}  # `published:` of the last file that has it
     pending = list(argv)
     while pending:
         word = pending.pop(0)
@@ -361,7 +406,9 @@ def parse_settings(
             value = "true" if bare else pending.pop(0)
         _check_names([key], valid_names, "setting ")
         if key == "config":
-            content = flatten(current_names(_read_yaml(value)), whole=kinds)
+            content = _read_yaml(value)
+            reference = pop_published(content, value) or reference
+            content = flatten(current_names(content), whole=kinds)
             _check_names(content, kinds, f"{value}: setting ")
             files.append((value, content))
             continue
@@ -387,8 +434,53 @@ def parse_settings(
         except ValueError as error:
             raise SystemExit(f"{prog}: {error}") from None
         config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
+        if reference:
+            of_files = vars(parser.parse_args(configs).as_flat())
+            changed = {
+                name: [of_files[name], value]
+                for name, value in vars(parsed.as_flat()).items()
+                if name in named - FREE_SETTINGS - {"seed", "name"} and value != of_files[name]
+            }
+            config.__dict__["_reference"] = reference | {"changed": changed}
         remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def pop_published(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """Take `published:` out of a file's settings and return it; {} where it has none.
+
+    SystemExit names a key that it cannot have, one that it lacks, and a value of a wrong type.
+    """
+    if (published := content.pop("published", None)) is None:
+        return {}
+    _check_fields(Published, published, f"{where}: published")
+    for number, figure in enumerate(published["figures"], 1):
+        _check_fields(PublishedFigure, figure, f"{where}: published: figure {number}")
+    return published
+
+
+def _check_fields(kind: type, values: Any, where: str) -> None:
+    """SystemExit unless `values` are by name what the dataclass takes."""
+    if not isinstance(values, dict):
+        raise SystemExit(f"{where}: expected 'name: value' lines, found {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    _check_names(values, fields, f"{where}: ")
+    for name, field in fields.items():
+        required = {field.default, field.default_factory} == {dataclasses.MISSING}
+        if required and values.get(name) in (None, "", []):
+            raise SystemExit(f"{where}: {name} is missing")
+        kinds = [typing.get_origin(one) or one for one in typing.get_args(field.type)]
+        kinds = kinds if type(None) in kinds else [typing.get_origin(field.type) or field.type]
+        value = values.get(name)
+        fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
+        if name in values and not (fits and isinstance(value, bool) == (bool in kinds)):
+            raise SystemExit(f"{where}: {name}: {value!r} is no {kinds[0].__name__}")
+
+
+def published_run(config: Section) -> dict[str, Any]:
+    """`published:` of the config's file, and as `changed` what the command line changed of its
+    settings: for run.json. {} where the file repeats no published run."""
+    return config.__dict__.get("_reference", {})
 
 
 def options_of(kind: Any) -> tuple[Any, list[str]]:

@@ -69,7 +69,7 @@ from evaluation.outcomes import failures
 from files import PROJECT, find_file
 from reports import scripts
 from reports.scripts import folder_name, text_of
-from settings import FREE_SETTINGS, flatten
+from settings import FREE_SETTINGS, flatten, pop_published
 from sweeps import explain
 
 REPORT = PROJECT / "report.py"
@@ -260,7 +260,9 @@ def find_script(script: str | None) -> Path:
 
 def read_yaml(path: str) -> dict[str, Any]:
     try:
-        return plain(files.read_yaml(find(path, "config")))
+        content = files.read_yaml(find(path, "config"))
+        pop_published(content, path)  # what a file repeats is no setting
+        return plain(content)
     except ValueError as error:
         raise refuse(str(error)) from None
 

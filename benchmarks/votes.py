@@ -2,14 +2,17 @@
 
 python -m benchmarks.votes pandalm.csv                             # a constant, style, features
 python -m benchmarks.votes pandalm.csv --run "minilm: --model=minilm --max_length=128 --epochs=3"
+python -m benchmarks.votes --losses docs/results/votes.csv         # the table again
 
 Each fold's rows are answered by what was trained on the others; a run of run_5_models.py cuts its
 validation rows from those. Log loss in nats with its interval over prompts, and the difference to
 features on the same rows. --blend: each run is joined with the features of its own fold, by
-weights fitted on its validation rows. Ten folds of an encoder are ten runs.
+weights fitted on its validation rows. Ten folds of an encoder are ten runs. --losses keeps the nats
+of each row: arms that it has are not trained again, and without a file of votes it is only shown.
 """
 
 import argparse
+import csv
 import json
 import sys
 import tempfile
@@ -102,8 +105,8 @@ def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> np.ndarray
     return losses
 
 
-def table(rows: list[PairRow], losses: dict[str, np.ndarray]) -> str:
-    groups, lines = [row.group for row in rows], []
+def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
+    lines = []
     for name, each in losses.items():
         low, high, *_ = interval(each, groups)
         line = [name, f"{each.mean():.4f}", f"[{low:.3f}, {high:.3f}]"]
@@ -116,22 +119,54 @@ def table(rows: list[PairRow], losses: dict[str, np.ndarray]) -> str:
     return tabulate(lines, head, disable_numparse=True)
 
 
+def read_losses(path: Path) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
+    """(ids, groups, arm → nats of each row)"""
+    with open(path, newline="", encoding="utf-8") as file:
+        head, *lines = csv.reader(file)
+    ids, groups, *columns = zip(*lines, strict=True)
+    losses = {n: np.array(c, float) for n, c in zip(head[2:], columns, strict=True)}
+    return list(ids), list(groups), losses
+
+
+def write_losses(
+    path: Path, ids: Sequence[str], groups: Sequence[str], losses: dict[str, np.ndarray]
+) -> None:
+    columns = [[f"{nats:.6f}" for nats in each] for each in losses.values()]
+    lines = zip(ids, groups, *columns, strict=True)
+    write_text(path, csv_text(("id", "group", *losses), lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
+    parser.add_argument("data", nargs="?")
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--run", action="append", default=[], help="name: words of run_5_models.py")
     parser.add_argument("--blend", action="store_true", help="runs are also joined with features")
+    parser.add_argument("--losses", type=Path, help="CSV of each row's nats, which is added to")
     arguments = parser.parse_args()
+    path, known = arguments.losses, {}
+    if path is not None and (path.exists() or arguments.data is None):
+        ids, groups, known = read_losses(path)
+    if arguments.data is None:
+        if path is None:
+            parser.error("name a file of votes, or --losses FILE")
+        return print(table(groups, known))
     rows, _ = arena.load_arena(arguments.data)
+    if known and ids != [row.id for row in rows]:
+        raise SystemExit(f"{path} is of other rows than {arguments.data}")
+    ids, groups = [row.id for row in rows], [row.group[:12] for row in rows]
     arms: dict[str, Train] = {"constant": constant, "style": counted(False)}
     arms["features"] = counted(True)
     for each in arguments.run:
         name, _, words = each.partition(":")
         arms[name] = trained(words.split(), arguments.blend)
-    losses = {name: losses_by_folds(rows, arguments.folds, train) for name, train in arms.items()}
+    for name, train in arms.items():
+        if name not in known:
+            known[name] = losses_by_folds(rows, arguments.folds, train)
+            if path is not None:
+                write_losses(path, ids, groups, known)
     print(f"{len(rows):,} rows of {arguments.data}, {arguments.folds} folds over prompts")
-    print(table(rows, losses))
+    print(table(groups, known))
 
 
 if __name__ == "__main__":

@@ -588,7 +588,7 @@ def write_evaluation(
     ids = sorted(str(line["id"]) for line in evaluated.result.rows)
     output.mkdir(parents=True, exist_ok=True)
     contents = {k: v for k, v in (record.get("contents") or {}).items() if k != "data"}
-    for name in ("sessions", "repairs", "number"):
+    for name in ("sessions", "repairs", "number", "published"):  # which was of other rows
         record.pop(name, None)
     record |= environment_facts(run.world, run.precision_here, output)
     record |= {

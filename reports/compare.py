@@ -32,6 +32,7 @@ from reports.outcomes import ByRanks, by_ranks, lost_runs
 from reports.outcomes import notes as notes_on_outcomes
 from reports.plan import Plan, plan_of
 from reports.predictions import Predictions, direction
+from reports.published import sentences
 
 SCHEMA = 1  # of --json: docs/statistics.md
 
@@ -528,6 +529,11 @@ class Report:
     def judged(self) -> list[Comparison]:
         return [result for result in self.results if result.judged]
 
+    @property
+    def published(self) -> list[str]:
+        """Each arm against the published run that its config repeats."""
+        return [line for arm in self.arms for line in sentences(arm.runs, arm.label)]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
@@ -547,6 +553,7 @@ class Report:
                 for section, rows in self.tables.items()
             },  # fmt: skip
             "comparisons": [result.as_json() for result in self.results],
+            "published": self.published,
             "notes": [*self.notes, *caveats(self.results)],
         }
 
@@ -621,7 +628,8 @@ def report(
         ]
         lines += ["", tabulate(rows, ["beside it, without a verdict", "", "each at 95 %"],
                                tablefmt=style)]  # fmt: skip
-    lines += ["", *caveats(found.results)]
+    lines += ["", *found.published, ""] if found.published else [""]
+    lines += caveats(found.results)
     if found.judged and (margin := found.judged[0].margin) is not None:
         lines.append(
             f"The margin {margin:g} was chosen with the results at hand (it was not in the plan)."

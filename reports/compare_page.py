@@ -27,6 +27,7 @@ def page_of_comparison(found: Report) -> Page:
     if found.unpaired:
         verdicts.insert(0, Finding(f"compared unpaired, although {clean(found.unpaired)}", "bad"))
     said = [*found.notes, *contrast_notes(found.arms, found.by), *caveats(found.results)]
+    said += found.published
     notes: list[Block] = [Text(clean(line)) for line in said if line]
     body = [
         *section("Verdict", verdicts),

@@ -32,6 +32,7 @@ from reports.blocks import (
     written,
 )
 from reports.folder import RunFolder, clean, interval_of, number
+from reports.published import sentences as against_published
 from reports.training import layer_figure, speed, training_figures
 from reports.watch import total_steps
 from settings import flatten
@@ -137,7 +138,8 @@ def learned(run: RunFolder) -> list[Finding]:
                 tone,
             )
         )
-    return [*sentences, *beyond(run)]
+    published = [Finding(cut(clean(line), 1000), "note") for line in against_published([run])]
+    return [*sentences, *beyond(run), *published]
 
 
 BEYOND_TONES = {"more than style": "good", "style only": "bad", "nothing learned": "bad"}
@@ -451,7 +453,7 @@ def tasks(run: RunFolder) -> list[Block]:
 
 def provenance(run: RunFolder) -> list[Block]:
     """All settings, and all that run.json says of where the run came from."""
-    left_out = ("schema_version", "status", "verdicts", "sessions", "exit_reason")
+    left_out = ("schema_version", "status", "verdicts", "sessions", "exit_reason", "published")
     record = {name: value for name, value in run.record.items() if name not in left_out}
     for count, (before, now) in enumerate(itertools.pairwise(run.sessions), 2):
         before, now = flatten(before), flatten(now)

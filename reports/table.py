@@ -20,6 +20,7 @@ import numpy as np
 from tabulate import tabulate
 
 from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups
+from evaluation.published import published_figures
 from evaluation.stats import mean_interval
 from reports.arms import group_runs, labels_of, settings_of, show
 from reports.folder import RunFolder, interval_of, number
@@ -126,7 +127,8 @@ def commands(runs: Sequence[RunFolder]) -> str:
 def figures_of(run: RunFolder) -> dict[str, Any]:
     """Every figure of a run by name: facts of run.json, losses of training, test metrics."""
     last, evaluations = run.ends
-    facts = flatten({k: v for k, v in run.record.items() if not isinstance(v, list)})
+    recorded = {k: v for k, v in run.record.items() if k != "published"}
+    facts = flatten({k: v for k, v in recorded.items() if not isinstance(v, list)})
     validation: dict[str, float] = {}
     known = [row for row in evaluations if number(row.get("val_loss")) is not None]
     if known:  # all of the evaluation that chose the weights
@@ -145,6 +147,12 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     return figures
 
 
+def published_text(run: RunFolder) -> str:
+    """What the published run got that the run's config repeats."""
+    figures = published_figures(run.record.get("published"))
+    return "; ".join(f"{figure.metric} {figure.text}" for figure in figures)
+
+
 def build_table(
     runs: Sequence[RunFolder], columns: Sequence[str] | None = None, fold: bool = True
 ) -> tuple[list[str], list[dict[str, Cell]]]:
@@ -154,7 +162,7 @@ def build_table(
     figures = [[figures_of(run) for run in group] for group in groups]
     if columns is None:
         columns = _columns_to_show(groups, settings, figures)
-    known = {"run", "seeds", "status", "verdicts"}.union(
+    known = {"run", "seeds", "status", "verdicts", "published"}.union(
         *settings, *(each for group in figures for each in group)
     )
     for name in columns:
@@ -184,8 +192,10 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
     devices = {show(each.get("device")) for group in figures for each in group}
     unfinished = any(run.status != "finished" for group in groups for run in group)
     judged = any(run.kinds or run.failures for group in groups for run in group)
+    repeated = any(published_text(run) for group in groups for run in group)
     return [
         *("run", *differing, *(["seeds"] if several else []), *present),
+        *(["published"] if repeated else []),
         *(["groups"] if few else []),
         *(["device"] if len(devices) > 1 else []),
         *(["status"] if unfinished else []),
@@ -201,6 +211,8 @@ def _cell(name: str, group: list[RunFolder], setting: dict, figures: list[dict])
         return Cell(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     if name == "verdicts":
         return Cell(counted(group) or None)
+    if name == "published":
+        return Cell(published_text(group[0]) or None)
     raw = [each.get(name) for each in figures]
     values = [float(value) for value in map(number, raw) if value is not None]
     without = [

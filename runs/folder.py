@@ -33,7 +33,15 @@ from runs.contents import (
     sweep,
 )
 from runs.results import last_lines
-from settings import FREE_SETTINGS, Settings, as_dict, current_names, field_types, flatten
+from settings import (
+    FREE_SETTINGS,
+    Settings,
+    as_dict,
+    current_names,
+    field_types,
+    flatten,
+    published_run,
+)
 
 SCHEMA_VERSION = 1
 # Of run.json: what each session writes anew.
@@ -201,6 +209,8 @@ class RunFolder:
         # older runs had no id of their own; trackers know them by this one
         path = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
         self.facts.setdefault("id", path)
+        if reference := published_run(self.config):
+            self.facts["published"] = reference
         if not has_begun(self.path):
             self.facts["contents"] = self.contents
         else:

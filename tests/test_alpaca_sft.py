@@ -370,6 +370,7 @@ def test_every_run_of_the_table_has_a_config():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_holds_what_differs_and_its_comment_starts_it(path):
     given, default = yaml.safe_load(path.read_text()), alpaca_sft.Config()
+    given.pop("published", None)
     assert given.pop("precision") == "fp32" and "max_grad_norm" in given  # pinned
     same = {key for key, value in given.items() if getattr(default, key) == value}
     assert same <= {"max_grad_norm"}
@@ -381,6 +382,7 @@ def test_config_holds_what_differs_and_its_comment_starts_it(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_arm_trains_two_steps(path, models, rows, tmp_path):
     given = yaml.safe_load(path.read_text())
+    reference = given.pop("published", None)
     words = ["--config", path, "--model", models["gpt2"], "--data", rows, "--max_length", 128]
     words += ["--lora_layers=last:1"] if "lora_layers" in given else []  # of two blocks
     words += ["--sample_tokens=0", "--baseline=false", "--stop_after=2"]
@@ -388,7 +390,12 @@ def test_arm_trains_two_steps(path, models, rows, tmp_path):
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
     assert all(math.isfinite(line["train_loss"]) and line["grad_norm"] > 0 for line in lines)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record.get("published") or {}).get("name") == (reference or {}).get("name")
+    if reference:
+        assert {"data", "max_length"} <= record["published"]["changed"].keys()
     used = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert "published" not in used
     for key, value in given.items():
         assert key in ("model", "lora_layers") or used[key] == value
 
