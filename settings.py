@@ -424,11 +424,16 @@ def parse_settings(
     except Exception as error:
         raise SystemExit(f"{prog}: {_in_plain_words(str(error), kinds)}") from error
     fields = dataclasses.fields(kind)
-    config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     named = {word.removeprefix("--").partition("=")[0] for word in words}
+    given = {name: path for path, content in files for name in content}
+    given |= dict.fromkeys(named, "")
+    try:
+        config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
+    except ValueError as error:  # of a file's settings the file is named
+        places = {given[name] for name in re.findall(r"--([\w.]+)", str(error)) if name in given}
+        where = "".join(f"{place}: " for place in sorted(places) if place)
+        raise ValueError(f"{where}{error}") from None
     if isinstance(config, Section):
-        given = {name: path for path, content in files for name in content}
-        given |= dict.fromkeys(named, "")
         try:
             notes = _refuse_idle(config, given)
         except ValueError as error:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import report
-from benchmarks import _tables
+from benchmarks import _tables, votes
 from files import PROJECT
 from reports import arms
 
@@ -68,9 +68,11 @@ def broken(line: str) -> list[str]:
 
 
 def output_of(command: str) -> str:
-    """What `python report.py …` prints in the project's folder."""
-    words = shlex.split(command)
-    assert words[:2] == ["python", "report.py"], command
+    """What `python report.py …` or `-m benchmarks.votes …` prints in the project's folder."""
+    _, *words = shlex.split(command)
+    is_report = words[0] == "report.py"
+    assert is_report or words[:2] == ["-m", "benchmarks.votes"], command
+    main, words = (report.main, words[1:]) if is_report else (votes.main, words[2:])
     arms._spellings.clear()  # what a process of its own would not know
     arms._names.clear()
     printed, before = io.StringIO(), os.environ.get("COLUMNS")
@@ -78,7 +80,7 @@ def output_of(command: str) -> str:
     try:
         with contextlib.chdir(PROJECT), contextlib.redirect_stdout(printed):
             with contextlib.redirect_stderr(io.StringIO()):
-                report.main(words[2:])
+                main(words)
     finally:
         os.environ.pop("COLUMNS")
         os.environ |= {} if before is None else {"COLUMNS": before}

@@ -2,7 +2,7 @@
 
 python -m benchmarks.votes pandalm.csv                             # a constant, style, features
 python -m benchmarks.votes pandalm.csv --run "minilm: --model=minilm --max_length=128 --epochs=3"
-python -m benchmarks.votes --losses docs/results/votes.csv         # the table again
+python -m benchmarks.votes --losses docs/statistics/votes.csv         # the table again
 
 Each fold's rows are answered by what was trained on the others; a run of run_5_models.py cuts its
 validation rows from those. Log loss in nats with its interval over prompts, and the difference to
@@ -136,14 +136,14 @@ def write_losses(
     write_text(path, csv_text(("id", "group", *losses), lines))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?")
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--run", action="append", default=[], help="name: words of run_5_models.py")
     parser.add_argument("--blend", action="store_true", help="runs are also joined with features")
     parser.add_argument("--losses", type=Path, help="CSV of each row's nats, which is added to")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     path, known = arguments.losses, {}
     if path is not None and (path.exists() or arguments.data is None):
         ids, groups, known = read_losses(path)

@@ -267,3 +267,12 @@ def test_a_mistyped_command_is_named(word, hint, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py", word, "--run", "r"])
     with pytest.raises(SystemExit, match=f"script.py: '{word}' is no command: {hint}"):
         runs.launch(lambda *_: None, Settings, {"inspect": (print, Settings)})
+
+
+def test_a_value_out_of_its_range_is_refused_with_the_file_that_it_stands_in(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("batch: -1\nlr: 1e-3\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: --batch -1: expected 1 or more"):
+        parse_settings(Settings, [f"--config={path}"], "script.py")
+    with pytest.raises(ValueError, match=r"^--batch 0: expected 1 or more"):
+        parse_settings(Settings, [f"--config={path}", "--batch=0"], "script.py")

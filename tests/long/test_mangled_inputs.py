@@ -458,7 +458,9 @@ def judge_one(name: str, path: Path, data: bytes) -> tuple[str, str]:
     except (*REFUSALS, SystemExit) as refusal:
         text = str(refusal)
         plain = type(refusal) in (ValueError, OSError, FileNotFoundError, SystemExit)
-        places = (path.name, path.parent.name, "run_2.py: ", "sweep.py: ")
+        # a run by its folder, a task of GLUE by the folder of the tasks
+        above = (f"{path.parents[2].name}: ", str(path.parents[1]))
+        places = (path.name, path.parent.name, *above, "run_2.py: ", "sweep.py: ")
         if not any(place in text for place in places):
             return "names no file", f"{type(refusal).__name__}: {text[:300]}"
         if not text.strip() or len(text) > 2500 or "Traceback" in text or not plain:
