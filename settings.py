@@ -383,9 +383,11 @@ def parse_settings(
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     kinds = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
-    valid_names = [*kinds, *aliases, "config"]
+    valid_names = [*kinds, *aliases, "config", "published"]
     words, files, published = [], [], False  # files: (path, its settings by name)
-    reference: dict[str, Any] = {}  # `published:` of the last file that has it
+    # `published:` of the last file that has it, and the settings beside it
+    reference: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     pending = list(argv)
     while pending:
         word = pending.pop(0)
@@ -405,11 +407,16 @@ def parse_settings(
                 raise SystemExit(f"{prog}: --{key} needs a value")
             value = "true" if bare else pending.pop(0)
         _check_names([key], valid_names, "setting ")
-        if key == "config":
+        if key in ("config", "published"):  # published=FILE: as a sweep says it, no settings
             content = _read_yaml(value)
-            reference = pop_published(content, value) or reference
+            found = pop_published(content, value)
             content = flatten(current_names(content), whole=kinds)
             _check_names(content, kinds, f"{value}: setting ")
+            reference, beside = (found, content) if found else (reference, beside)
+            if key == "published":
+                if not found:
+                    raise SystemExit(f"{prog}: {value} repeats no published run")
+                continue
             files.append((value, content))
             continue
         published = published or (key in aliases and key not in OLD_NAMES)
@@ -440,11 +447,12 @@ def parse_settings(
             raise SystemExit(f"{prog}: {error}") from None
         config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
         if reference:
-            of_files = vars(parser.parse_args(configs).as_flat())
+            of_file = [f"--config={json.dumps(nested(beside))}"] if beside else []
+            before = vars(parser.parse_args(of_file).as_flat())
             changed = {
-                name: [of_files[name], value]
+                name: [before[name], value]
                 for name, value in vars(parsed.as_flat()).items()
-                if name in named - FREE_SETTINGS - {"seed", "name"} and value != of_files[name]
+                if name in kinds.keys() - FREE_SETTINGS - {"seed", "name"} and value != before[name]
             }
             config.__dict__["_reference"] = reference | {"changed": changed}
         remember(config, set())

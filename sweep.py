@@ -261,7 +261,8 @@ def find_script(script: str | None) -> Path:
 def read_yaml(path: str) -> dict[str, Any]:
     try:
         content = files.read_yaml(find(path, "config"))
-        pop_published(content, path)  # what a file repeats is no setting
+        if not isinstance(content.get("published"), str) and pop_published(content, path):
+            content["published"] = path  # whose figures each run then carries
         return plain(content)
     except ValueError as error:
         raise refuse(str(error)) from None
@@ -525,7 +526,7 @@ def is_finished(run: Run) -> bool:
     script, *words = record.get("command") or [""]
     recorded = dict(str(word).removeprefix("--").partition("=")[::2] for word in words)
     settings = {name: text_of(value) for name, value in run.settings.items()}
-    names = (recorded.keys() | settings.keys()) - FREE_SETTINGS
+    names = (recorded.keys() | settings.keys()) - FREE_SETTINGS - {"published"}
     return (
         (record.get("status") == "finished" or has_diverged(record))
         and script == Path(run.script).name

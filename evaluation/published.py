@@ -200,7 +200,8 @@ def what_differs(reference: Mapping[str, Any]) -> list[str]:
         lines.append(f"{name} ({how})")
     for name, values in changed.items() if isinstance(changed, Mapping) else ():
         if isinstance(values, list) and len(values) == 2:
-            lines.append(f"{name} ({values[0]} in its config, {values[1]} here)")
+            before, now = ("null" if value is None else value for value in values)
+            lines.append(f"{name} ({before} in its config, {now} here)")
     if isinstance(unknown, list) and unknown:
         lines.append(f"and what is not known of it: {', '.join(map(str, unknown))}")
     return lines

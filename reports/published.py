@@ -25,9 +25,11 @@ def sentences(runs: Sequence[RunFolder], label: str = "") -> list[str]:
     reference = reference_of(runs)
     pairs = [(f, ours_of(runs, f)) for f in published.published_figures(reference)]
     lines = [published.against(figure, ours).sentence for figure, ours in pairs if ours]
+    lines = [f"{label}, {line}" if label else line for line in lines]
     if lines and (differs := published.what_differs(reference)):
-        lines.append(f"Differs from the published run: {'; '.join(differs)}.")
-    return [f"{label}, {line}" if label else line for line in lines]
+        who = f"{label} differs" if label else "Differs"
+        lines.append(f"{who} from the published run: {'; '.join(differs)}.")
+    return lines
 
 
 def ours_of(runs: Sequence[RunFolder], figure: Figure) -> Ours | None:

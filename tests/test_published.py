@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from run_folders import classifier, write_run
 from scipy import stats as scipy_stats
 
 import run_2_appendprompt
+import sweep
 from benchmarks import published as published_page
 from evaluation import published
 from evaluation.published import Figure, Ours, against
@@ -103,6 +105,27 @@ def test_a_changed_setting_is_a_difference_from_the_published_run(tmp_path):
     assert published_run(config)["changed"] == {"batch": [16, 8], "max_length": [512, 128]}
     assert "published" not in vars(config) and config.batch == 8
     assert published_run(parse(tmp_path, "batch: 16\n")) == {}
+
+
+def test_a_sweep_hands_on_the_file(tmp_path, monkeypatch):
+    """An arm of a published config carries its figures, and what the arm changed of it."""
+    config = tmp_path / "config.yaml"
+    config.write_text(REFERENCE)
+    monkeypatch.chdir(tmp_path)
+    arm = {"config": "config.yaml", "lr": 1e-3}
+    Path("s.yaml").write_text(
+        yaml.safe_dump({"script": "run_2_appendprompt.py", "arms": {"a": arm}})
+    )
+    for name in ("s.yaml", "again.yaml"):
+        plan = sweep.Plan(sweep.parse_arguments(["--config", name, "--out", "o"]))
+        words = sweep.words_of(plan.runs(plan.arms[0], {})[0])
+        run, _ = parse_settings(run_2_appendprompt.Config, words, "run_2")
+        assert published_run(run)["changed"] == {"lr": [1e-5, 1e-3]}
+        assert published_run(run)["name"] == "n" and run.batch == 16
+        Path("again.yaml").write_text(yaml.safe_dump(plan.as_sweep_file()))
+    config.write_text("batch: 16\n")
+    with pytest.raises(SystemExit, match="repeats no published run"):
+        parse_settings(run_2_appendprompt.Config, words, "run_2")
 
 
 # ----------------------------------------------------------------------------- intervals
