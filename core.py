@@ -159,15 +159,14 @@ class World:
         """Through the store, which knows no timeout of collectives, and between whose answers
         signals are heard: rank 0 may read a corpus for an hour."""
         self._waits += 1
-        key, there = f"rank 0, {self._waits}", self.rank == 0
+        key, pause = f"rank 0, {self._waits}", 0.001
         if self.store is None:
             return self.barrier()
-        if there:
+        if self.rank == 0:
             self.store.set(key, word)
-        while not there:
-            with contextlib.suppress(dist.DistStoreError):  # not yet
-                self.store.wait([key], datetime.timedelta(seconds=2))
-                there = True
+        while self.rank and not self.store.check([key]):  # its own wait() warns of each timeout
+            time.sleep(pause)
+            pause = min(0.2, 2 * pause)
         if self.rank and self.store.get(key) == b"failed":
             raise RuntimeError("rank 0 failed while the others waited for it: see its message")
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 
 import core
 import run_2_appendprompt
@@ -26,6 +27,15 @@ def main(config: run_2_appendprompt.Config, given: bool) -> None:
         PairData.collate = fail
     elif FAILS and PLACE == "evaluation":
         preference.Preference.evaluate = fail
+    elif PLACE == "slow rank 0":
+        load_rows = preference.load_rows
+
+        def slow(config, world, folder):
+            with world.rank_0_first():
+                time.sleep(5) if FAILS else None
+            return load_rows(config, world, folder)
+
+        preference.load_rows = slow
     elif PLACE in ("rank 0 first", "from rank 0", "on rank 0"):
         load_rows = preference.load_rows
 

@@ -48,3 +48,12 @@ def test_both_end_within_a_minute(place, rank, said, tiny_bert, pair_csv, cache_
     assert time.monotonic() - started < 60
     assert 0 not in codes, log.read_text()
     assert said in log.read_text()
+
+
+def test_waiting_for_rank_0_says_nothing(tiny_bert, pair_csv, cache_folder, tmp_path):
+    """For five seconds: longer than the store's own wait is silent."""
+    words = [str(SCRIPT), f"--model={tiny_bert}", f"--data={pair_csv}", "--max_length=32"]
+    words += ["--batch=16", "--epochs=1", "--page=false", f"--out={tmp_path / 'run'}"]
+    env = environment(FAILS_AT="slow rank 0", FAILING_RANK="0")
+    code, _, said = forked.run_ranks(words, env, 2, tmp_path / "log", 120)
+    assert code == 0 and "waitForInput" not in said and "timed out" not in said, said
