@@ -128,12 +128,9 @@ def main(config: Config, given: bool) -> None:
 def is_language(config: Config) -> bool:
     from data import documents, texts
 
-    labelled = config.task in (*texts.HUB, "reviews")
-    named = labelled or config.task in (*documents.WIKITEXT, "reviews_text")
-    path = Path(config.data or config.task)
-    if config.data is not None or not named:
-        texts.check_rows(path)
-    return not (labelled if named else texts.has_labels(path))
+    if config.data is not None or config.task not in documents.NAMED:
+        texts.check_rows(Path(config.data or config.task))
+    return documents.models_text(config.task, config.data)
 
 
 def fine_tune(config: Config, world: core.World) -> runs.Run:

@@ -14,6 +14,9 @@
     python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
     python report.py gate results/base results/candidate --ledger loop.jsonl --json
     python report.py ledger results                          # who looked at which test rows
+    python report.py audit results/demo                      # do its files belong together?
+    python report.py bundle results/demo --output demo.zip   # for others to check and to repeat
+    python report.py card results/demo                       # a model card, for the hub
 
 A folder of runs counts as one arm: the seeds of one setting. Fewer than three seeds an arm say
 something of these models only; from three on, of the change.
@@ -146,6 +149,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ledger.add_argument("runs", nargs="+", help="runs, or folders of runs")
     ledger.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
+
+    audit = command("audit", "do the files of a run belong together? exits 1 where they do not")
+    audit.add_argument("runs", nargs="+", help="runs, or folders of runs")
+    audit.add_argument("--json", action="store_true", help="for programs: docs/audit.md")
+
+    bundle = command("bundle", "runs in one file, for others to check, to compare and to repeat")
+    bundle.add_argument("runs", nargs="+", help="runs, or folders of runs")
+    bundle.add_argument("--output", type=Path, required=True, metavar="FILE.zip")
+    bundle.add_argument("--weights", choices=("best", "final"), help="put these in as well")
+    bundle.add_argument("--anyway", action="store_true", help="also where the audit has problems")
+
+    card = command("card", "a model card for the hub, beside the final weights")
+    card.add_argument("run")
+    card.add_argument("--against", nargs="+", default=[], metavar="RUN", help=(
+        "runs or arms that it is compared with, with the verdicts"
+    ))  # fmt: skip
+    card.add_argument(
+        "--output", type=Path, help="file (default: README.md in train/weights/final)"
+    )
 
     power = command("power", "how many rows and seeds would show a difference, before any run")
     add_power_options(power)
@@ -282,6 +304,21 @@ def run_command(arguments: argparse.Namespace) -> str:
 
         found = ledger.build_ledger(arguments.runs)
         return as_json(found.as_json()) if arguments.json else str(found)
+    if arguments.command == "audit":
+        from reports import audit
+
+        found, good = audit.report(arguments.runs, as_text=not arguments.json)
+        console.answer(folder.clean(found if isinstance(found, str) else as_json(found)))
+        raise SystemExit(0 if good else 1)
+    if arguments.command == "bundle":
+        from reports import bundle
+
+        asked = (arguments.runs, arguments.output, arguments.weights, arguments.anyway)
+        return bundle.bundle(*asked)
+    if arguments.command == "card":
+        from reports import card
+
+        return card.write_card(arguments.run, arguments.against, arguments.output)
     from reports import power
 
     found = power.report(arguments)

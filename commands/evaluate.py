@@ -9,7 +9,6 @@ tokenizer and the weights that it was tested with are used. A run folder is writ
 reads as a test of that run. Rows that the run was trained on are counted and said.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +34,7 @@ from models import pretrained
 from runs.contents import delete_run, is_run, refuse_others
 from runs.folder import SCHEMA_VERSION, environment_facts
 from runs.results import last_lines, write_result
+from seal import write_record
 from settings import current_names, parse_settings
 
 
@@ -614,5 +614,5 @@ def write_evaluation(
         },
     }
     write_text(output / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    write_text(output / "run.json", json.dumps(record, indent=1))
     write_result(output / "test", evaluated.result)
+    write_record(output, record)

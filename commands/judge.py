@@ -31,6 +31,7 @@ from evaluation.metrics import apply_temperature
 from evaluation.stats import interval
 from files import cache_folder, csv_text, read_json, read_yaml, write_text
 from models.decoding import Decoding
+from seal import amend
 
 FIELDS = ("instruction", "output", "model_response")  # of a line of an answers file
 
@@ -251,11 +252,11 @@ def write(
     write_text(folder / "judge.csv", csv_text(header, lines))
     write_text(folder / "judge.json", json.dumps(metrics, indent=1))
     if config.run_folder:
-        path = Path(config.run_folder) / "test/metrics/metrics.json"
-        if path.is_file():
-            before = json.loads(path.read_text())
+        run, name = Path(config.run_folder), "test/metrics/metrics.json"
+        if (run / name).is_file():
+            before = json.loads((run / name).read_text())
             others = {key: value for key, value in before.items() if not key.startswith("judge")}
-            write_text(path, json.dumps(others | metrics, indent=1))
+            amend(run, name, json.dumps(others | metrics, indent=1))
     unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
     if "judge" not in metrics:
         return console.say(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")

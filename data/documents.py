@@ -33,6 +33,7 @@ WIKITEXT = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "wikitext103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
+NAMED = {*texts.HUB, "reviews", *WIKITEXT, "reviews_text"}  # tasks; others are files
 FEW_DOCUMENTS = 20  # of a file or folder: so few are cut into passages
 PASSAGE = 2000  # characters
 HEADING = re.compile(r"^ = [^=].* = \s*$")  # of an article; sections have more signs
@@ -48,6 +49,13 @@ class Document:
 
 
 # ---------------------------------------------------------------------------- documents
+
+
+def models_text(task: str, data: str | None) -> bool:
+    """Whether these rows are for a language model: texts without labels."""
+    if task in NAMED:
+        return task not in (*texts.HUB, "reviews")
+    return not texts.has_labels(Path(data or task))
 
 
 def load_documents(

@@ -93,7 +93,7 @@ def pack(folder: Path) -> Path:
     if not any(Path(name).name == "run.json" for name in files):
         raise ValueError(f"{folder}: no run folder in it (none has a run.json)")
     packed = folder.with_name(f"{folder.name}.zip")
-    _write(packed, {f"{folder.name}/{name}": content for name, content in files.items()})
+    write_zip(packed, {f"{folder.name}/{name}": content for name, content in files.items()})
     return packed
 
 
@@ -106,7 +106,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     for file, contents in changed.items():
         members = _members_of(file)
         others = {full: members.zip.read(full) for full in members.zip.namelist()}
-        _write(file, others | contents)
+        write_zip(file, others | contents)
 
 
 class _Members(dict[str, str]):
@@ -151,7 +151,7 @@ def _members(file: Path, changed: int, size: int) -> _Members:
     return _Members(file)
 
 
-def _write(file: Path, contents: Mapping[str, bytes]) -> None:
+def write_zip(file: Path, contents: Mapping[str, bytes]) -> None:
     """All of it or nothing."""
     beside = cleared(file, "tmp")
     try:

@@ -107,21 +107,28 @@ def ids_digest(ids: Iterable[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_predictions(run: RunFolder) -> Predictions | None:
-    """The run's test rows; None (and a note in the run) when they cannot be read."""
+def read_rows(run: RunFolder, part: str = "test") -> Any:
+    """predictions.csv of a part (test, baseline) as a pandas frame, sorted by id. OSError and
+    ValueError where it cannot be read."""
     import pandas
 
+    rows = io.BytesIO(packed.read_bytes(run.path / part / "metrics/predictions.csv"))
+    frame = pandas.read_csv(rows, dtype=TEXT_COLUMNS, keep_default_na=False, na_values={})
+    if "group" not in frame:
+        frame["group"] = frame["id"]
+    frame["group"] = frame["group"].where(frame["group"] != "", frame["id"])  # of its own
+    frame = frame.sort_values("id", kind="stable", ignore_index=True)
+    if not len(frame):
+        raise ValueError("it has no rows")
+    if frame["id"].duplicated().any():
+        raise ValueError(f"row id {frame['id'][frame['id'].duplicated()].iloc[0]} occurs twice")
+    return frame
+
+
+def load_predictions(run: RunFolder, part: str = "test") -> Predictions | None:
+    """The run's test rows; None (and a note in the run) when they cannot be read."""
     try:
-        rows = io.BytesIO(packed.read_bytes(run.path / "test/metrics/predictions.csv"))
-        frame = pandas.read_csv(rows, dtype=TEXT_COLUMNS, keep_default_na=False, na_values={})
-        if "group" not in frame:
-            frame["group"] = frame["id"]
-        frame["group"] = frame["group"].where(frame["group"] != "", frame["id"])  # of its own
-        frame = frame.sort_values("id", kind="stable", ignore_index=True)
-        if not len(frame):
-            raise ValueError("it has no rows")
-        if frame["id"].duplicated().any():
-            raise ValueError(f"row id {frame['id'][frame['id'].duplicated()].iloc[0]} occurs twice")
+        frame = read_rows(run, part)
         kind = next(
             kind
             for kind, columns in _KINDS.items()

@@ -9,12 +9,13 @@ import numpy as np
 
 from evaluation.metrics import add_interval, interval_facts
 from evaluation.stats import METHOD, Interval, proportion_interval
-from files import write_text
 from reports import packed
 from reports.compare import run_interval
 from reports.folder import RunFolder, load_runs, number
 from reports.predictions import Predictions, load_predictions
+from seal import amend, amended
 
+FIGURES = "test/metrics/metrics.json"
 CLOSE = 1e-5  # relative: predictions.csv has all digits, metrics.json may be of float32 sums
 OTHER_NAMES = {"val_loss": "loss", "nats_per_token": "loss"}  # of one figure; loss: or log_loss
 
@@ -31,11 +32,14 @@ def report(paths: Sequence[str]) -> str:
             lines.append(f"{run.path}: unchanged ({why})")
         else:
             metrics, made, others = recomputed(run, rows)
-            file, text = run.path / "test/metrics/metrics.json", json.dumps(metrics, indent=1)
-            if packed.is_packed(file):
-                in_packed[file] = text
+            text = json.dumps(metrics, indent=1)
+            if packed.is_packed(run.path / FIGURES):
+                in_packed[run.path / FIGURES] = text
+                was = packed.read_bytes(run.path / FIGURES)
+                if record := amended(run.record, FIGURES, was, text.encode()):
+                    in_packed[run.path / "run.json"] = json.dumps(record, indent=1)
             else:
-                write_text(file, text)
+                amend(run.path, FIGURES, text)
             left = f", as they were: {', '.join(others)}" if others else ""
             lines.append(f"{run.path}: {len(made)} intervals by {METHOD}{left}")
     packed.write_texts(in_packed)

@@ -23,6 +23,7 @@ class Checkpoints:
         self.weights, self.world = folder / "train/weights", world
         self.keep_every, self.spent = keep_every, spent
         self._said: set[Path] = set()  # what could not be removed
+        self.origin: dict[str, str] = {}  # run and commit, for the manifests
 
     def load_newest(self, state: State) -> dict | None:
         """Weights of the newest whole checkpoint into the model; returns the rest of the state, on
@@ -118,7 +119,7 @@ class Checkpoints:
     def _write(self, folder: Path, fill: Callable[[Path], None], step: int) -> None:
         """write_folder, its time and size noted."""
         started = time.perf_counter()
-        write_folder(folder, fill, step=step)
+        write_folder(folder, fill, step=step, **self.origin)
         seconds = time.perf_counter() - started
         written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         self.spent(checkpoint_seconds=seconds, checkpoint_bytes=written)

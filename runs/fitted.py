@@ -1,7 +1,6 @@
 """The run folder of a model that a command fits without steps, as report.py reads it."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from files import write_text
 from runs.contents import refuse_others
 from runs.folder import SCHEMA_VERSION
 from runs.results import write_result
+from seal import write_record
 
 
 def new_folder(out: str | Path) -> Path:
@@ -43,5 +43,5 @@ def write_fitted_run(
         **facts,
     }
     write_result(folder / "test", result)
-    write_text(folder / "run.json", json.dumps(record, indent=1))
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    write_record(folder, record)

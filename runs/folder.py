@@ -8,7 +8,6 @@ import functools
 import hashlib
 import importlib.metadata
 import io
-import json
 import os
 import re
 import secrets
@@ -33,6 +32,7 @@ from runs.contents import (
     sweep,
 )
 from runs.results import last_lines
+from seal import write_record
 from settings import (
     FREE_SETTINGS,
     Settings,
@@ -56,6 +56,8 @@ OWN_KEYS = (
     "seed",
     "world_size",
     "device",
+    "files",
+    "digest",
 )
 FINGERPRINTS = ("data_fingerprint", "split_fingerprint")
 
@@ -278,7 +280,7 @@ class RunFolder:
             **self.facts,
             **self.rows_at_start,  # whatever a later session reads, until it may go on
         }
-        write_text(self.path / "run.json", json.dumps(record, indent=1))
+        write_record(self.path, record)
 
 
 def is_same_file(first: Any, second: Any) -> bool:

@@ -169,6 +169,8 @@ class Run:
             self._log.open(state, self.config.trackers, settings, self.record.facts["id"])
             self.record.withdraw("diverged")  # if it is true, it will be found again
             self.record.begin_session(state)
+            facts = self.record.facts
+            self._checkpoints.origin = {"run": facts["id"], "commit": facts["commit"]}
 
         self.world.on_rank_0(load)
         saved = self.world.from_rank_0(saved)
