@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import json
 import re
 import types
@@ -378,9 +379,6 @@ def parse_settings(
     (config, given): given is False when nothing that defines the experiment was set. Unknown
     names raise SystemExit(2) naming the nearest valid one; so does a setting that cannot count.
     """
-    import jsonargparse
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     kinds = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
     valid_names = [*kinds, *aliases, "config", "published"]
@@ -422,9 +420,7 @@ def parse_settings(
         published = published or (key in aliases and key not in OLD_NAMES)
         named = {meant: value} if isinstance(meant, str) else meant(value)
         words += [f"--{name}={text}" for name, text in named.items()]
-    parser = jsonargparse.ArgumentParser(prog=prog or None, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(kind)
+    parser = _parser_of(kind)
     configs = [f"--config={json.dumps(nested(content))}" for _, content in files if content]
     try:
         parsed = parser.parse_args([*configs, *words])
@@ -457,6 +453,18 @@ def parse_settings(
             config.__dict__["_reference"] = reference | {"changed": changed}
         remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+@functools.cache
+def _parser_of(kind: type) -> Any:
+    import jsonargparse
+
+    # to read the sources for help that usage.py prints takes as long as all the rest
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(kind)
+    return parser
 
 
 def pop_published(content: dict[str, Any], where: str) -> dict[str, Any]:

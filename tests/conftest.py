@@ -1,9 +1,11 @@
 """Small things that many tests use: a tiny encoder folder, rows to train on, a way to launch."""
 
+import atexit
 import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,8 @@ import torch
 from tiny_models import bert_config, build_tiny_model
 
 PROJECT = Path(__file__).resolve().parent.parent
+SCRATCH = Path(tempfile.mkdtemp(prefix="ablate_tests_"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 WORDS = (
     "the a film plot actor scene good bad dull bright slow quick funny sad warm cold long short "
     "answer question please write explain list why how what story poem code number city river"
@@ -119,8 +123,9 @@ def command(script: str, *settings: str, processes: int = 1) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread a process, no hub."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    """One thread a process, no hub; torchrun's workers are copies (forked.py)."""
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **fixed, **forked.variables(SCRATCH), **more}
 
 
 def run_script(

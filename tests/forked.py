@@ -5,12 +5,14 @@
     run.wait(timeout=60)
 
 A copy runs the script as `python SCRIPT WORDS` does, to the interpreter's own end; what is not
-tested so is the time of its imports. Where torchrun itself is the point, tests start it.
+tested so is the time of its imports. Where torchrun itself is the point, tests start it; its
+workers are copies nevertheless, by forked_worker.py, which torchrun takes for the interpreter.
 """
 
 import contextlib
 import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -32,30 +34,19 @@ IMPORTS = (
 class Process:
     """A started script; as subprocess.Popen, as far as tests ask it."""
 
-    _server: subprocess.Popen | None = None
-
     def __init__(self, words: list[str], env: dict[str, str], stdout: TextIO, stderr: TextIO):
         """words: of the command line, from the script's path on."""
         self.returncode: int | None = None
-        asked = {"words": words, "env": env}
-        self.pid = self._ask(asked, stdout.fileno(), stderr.fileno())
+        self._connection = connect(address())
+        self._lines = self._connection.makefile("r")
+        self.pid = self._ask({"words": words, "env": env}, stdout.fileno(), stderr.fileno())
 
-    @classmethod
-    def _ask(cls, what: dict[str, Any], *descriptors: int) -> Any:
-        if cls._server is None:
-            ours, theirs = socket.socketpair()
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            env["PYTHONPATH"] = str(PROJECT)
-            words = [sys.executable, __file__, str(theirs.fileno())]
-            cls._server = subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()], cwd=PROJECT)
-            cls._socket, cls._lines = ours, ours.makefile("r")
-            theirs.close()
+    def _ask(self, what: dict[str, Any], *descriptors: int) -> Any:
         text = json.dumps(what).encode() + b"\n"
-        cls._socket.sendall(f"{len(text):08d}".encode())
-        cls._socket.sendall(text)
+        self._connection.sendall(f"{len(text):08d}".encode() + text)
         if descriptors:
-            socket.send_fds(cls._socket, [b"."], descriptors)
-        return json.loads(cls._lines.readline())
+            socket.send_fds(self._connection, [b"."], descriptors)
+        return json.loads(self._lines.readline())
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -117,24 +108,87 @@ def run_ranks(
 
 # ------------------------------------------------------------------------- the other side
 
+ADDRESS = "ABLATE_FORKED"  # variable with the name of the server's socket
 
-def serve(connection: socket.socket) -> None:
-    """Fork when asked; returns in a copy alone, which is to go on as the script."""
-    while size := connection.recv(8, socket.MSG_WAITALL):
-        asked = json.loads(connection.recv(int(size), socket.MSG_WAITALL))
-        if "poll" in asked:
-            pid, status = os.waitpid(asked["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
-            answer = os.fork()
-            if answer == 0:
+
+def address() -> str:
+    """Of this process's server, which is started when it is first asked for."""
+    if ADDRESS not in os.environ or not os.environ[ADDRESS].startswith(f"{os.getpid()}-"):
+        name = f"{os.getpid()}-{os.urandom(8).hex()}"
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(f"\0{name}")
+        listening.listen(64)
+        alive, theirs = os.pipe()  # closed by the end of this process, whatever it is
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        env["PYTHONPATH"] = str(PROJECT)
+        words = [sys.executable, __file__, str(listening.fileno()), str(alive)]
+        subprocess.Popen(words, env=env, pass_fds=[listening.fileno(), alive], cwd=PROJECT)
+        os.close(alive)
+        listening.close()
+        os.environ[ADDRESS] = name
+    return os.environ[ADDRESS]
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """With which torchrun starts copies, too; folder: for the program that asks for them."""
+    shim = folder / "python"
+    if not shim.exists():
+        worker = Path(__file__).with_name("forked_worker.py").read_text()
+        shim.write_text(f"#!{sys.executable} -SE\n{worker}")  # without site-packages: 15 ms
+        shim.chmod(0o755)
+    return {"PYTHON_EXEC": str(shim), ADDRESS: address()}
+
+
+def connect(name: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"\0{name}")
+    return connection
+
+
+def serve(listening: socket.socket, alive: int) -> None:
+    """Fork when asked; returns in a copy alone, which is to go on as the script. What a client
+    started ends with its connection."""
+    choose = selectors.DefaultSelector()
+    choose.register(alive, selectors.EVENT_READ)
+    choose.register(listening, selectors.EVENT_READ)
+    children: dict[socket.socket, int] = {}
+    while True:
+        for key, _ in choose.select():
+            if key.fileobj == alive:
+                os._exit(0)
+            if key.fileobj is listening:
+                choose.register(listening.accept()[0], selectors.EVENT_READ)
+                continue
+            connection = key.fileobj
+            try:
+                if not (size := connection.recv(8, socket.MSG_WAITALL)):
+                    raise ConnectionError
+                asked = json.loads(connection.recv(int(size), socket.MSG_WAITALL))
+                if "poll" in asked:
+                    pid, status = os.waitpid(asked["poll"], os.WNOHANG)
+                    answer = os.waitstatus_to_exitcode(status) if pid else None
+                    if pid:
+                        children.pop(connection, None)
+                else:
+                    _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+                    answer = os.fork()
+                    if answer == 0:
+                        choose.close()
+                        os.close(alive)
+                        for each in (listening, *children, connection):
+                            each.close()
+                        return become(asked["words"], asked["env"], descriptors)
+                    children[connection] = answer
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                connection.sendall(json.dumps(answer).encode() + b"\n")
+            except OSError:  # the client is gone
+                choose.unregister(connection)
                 connection.close()
-                return become(asked["words"], asked["env"], descriptors)
-            for descriptor in descriptors:
-                os.close(descriptor)
-        connection.sendall(json.dumps(answer).encode() + b"\n")
-    os._exit(0)
+                if pid := children.pop(connection, 0):
+                    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                        os.kill(pid, signal.SIGKILL)
+                        os.waitpid(pid, 0)
 
 
 def become(words: list[str], env: dict[str, str], descriptors: list[int]) -> None:
@@ -148,6 +202,7 @@ def become(words: list[str], env: dict[str, str], descriptors: list[int]) -> Non
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(env)
+    os.chdir(env.get("PWD_OF_CALLER", PROJECT))
     sys.argv = words
 
 
@@ -159,7 +214,7 @@ if __name__ == "__main__":
     for name in IMPORTS:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1  # a thread would not survive a fork
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(BrokenPipeError):
         runpy.run_path(sys.argv[0], run_name="__main__")
