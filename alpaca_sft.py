@@ -179,7 +179,7 @@ def train(config: Config, world: core.World) -> runs.Run:
 
 
 if __name__ == "__main__":
-    from commands import evaluate, generate, judge, merge_export, params
+    from commands import evaluate, generate, judge, merge_export, params, reproduce
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
@@ -189,5 +189,6 @@ if __name__ == "__main__":
         "merge": (merge_export.merge, merge_export.WriteConfig),
         "export": (merge_export.export, merge_export.WriteConfig),
         "params": (params.params, params.ParamsConfig),
+        "reproduce": reproduce.command_of(main, Config),
     }
     runs.launch(main, Config, commands)

@@ -216,11 +216,12 @@ def show_embedded(config: Config, world: core.World) -> None:
 
 
 if __name__ == "__main__":
-    from commands import attention, evaluate, tfidf
+    from commands import attention, evaluate, reproduce, tfidf
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "attention": (attention.show_attention, attention.Config),
         "tfidf": (tfidf.tfidf, tfidf.Config),
+        "reproduce": reproduce.command_of(main, Config),
     }
     runs.launch(main, Config, commands)

@@ -52,12 +52,13 @@ def update(state: core.State, experiment: pretraining.Pretraining) -> dict[str, 
 
 
 if __name__ == "__main__":
-    from commands import calibrate, download, evaluate, extract
+    from commands import calibrate, download, evaluate, extract, reproduce
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "extract_il_losses": (extract.extract_il_losses, extract.ExtractConfig, extract.ALIASES),
         "calibrate": (calibrate.calibrate, calibrate.CalibrateConfig),
         "download": (download.download, download.DownloadConfig),
+        "reproduce": reproduce.command_of(main, Config),
     }
     runs.launch(main, Config, commands, pretraining.ALIASES)

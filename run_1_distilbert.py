@@ -50,11 +50,12 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    from commands import evaluate, features, predict
+    from commands import evaluate, features, predict, reproduce
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "features": (features.features, features.Config),
         "predict": (predict.predict, predict.PredictConfig),
+        "reproduce": reproduce.command_of(main, Config),
     }
     runs.launch(main, Config, commands)

@@ -169,12 +169,13 @@ def main(config: Config, given: bool) -> None:
 
 
 if __name__ == "__main__":
-    from commands import evaluate, inspect, titles
+    from commands import evaluate, inspect, reproduce, titles
 
     commands = {
         "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
         "inspect": (inspect.inspect, inspect.InspectConfig),
         "generate": (titles.generate, titles.GenerateConfig),
         "export": (titles.export, titles.ExportConfig),
+        "reproduce": reproduce.command_of(main, Config),
     }
     runs.launch(main, Config, commands)

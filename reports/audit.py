@@ -9,7 +9,7 @@ rates from the settings, verdicts from the log, hashes from the files. What cann
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from settings import flatten
 
 CLOSE = 1e-5  # relative: predictions.csv has all digits, some sums were made in float32
 OTHER_NAMES = {"nats_per_token": "loss", "val_loss": "loss"}  # of one figure, headlines' first
-MOST_NAMED = 6
+MOST_NAMED, MOST_LAYERS = 6, 200
 # told by the log, or no figure
 NO_FIGURES = {"no_interval", "other_interval_method", "interval_method", "tested_with", "best_step"}
 
@@ -512,12 +512,9 @@ def rates(audit: Audit) -> None:
         audit.problems.append(f"config.yaml: {name} is no schedule that is known here")
         return
     # the log has the rate of the first group of parameters
-    by_layer = settings.get("layer_decay", 1.0) != 1.0 or "lr_factors" in settings
-    highest = max(factors)
-    seen = next(line["lr"] for line, f in zip(lines, factors, strict=True) if f == highest)
-    peaks = [lr] if settings.get("optimizer") != "muon" else [settings.get("matrix_lr") or lr, lr]
-    peak = seen / highest if by_layer and highest else lr
-    peak = next((each for each in peaks if _near(seen, each * highest)), peak)
+    ratios = [line["lr"] / f for line, f in zip(lines, factors, strict=True) if f > 0]
+    seen = float(np.median(ratios)) if ratios else lr
+    peak = next((each for each in _peaks(lr, settings) if _near(seen, each)), lr)
     for line, factor in zip(lines, factors, strict=True):
         if not _near(line["lr"], peak * factor):
             audit.problems.append(
@@ -526,6 +523,18 @@ def rates(audit: Audit) -> None:
             )
             return
     audit.checked["learning rates"] = f"those of {len(lines):,} steps are those of the settings"
+
+
+def _peaks(lr: float, settings: Mapping[str, Any]) -> Iterator[float]:
+    """Those that groups of parameters may have, that of --lr first."""
+    yield lr
+    if settings.get("optimizer") == "muon" and settings.get("matrix_lr"):
+        yield settings["matrix_lr"]
+    factors = settings.get("lr_factors")
+    yield from (lr * factor for factor in factors if factor) if isinstance(factors, list) else ()
+    decay = number(settings.get("layer_decay")) or 1.0
+    if decay != 1.0:
+        yield from (lr * decay**depth for depth in range(1, MOST_LAYERS))
 
 
 def _near(a: float, b: float) -> bool:

@@ -11,6 +11,8 @@ import sys
 import time
 
 words = [word for word in sys.argv[1:] if word != "-u"]
+if not words[0].endswith(".py"):  # -m, -c
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 connection = socket.socket(socket.AF_UNIX)
 connection.connect("\0" + os.environ["ABLATE_FORKED"])
 lines = connection.makefile("r")
