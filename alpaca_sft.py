@@ -45,6 +45,7 @@ class Config(Settings):
         "lora_layers": "lora_r",
         "lora_head": "lora_r",
         "freeze": "lora_r=null",
+        "untie_head": "lora_r=null",
     }
     READ_LATER = ("sample_tokens", "baseline")  # a continued run has its baseline
 
@@ -83,6 +84,8 @@ class Config(Settings):
     """an adapter at the output matrix as well"""
     freeze: str = "none"
     """without LoRA, what stays unchanged: none, bottom (embeddings, half the blocks) or bottom:k"""
+    untie_head: bool = False
+    """without LoRA: an output matrix apart from the embedding's, as in the published full runs"""
     dropout: float | None = 0.0
     """dropout everywhere in the model; null: its own"""
     packing: bool | None = None

@@ -196,6 +196,8 @@ class InstructionTuning(Training):
             model.name_or_path = str(Path(self.source).resolve())
         if config.dropout is not None:
             set_dropout(model, config.dropout)
+        if config.untie_head:
+            causal.untie_head(model)
         if config.lora() is not None:
             lora.add_lora(model, config.lora(), seed)
         elif config.freeze != "none":

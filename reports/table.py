@@ -47,9 +47,12 @@ FIGURES = (
     "nats_per_char",
     "bits_per_byte",
     "judge",
+    "judge_corrected",
+    "judge_wins",
     "minutes",
     "peak_memory_gib",
 )
+PASSPORTS = ("judge_passport", "judge_wins_passport")  # how far its judge agrees with people
 COMMAND_WIDTH = 92  # characters of a line
 DIGITS = {"minutes": 1, "peak_memory_gib": 2, "perplexity": 2}
 # These come first, in the order in which researchers keep them.
@@ -141,6 +144,13 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     figures["minutes"] = None if seconds is None else seconds / 60
     memory = number(run.record.get("peak_memory_bytes")) or number(last.get("peak_memory_bytes"))
     figures["peak_memory_gib"] = None if memory is None else memory / 2**30
+    if number(figures.get("parameters")) is not None:
+        figures["parameters_mb"] = figures["parameters"] * 4 / 2**20  # in fp32
+    tokens, spent = number(last.get("tokens")), number(last.get("seconds"))
+    if tokens and spent:
+        figures["tokens_per_second"] = tokens / spent
+    if number(figures.get("judge")) is not None:  # judged before there were passports
+        figures.setdefault("judge_passport", "none")
     if "perplexity" not in figures and number(figures.get("nats_per_token")) is not None:
         nats = figures["nats_per_token"]
         figures["perplexity"] = math.exp(nats) if nats < 700 else None
@@ -193,8 +203,10 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
     unfinished = any(run.status != "finished" for group in groups for run in group)
     judged = any(run.kinds or run.failures for group in groups for run in group)
     repeated = any(published_text(run) for group in groups for run in group)
+    passports = [name for name in PASSPORTS if any(name in each for g in figures for each in g)]
     return [
         *("run", *differing, *(["seeds"] if several else []), *present),
+        *passports,
         *(["published"] if repeated else []),
         *(["groups"] if few else []),
         *(["device"] if len(devices) > 1 else []),

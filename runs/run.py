@@ -157,6 +157,7 @@ class Run:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
+        self._count_parameters(state)
         saved: dict | None = None
 
         def load() -> None:
@@ -186,6 +187,13 @@ class Run:
         except Stopped:
             return self._stop(state, self._agree_on_signal())
         self._check_patience(state)
+
+    def _count_parameters(self, state: State) -> None:
+        """For run.json: in total, each once, and those that are trained, in the phase of most."""
+        trained = sum(p.numel() for p in state.parameters)
+        facts = self.record.facts
+        facts["parameters"] = sum(p.numel() for p in state.model.parameters())
+        facts["trained_parameters"] = max(trained, facts.get("trained_parameters", 0))
 
     # -- training
 
@@ -311,11 +319,14 @@ class Run:
         tested_with, problem = self._checkpoints.restore(experiment, state, self.config.test_with)
         if problem:
             self.record.verdict(f"tested with the final weights: best cannot be used ({problem})")
+        self._count_parameters(state)
         console.doing("testing")
+        started = time.perf_counter()
         try:
             result = experiment.test(state)
         except Stopped:
             return self._stop_in_test(state)
+        self.record.facts["test_seconds"] = round(time.perf_counter() - started, 3)
         self.record.withdraw(*outcomes.FAILED, *outcomes.CAUTIONS)
         for verdict in outcomes.verdicts_of(self.course, result.evidence):
             self.record.verdict(verdict, say=False)

@@ -130,6 +130,7 @@ VALUES: dict[str, dict[str, tuple]] = {
         "lora_qkv": ("fused", ["--lora_r=2"]),
         "lora_layers": ("last:1", ["--lora_r=2"]),
         "lora_head": ("false", ["--lora_r=2"]),
+        "untie_head": ("true", []),
         "freeze": ("bottom:1", []),
         "dropout": ("0.3", []),
     },

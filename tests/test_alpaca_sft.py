@@ -15,6 +15,7 @@ import yaml
 from conftest import PROJECT, run_script
 from safetensors.torch import load_file
 from tiny_instructions import alpaca_rows, build_models, write_rows
+from transformers import AutoModelForCausalLM
 
 import alpaca_sft
 import core
@@ -128,6 +129,22 @@ def test_the_same_questions_are_asked_before_and_after(finished):
     shown = page.write_page([out], out / "page.html").read_text()
     assert "Samples before and after training" in shown
     assert "What is the capital of France?" in shown
+
+
+def test_an_untied_head_learns_apart_and_is_counted(models, rows, tmp_path):
+    words = [*words_of(models, rows), "--untie_head=true", "--epochs=0.5"]
+    run = train(*words, "--stop_after=2", f"--out={tmp_path / 'run'}")
+    assert run.status == "stopped"
+    train(*words, f"--out={tmp_path / 'run'}")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/train/weights/best")
+    head, embedding = saved.lm_head.weight, saved.get_input_embeddings().weight
+    assert not saved.config.tie_word_embeddings and not torch.equal(head, embedding)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    tied = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(models["gpt2"]).parameters())
+    assert record["parameters"] == record["trained_parameters"] == tied + head.numel()
+    assert record["test_seconds"] > 0
+    with pytest.raises(ValueError, match="its own already"):
+        train(*words_of(models, rows, "llama"), "--untie_head=true", f"--out={tmp_path / 'other'}")
 
 
 def test_samples_that_cannot_be_read_are_a_note(finished, tmp_path):
