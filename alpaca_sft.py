@@ -8,6 +8,8 @@
     python alpaca_sft.py generate --model results/gpt2-medium/…       # asks for instructions
     python alpaca_sft.py generate --model RUN --data rows.json --output answers.jsonl
     python alpaca_sft.py judge --run_folder RUN --by gemini                  # key: GEMINI_API_KEY
+    python alpaca_sft.py judge --run_folder RUN --against OTHER_RUN     # who wins, in both orders
+    python alpaca_sft.py judge --passport votes.csv --by openai      # does it agree with people?
     python alpaca_sft.py merge --model RUN --output FOLDER            # adapter into the base
     python alpaca_sft.py export --model RUN --output FOLDER           # for the package peft
     python alpaca_sft.py params --model gpt2-medium --lora_r 16       # counts, without weights

@@ -17,6 +17,7 @@ from evaluation.metrics import apply_temperature, swap_classes
 from evaluation.stats import interval
 from experiments.instructions import weights_digest
 from files import read_yaml
+from models import features
 
 
 class PreferenceJudge:
@@ -84,7 +85,9 @@ def check_preference_run(run: Path, measured: bool = False) -> None:
         names = [name for name in CLASSES if name != "tie" or "p_tie" in lines[0]]
         p = np.array([[float(line[f"p_{name}"]) for name in names] for line in lines])
         labels = np.array([names.index(line["label"]) for line in lines])
-        facts = json.loads((run / "train/weights/best/preference.json").read_text())
+        best = run / "train/weights/best"
+        counted = (best / features.FILE).exists()  # counting reads the prompt's words
+        facts = {} if counted else json.loads((best / "preference.json").read_text())
         temperature = json.loads((run / "test/metrics/metrics.json").read_text())["temperature"]
     except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
         raise ValueError(f"{run} is no finished preference run ({error})") from None
@@ -93,7 +96,7 @@ def check_preference_run(run: Path, measured: bool = False) -> None:
             f"{run} cannot judge: it learned about film reviews, not about answers to instructions"
             f" ({reviews.NOTICE})"
         )
-    if not facts["with_prompt"]:
+    if not facts.get("with_prompt", counted):
         raise ValueError(f"{run} cannot judge: it does not read the prompt (use run_2 or run_5)")
     # by the temperature that the run fitted on validation, as the judge's answers are
     p = apply_temperature(np.log(np.maximum(p, 1e-300)), temperature)

@@ -129,14 +129,16 @@ def biases(found: Mapping[str, Any]) -> list[str]:
     where it leaves open whether the judge knows anything."""
     lines = []
     if not found.get("kappa_ci95", [-1])[0] > 0:
-        lines.append("no better than chance, as far as these votes show")
+        lines.append("not shown to be better than chance on these votes")
     low, high = found.get("first_place_ci95", (0, 0))
     if low > 0 or high < 0:
         place = "first" if low > 0 else "second"
         lines.append(f"drawn to the response that stands {place}")
-    low, high = found.get("length_excess_ci95", (0, 0))
-    if low > 0 or high < 0:
-        lines.append(f"drawn to the {'longer' if low > 0 else 'shorter'} response, beyond people")
+    ends = [found.get(f"{name}_ci95", (0, 0)) for name in ("length_excess", "length_slope")]
+    if all(low > 0 for low, _ in ends):
+        lines.append("drawn to the longer response, beyond people")
+    if all(high < 0 for _, high in ends):  # and not only less to the longer one than people are
+        lines.append("drawn to the shorter response, beyond people")
     return lines
 
 

@@ -103,7 +103,7 @@ BIASES = [
     (honest, set()),
     (drawn_to_length, {"drawn to the longer response, beyond people"}),
     (drawn_to_first, {"drawn to the response that stands first"}),
-    (guessing, {"no better than chance, as far as these votes show"}),
+    (guessing, {"not shown to be better than chance on these votes"}),
 ]
 
 
