@@ -40,6 +40,7 @@ class Config(Settings):
 
     ONLY_WITH = {
         "size": "init=random|by_name",
+        "samples": "sample_tokens",
         "lora_alpha": "lora_r",
         "lora_dropout": "lora_r",
         "lora_scaling": "lora_r",
@@ -98,8 +99,11 @@ class Config(Settings):
     """compute activations again in the backward pass: a third more time, much less memory"""
     baseline: bool = True
     """score the test rows before training as well"""
+    samples: str | None = None
+    """file of instructions, answered before training, at each evaluation and after it
+    (configs/alpaca/probes.jsonl); null: four fixed ones, before and after"""
     sample_tokens: int = 64
-    """tokens of each answer to fixed instructions, before and after; 0: none are asked"""
+    """tokens of each of these answers; 0: none are asked"""
     eval_batches: int | None = None
     """validate on the first rows alone, so many batches; null: all (5: the old figures)"""
     lr: float = 5e-5

@@ -2,6 +2,7 @@
 
 from evaluation.metrics import CONSTANTS
 from reports import plots
+from reports.arms import group_runs, labels_of
 from reports.blocks import (
     SHARE,
     Block,
@@ -10,6 +11,7 @@ from reports.blocks import (
     Page,
     Table,
     Text,
+    cut,
     interval_text,
     readable,
     section,
@@ -17,6 +19,8 @@ from reports.blocks import (
 )
 from reports.folder import RunFolder, clean, interval_of, number
 from reports.one_run import findings, headlines
+from reports.published import sentences as against_published
+from reports.samples import side_by_side
 from reports.training import SAME_CURVE, speed, training_figures
 
 
@@ -24,12 +28,18 @@ def page_of_runs(runs: list[RunFolder]) -> Page:
     labels = distinct_names(runs)
     body = [
         *section("Results", results_of_runs(runs, labels)),
+        *section("Answers side by side", side_by_side(runs, labels)),
         *section("Training", training_figures(runs, labels)),
         *section("Speed and memory", speed(runs, labels)),
         *section("What differs", difference_tables(runs, labels)),
     ]
     pairs = zip(runs, labels, strict=True)
     sentences = [finding for run, label in pairs for finding in findings(run, label)]
+    groups = group_runs(runs)
+    names = labels if len(groups) == len(runs) else labels_of(groups)
+    for group, name in zip(groups, names, strict=True):
+        lines = against_published(group, name)
+        sentences += [Finding(cut(clean(line), 1000), "note") for line in lines]
     verdicts = section("Verdicts", [*sentences, *comparable(runs)])
     if len(runs) == 2:
         return Page(" and ".join(labels), "two runs on shared axes", verdicts + body)

@@ -169,6 +169,7 @@ DECLARED: dict[str, str] = {
     "weights": WHAT,
     "tokenizer": WHAT,
     "student_of": WHAT,
+    "samples": "test_alpaca_sft.py asks what it names",
     "budget": "test_methods.py trains with each unit",
     "budget_unit": "test_methods.py trains with each unit",
     "budget_table": A_COST,
