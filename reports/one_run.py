@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +33,10 @@ from reports.blocks import (
     written,
 )
 from reports.folder import RunFolder, clean, interval_of, number
+from reports.next_tokens import next_tokens
 from reports.published import sentences as against_published
 from reports.samples import samples
+from reports.table import command_of
 from reports.training import layer_figure, speed, training_figures
 from reports.watch import total_steps
 from settings import flatten
@@ -65,6 +68,7 @@ def page_of_run(run: RunFolder) -> Page:
         *section("Results", results(run)),
         *section("Training", training_figures([run], [""], layer_figure(training))),
         *section("Answers on the test rows", answers_of(run)),
+        *section("Next tokens", next_tokens(run)),
         *section("Speed and memory", speed([run], [""])),
         *section("Loss spikes", spikes(run)),
         *section("Answers to the same instructions", samples(run)),
@@ -75,7 +79,8 @@ def page_of_run(run: RunFolder) -> Page:
     ]
     # the last to be made: what could not be read above is said here
     verdicts = section("Verdicts", [*findings(run), *learned(run)])
-    return Page(clean(run.name), subtitle(run), verdicts + body)
+    commands = [command_of(run), f"python report.py page {shlex.quote(clean(str(run.path)))}"]
+    return Page(clean(run.name), subtitle(run), verdicts + body, list(filter(None, commands)))
 
 
 def subtitle(run: RunFolder) -> str:

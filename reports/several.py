@@ -1,5 +1,7 @@
 """The page of several runs on shared axes."""
 
+import shlex
+
 from evaluation.metrics import CONSTANTS
 from reports import plots
 from reports.arms import group_runs, labels_of
@@ -21,6 +23,7 @@ from reports.folder import RunFolder, clean, interval_of, number
 from reports.one_run import findings, headlines
 from reports.published import sentences as against_published
 from reports.samples import side_by_side
+from reports.table import command_of
 from reports.training import SAME_CURVE, speed, training_figures
 
 
@@ -41,9 +44,14 @@ def page_of_runs(runs: list[RunFolder]) -> Page:
         lines = against_published(group, name)
         sentences += [Finding(cut(clean(line), 1000), "note") for line in lines]
     verdicts = section("Verdicts", [*sentences, *comparable(runs)])
+    again = dict.fromkeys(filter(None, map(command_of, runs)))
+    paths = shlex.join(clean(str(run.path)) for run in runs)
+    commands = [*again, f"python report.py page {paths}"]
     if len(runs) == 2:
-        return Page(" and ".join(labels), "two runs on shared axes", verdicts + body)
-    return Page(f"{len(runs)} runs", ", ".join(labels), verdicts + body)
+        title, about = " and ".join(labels), "two runs on shared axes"
+    else:
+        title, about = f"{len(runs)} runs", ", ".join(labels)
+    return Page(title, about, verdicts + body, commands)
 
 
 def distinct_names(runs: list[RunFolder]) -> list[str]:
