@@ -204,9 +204,16 @@ def to_markdown(page: Page) -> str:
     for kind, blocks in itertools.groupby(page.blocks, lambda block: block.kind):
         lines = [write[kind](block) for block in blocks]
         parts.append("\n".join(lines) + "\n" * (kind in ("finding", "tile")))
-    for number_, command in enumerate(page.sources if page.figures else [], start=1):
-        parts.append(f"### Command {number_}\n\n```bash\n{command}\n```\n")
+    if page.figures and page.sources:
+        parts.append("## What made the figures\n")
+        parts += [fenced(f"Command {n}", text) for n, text in enumerate(page.sources, start=1)]
     return "\n".join(parts)
+
+
+def fenced(title: str, command: str) -> str:
+    """A command below its heading; a fence longer than any in it."""
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
+    return f"### {title}\n\n{fence}bash\n{command}\n{fence}\n"
 
 
 def tile_words(b: Tile) -> list[str]:

@@ -1,6 +1,7 @@
 """Pictures of inspect.json: the likeliest next tokens, and how often tokens come."""
 
 import json
+import shlex
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ def next_tokens(run: RunFolder) -> list[Block]:
     path = next((run.path / name for name in FILES if packed.is_file(run.path / name)), None)
     if path is None:
         return []
-    command = "python train_headlines.py inspect --run_folder RUN"
+    folder = shlex.quote(clean(str(run.path)))
+    command = f"python train_headlines.py inspect --run_folder {folder}"
     blocks: list[Block] = []
     try:
         found = json.loads(packed.read_bytes(path))

@@ -79,7 +79,10 @@ def page_of_run(run: RunFolder) -> Page:
     ]
     # the last to be made: what could not be read above is said here
     verdicts = section("Verdicts", [*findings(run), *learned(run)])
-    commands = [command_of(run), f"python report.py page {shlex.quote(clean(str(run.path)))}"]
+    commands = [
+        clean(command_of(run)),
+        f"python report.py page {shlex.quote(clean(str(run.path)))}",
+    ]
     return Page(clean(run.name), subtitle(run), verdicts + body, list(filter(None, commands)))
 
 

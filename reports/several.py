@@ -44,7 +44,7 @@ def page_of_runs(runs: list[RunFolder]) -> Page:
         lines = against_published(group, name)
         sentences += [Finding(cut(clean(line), 1000), "note") for line in lines]
     verdicts = section("Verdicts", [*sentences, *comparable(runs)])
-    again = dict.fromkeys(filter(None, map(command_of, runs)))
+    again = dict.fromkeys(filter(None, (clean(command_of(run)) for run in runs)))
     paths = shlex.join(clean(str(run.path)) for run in runs)
     commands = [*again, f"python report.py page {paths}"]
     if len(runs) == 2:
