@@ -1,5 +1,6 @@
 """Published figures: data of the configs, their intervals, ours against them."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -288,3 +289,30 @@ def test_the_page_says_what_the_tables_cannot_carry():
     assert re.search(r"Collapsed.*35\.1 %.*deberta", said, re.S)
     judged = [x for x in published_page.read_tables()["alpaca"] if x.figure.metric == "judge"]
     assert "measured twice" in "\n".join(published_page.conclusions("judge", judged))
+
+
+def test_a_table_has_sizes_where_lines_differ_and_figures_of_one_split_together(tmp_path):
+    facts = {"parameters": 354_823_168, "trained_parameters": 7_898_384}
+    runs = []
+    for name, trained, more in (("a", 7_898_384, {}), ("b", 354_823_168, {})):
+        run = Path(write(tmp_path / name, settings={"lora_r": 16 if name == "a" else None}))
+        record = json.loads((run / "run.json").read_text())
+        record |= facts | {"trained_parameters": trained} | more
+        (run / "run.json").write_text(json.dumps(record))
+        metrics = {"n": 9, "loss": 2.0, "perplexity": 7.4, "response_loss": 1.5}
+        metrics |= {
+            "response_perplexity": 4.5,
+            "trained_on": "response",
+            "primary": "response_loss",
+        }
+        (run / "test/metrics/metrics.json").write_text(json.dumps(metrics))
+        runs.append(load_run(run))
+    columns, lines = table.build_table(runs)
+    assert "trained_parameters" in columns and "parameters" not in columns
+    at = columns.index("loss")
+    wanted = ["loss", "perplexity", "response_loss", "response_perplexity"]
+    assert columns[at : at + 4] == wanted
+    assert lines[1]["trained_parameters"].text() == "354823168"
+    _, (line, _) = table.build_table(runs, ["parameters", "parameters_mb"])
+    assert line["parameters"].text() == "354823168"
+    assert line["parameters_mb"].value == pytest.approx(354_823_168 * 4 / 2**20)
