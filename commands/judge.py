@@ -123,19 +123,21 @@ class JudgeConfig(Decoding):
 
 
 def run_judge(config: JudgeConfig) -> None:
-    if (
-        sum(given is not None for given in (config.run_folder, config.answers, config.passport))
-        != 1
-    ):
+    given = [config.run_folder, config.answers, config.passport]
+    if given.count(None) != 2:
         raise ValueError("judge: give --run_folder FOLDER, --answers FILE, or --passport ROWS")
     backends: list[Any] = []
     files: list[Path] = []
     with processes(config.device) as world:
         # before any answer is written: a missing key shows at once
         world.on_rank_0(lambda: backends.append(build_backend(config)))
-        for source in (config.run_folder or config.answers, config.against):
+        other_is_run = config.against is not None and Path(config.against).is_dir()
+        for source, is_run in (
+            (config.run_folder, True),
+            (config.answers, False),
+            (config.against, other_is_run),
+        ):
             if source is not None:
-                is_run = source == config.run_folder or Path(source).is_dir()
                 files.append(answers_of_run(config, source, world) if is_run else Path(source))
     if backends and config.passport:
         passports.issue(config, *backends, asker(config, *backends))

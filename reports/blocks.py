@@ -74,6 +74,7 @@ class Row:
 
     title: str
     texts: dict[str, str]
+    beside: bool = False  # its texts stand beside each other
     kind: ClassVar[str] = "row"
 
 

@@ -78,4 +78,4 @@ def side_by_side(runs: list[RunFolder], labels: list[str]) -> list[Block]:
 def row(what: Asked, texts: dict[str, Any]) -> Row:
     instruction, given = what
     given = {"input": shortened(given)} if given else {}
-    return Row(cut(clean(str(instruction)), 300), {**given, **texts})
+    return Row(cut(clean(str(instruction)), 300), {**given, **texts}, beside=True)

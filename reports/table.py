@@ -318,8 +318,9 @@ def render_terminal(
 def figures_first(columns: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
     """For a terminal: figures, the runs' primary ones before all others, then what differs."""
     primary = {run.metrics.get("primary") for run in runs}
-    figures = [name for name in columns if name in FIGURES and name not in MEASURES]
-    figures.sort(key=lambda name: (name not in primary, name in ("train_loss", "val_loss")))
+    figures = [name for name in columns if name in FIGURES and name not in MEASURES + SIZES]
+    last = ("train_loss", "val_loss", "val_perplexity")  # of other rows than the test
+    figures.sort(key=lambda name: (name not in primary, name in last))
     states = [name for name in columns if name in ("status", "verdicts", "groups")]
     order = ["run", *figures[:2], *states, *figures[2:], "seeds"]
     order = [name for name in order if name in columns]

@@ -291,6 +291,16 @@ def test_the_page_says_what_the_tables_cannot_carry():
     assert "measured twice" in "\n".join(published_page.conclusions("judge", judged))
 
 
+def test_a_page_of_several_runs_has_the_sentence_of_each_arm(tmp_path):
+    from reports.several import page_of_runs
+
+    runs = load_runs([write(tmp_path / f"arm/seed_{n}", 0.48 + n / 100, seed=n) for n in range(3)])
+    other = load_run(write(tmp_path / "plain/seed_0", published={}, settings={"lr": 1}))
+    said = [block.text for block in page_of_runs([*runs, other]).blocks if block.kind == "finding"]
+    (line,) = [text for text in said if "published 47.3 %" in text]
+    assert line.startswith("arm, accuracy: published") and "(3 seeds)" in line
+
+
 def test_a_table_has_sizes_where_lines_differ_and_figures_of_one_split_together(tmp_path):
     facts = {"parameters": 354_823_168, "trained_parameters": 7_898_384}
     runs = []
