@@ -27,11 +27,10 @@ BYTES_A_TOKEN = 4  # of English in a vocabulary of 30,000 to 50,000
 
 @dataclass(frozen=True)
 class GPU:
-    """By its data sheet, dense products: TFLOP/s in fp16 or bf16, in fp32, and GiB of memory."""
+    """By its data sheet, dense products: TFLOP/s in fp16 or bf16, and in fp32."""
 
     tensor: float
     fp32: float
-    memory: int
 
     def rate(self, precision: str) -> float:
         """FLOP/s that a training run is taken to reach."""
@@ -39,15 +38,15 @@ class GPU:
 
 
 GPUS = {
-    "T4": GPU(65, 8.1, 16),
-    "V100": GPU(125, 15.7, 32),
-    "RTX-3090": GPU(71, 35.6, 24),
-    "RTX-4090": GPU(165, 82.6, 24),
-    "L4": GPU(121, 30.3, 24),
-    "A40": GPU(149.7, 37.4, 48),
-    "A100": GPU(312, 19.5, 80),
-    "H100": GPU(989, 66.9, 80),
-    "H200": GPU(989, 66.9, 141),
+    "T4": GPU(65, 8.1),
+    "V100": GPU(125, 15.7),
+    "RTX-3090": GPU(71, 35.6),
+    "RTX-4090": GPU(165, 82.6),
+    "L4": GPU(121, 30.3),
+    "A40": GPU(149.7, 37.4),
+    "A100": GPU(312, 19.5),
+    "H100": GPU(989, 66.9),
+    "H200": GPU(989, 66.9),
 }
 
 
