@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_script
 from test_judge import says, server
 
 from commands import judge as judging
@@ -300,13 +299,13 @@ def test_settings_that_say_nothing_there_are_refused():
         judging.run_judge(config)
 
 
-def test_the_command_says_who_wins(tmp_path):
+def test_the_command_says_who_wins(tmp_path, capsys):
     write_answers(tmp_path / "a.jsonl", "a", shift=0.2, count=10)
     write_answers(tmp_path / "b.jsonl", "b", count=10)
-    words = [f"--answers={tmp_path / 'a.jsonl'}", f"--against={tmp_path / 'b.jsonl'}"]
     with simulated(honest) as (site, _):
-        done = run_script("alpaca_sft.py", "judge", *words, "--by=openai", f"--url={site}")
-    assert "of the wins against" in done.stdout and "both orders agree on" in done.stdout
+        run_judge(site, f"--answers={tmp_path / 'a.jsonl'}", f"--against={tmp_path / 'b.jsonl'}")
+    said = capsys.readouterr().out
+    assert "of the wins against" in said and "both orders agree on" in said
     found = json.loads((tmp_path / "judge_pairs.json").read_text())
     assert found["judge_wins"] > 50 and sum(found["judge_wins_counts"].values()) == 10
     with open(tmp_path / "judge_pairs.csv", newline="") as table:
