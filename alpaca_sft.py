@@ -8,6 +8,8 @@
     python alpaca_sft.py generate --model results/gpt2-medium/…       # asks for instructions
     python alpaca_sft.py generate --model RUN --data rows.json --output answers.jsonl
     python alpaca_sft.py judge --run_folder RUN --by gemini                  # key: GEMINI_API_KEY
+    python alpaca_sft.py judge --run_folder RUN --against OTHER_RUN     # who wins, in both orders
+    python alpaca_sft.py judge --passport votes.csv --by openai      # does it agree with people?
     python alpaca_sft.py merge --model RUN --output FOLDER            # adapter into the base
     python alpaca_sft.py export --model RUN --output FOLDER           # for the package peft
     python alpaca_sft.py params --model gpt2-medium --lora_r 16       # counts, without weights
@@ -38,6 +40,7 @@ class Config(Settings):
 
     ONLY_WITH = {
         "size": "init=random|by_name",
+        "samples": "sample_tokens",
         "lora_alpha": "lora_r",
         "lora_dropout": "lora_r",
         "lora_scaling": "lora_r",
@@ -45,6 +48,7 @@ class Config(Settings):
         "lora_layers": "lora_r",
         "lora_head": "lora_r",
         "freeze": "lora_r=null",
+        "untie_head": "lora_r=null",
     }
     READ_LATER = ("sample_tokens", "baseline")  # a continued run has its baseline
 
@@ -83,6 +87,8 @@ class Config(Settings):
     """an adapter at the output matrix as well"""
     freeze: str = "none"
     """without LoRA, what stays unchanged: none, bottom (embeddings, half the blocks) or bottom:k"""
+    untie_head: bool = False
+    """without LoRA: an output matrix apart from the embedding's, as in the published full runs"""
     dropout: float | None = 0.0
     """dropout everywhere in the model; null: its own"""
     packing: bool | None = None
@@ -93,8 +99,11 @@ class Config(Settings):
     """compute activations again in the backward pass: a third more time, much less memory"""
     baseline: bool = True
     """score the test rows before training as well"""
+    samples: str | None = None
+    """file of instructions, answered before training, at each evaluation and after it
+    (configs/alpaca/probes.jsonl); null: four fixed ones, before and after"""
     sample_tokens: int = 64
-    """tokens of each answer to fixed instructions, before and after; 0: none are asked"""
+    """tokens of each of these answers; 0: none are asked"""
     eval_batches: int | None = None
     """validate on the first rows alone, so many batches; null: all (5: the old figures)"""
     lr: float = 5e-5

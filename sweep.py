@@ -6,6 +6,7 @@
     python sweep.py --config configs/sweeps/models.yaml --processes 4   # each run under torchrun
     python sweep.py run_5_models.py --config configs/preference/demo.yaml --aa     # the controls
     python sweep.py --config configs/sweeps/frozen.yaml --dry_run       # the commands, and stop
+    python sweep.py --config configs/sweeps/models.yaml --dry_run --gpu A100   # and what they cost
     python sweep.py explain results/run_1 results/run_2 --seeds 3       # which setting did it?
     python sweep.py --config configs/sweeps/models.yaml --race --margin 0.01 --max_seeds 12
 
@@ -70,7 +71,7 @@ from files import PROJECT, find_file
 from reports import scripts
 from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten, pop_published
-from sweeps import explain
+from sweeps import cost, explain
 
 REPORT = PROJECT / "report.py"
 LOOKS = "looks.jsonl"
@@ -143,12 +144,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--processes", type=int, help="processes of each run; more than one: torchrun (default: 1)")
     add("--aa", action="store_true", help="the A/A and shuffled-label controls")
     add("--dry_run", action="store_true", help="print the commands, and stop")
+    add("--gpu", help=f"of --dry_run: the hours on {', '.join(cost.GPUS)}, by FLOPs")
     add("--margin", type=float, help="a difference of the primary metric that does not matter")
     add("--race", action="store_true", help="seeds one by one, until each arm is settled")
     add("--max_seeds", type=int, help="of --race (default: 10)")
     add("--hours", type=float, help="of runs that --race may take; the same command goes on")
-    # --dry-run is --dry_run, as in the scripts
-    words = [w.replace("-", "_").replace("__", "--", 1) if w[:2] == "--" else w for w in argv]
+    # --dry-run is --dry_run, as in the scripts; a value stays as it is
+    words = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), w) for w in argv]
     args, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
@@ -158,6 +160,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise refuse(f"unknown: {unknown[0]}: {hint}")
     if args.jobs < 1:
         raise refuse(f"--jobs {args.jobs}: expected 1 or more")
+    if args.gpu is not None:
+        if not args.dry_run:
+            raise refuse("--gpu is for --dry_run")
+        near = {name.lower(): name for name in cost.GPUS}.get(args.gpu.lower().replace("_", "-"))
+        if near is None:
+            raise refuse(f"--gpu {args.gpu}: expected one of {', '.join(cost.GPUS)}")
+        args.gpu = near
     return args
 
 
@@ -468,14 +477,17 @@ class Plan:
         return f"{self.out}: runs: {runs}{tuning}, arms: {len(self.arms)}"
 
 
-def check_settings(plan: Plan) -> None:
+def check_settings(plan: Plan) -> dict[str, dict[str, Any]]:
     """Refuse settings that a script would, before anything is run. A script that is not one of
-    ours is not asked."""
+    ours is not asked. Returns all settings of an arm's first run, by label."""
     lines: dict[str, list[list[str]]] = {}
+    labels: dict[str, list[str]] = {}
+    resolved: dict[str, dict[str, Any]] = {}
     for arm in plan.arms:
         point = {name: values[0] for name, values in arm.tune.items()}
         for run in [*plan.trials(arm).values(), *plan.runs(arm, point)[:1]]:
             lines.setdefault(arm.script, []).append(words_of(run))
+            labels.setdefault(arm.script, []).append(arm.label)
     for name, words in lines.items():
         script = find_script(name)
         if not scripts.is_ours(script):
@@ -485,9 +497,11 @@ def check_settings(plan: Plan) -> None:
                 answers = ask(words)
         except ValueError as error:
             raise refuse(last_words(str(error))) from None
-        for answer in answers:
+        for label, answer in zip(labels[name], answers, strict=True):
             if answer.error:
                 raise refuse(last_words(answer.error))
+            resolved[label] = answer.settings
+    return resolved
 
 
 def has_labels(script: Path) -> bool:
@@ -838,9 +852,14 @@ def main(argv: Sequence[str]) -> int:
         return explain.main(argv[1:], main)
     args = parse_arguments(argv)
     plan = Plan(args)
-    check_settings(plan)
+    resolved = check_settings(plan)
     if args.dry_run:
         print_commands(plan)
+        if args.gpu:
+            arms = [(arm, len(arm.seeds) + len(plan.trials(arm))) for arm in plan.arms]
+            runs = [(a.label, a.script, resolved.get(a.label, {}), n) for a, n in arms]
+            for line in cost.table(runs, args.gpu):
+                console.answer(line)
         return 0
     console.say(str(plan))
     plan.out.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,9 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "model": (
         "model init size student_of freeze lora_r lora_alpha head features n_layer n_head n_embd",
-        "weights pooling dropout cache_features lora_scaling lora_dropout lora_qkv lora_layers "
-        "lora_head positions rope_theta norm mlp bias qk_norm attention_gate layer_scale "
-        "scale_residual_init",
+        "weights pooling untie_head dropout cache_features lora_scaling lora_dropout lora_qkv "
+        "lora_layers lora_head positions rope_theta norm mlp bias qk_norm attention_gate "
+        "layer_scale scale_residual_init",
     ),
     "optimisation": (
         "epochs budget batch micro_batch lr head_lr schedule warmup_frac optimizer "
@@ -41,7 +41,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "evaluation": (
         "eval_every validate_every test_with blend",
-        "patience beyond_style baseline sample_tokens eval_batches attention_texts",
+        "patience beyond_style baseline samples sample_tokens eval_batches attention_texts",
     ),
     "machine": (
         "device precision",

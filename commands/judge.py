@@ -2,14 +2,14 @@
 
 The rows are those of an answers file, or the test rows of a run, which is then asked first. What
 comes out is judge.json and judge.csv beside the answers, and for a run `judge` among its test
-metrics, where report.py table finds it.
+metrics, where report.py table finds it. --against asks which of two answers is better, in both
+orders, and writes judge_pairs.json; --labels corrects either figure by what people said of a
+random sample of the rows; --passport measures the judge itself on votes of people (passports.py).
 """
 
-import csv
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,23 +17,27 @@ from typing import Any, Literal
 import numpy as np
 
 import console
-import core
-from commands.generate import Answerer
-from commands.opening import OpenConfig, processes, weights_files
-from commands.predict import PredictConfig, Predictor, with_ties
-from data import instructions, reviews
+from commands import passports
+from commands.answers import (
+    answer_of,
+    answers_of_run,
+    asked_of,
+    matched,
+    read_answers,
+    read_labels,
+    subset_of,
+)
+from commands.opening import processes
+from commands.preference_judge import PreferenceJudge
 from data.arena import PairRow
-from data.records import BadRow, read_records, strip_control
-from data.rows import stable_hash, subset
-from evaluation import judge
-from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
-from evaluation.metrics import apply_temperature
-from evaluation.stats import interval
-from files import cache_folder, csv_text, read_json, read_yaml, write_text
+from data.records import strip_control
+from evaluation import asking, judge
+from evaluation.metrics import Metrics
+from evaluation.passport import corrected
+from evaluation.questions import PAIR, SCORE
+from files import cache_folder, csv_text, write_text
 from models.decoding import Decoding
 from seal import amend
-
-FIELDS = ("instruction", "output", "model_response")  # of a line of an answers file
 
 
 @dataclass
@@ -51,6 +55,9 @@ class JudgeConfig(Decoding):
         "weights": "run_folder",
         "base": "run_folder",
         "data": "run_folder",
+        "against": "passport=null",
+        "labels": "passport=null",
+        "prompts": "passport",
         "judge_model": "by=gemini|openai",
         "url": "by=gemini|openai",
         "fields": "by=gemini|openai",
@@ -64,6 +71,16 @@ class JudgeConfig(Decoding):
     """run folder: its test rows are answered and judged, and the score goes to its metrics"""
     answers: str | None = None
     """instead of a run: answers as `generate --output` writes them"""
+    against: str | None = None
+    """a second run, or file of answers to the same rows: which answer is better, in both orders"""
+    labels: str | None = None
+    """file with id and human, 0 to 100 (or, with --against, winner: A, B or tie), of a random
+    sample of the rows: the figure is corrected by them"""
+    passport: str | None = None
+    """instead of answers: pairs that people judged, in any layout of preference rows; how far the
+    judge agrees with them is kept, and stands from then on beside its figures"""
+    prompts: Literal["both", "score", "pair"] = "both"
+    """of --passport: how good is an answer (score), which of two is better (pair), or both"""
     by: str = "gemini"
     """gemini, openai (any server with that interface), or the folder of a saved preference run"""
     judge_model: str | None = None
@@ -107,41 +124,121 @@ class JudgeConfig(Decoding):
 
 
 def run_judge(config: JudgeConfig) -> None:
-    if (config.run_folder is None) == (config.answers is None):
-        raise ValueError("judge: give --run_folder FOLDER, or --answers FILE")
+    given = [config.run_folder, config.answers, config.passport]
+    if given.count(None) != 2:
+        raise ValueError("judge: give --run_folder FOLDER, --answers FILE, or --passport ROWS")
     backends: list[Any] = []
+    files: list[Path] = []
     with processes(config.device) as world:
         # before any answer is written: a missing key shows at once
         world.on_rank_0(lambda: backends.append(build_backend(config)))
-        file = Path(config.answers) if config.answers else answers_of_run(config, world)
-    if backends:
-        judge_answers(config, file, backends[0])
+        other_is_run = config.against is not None and Path(config.against).is_dir()
+        for source, is_run in (
+            (config.run_folder, True),
+            (config.answers, False),
+            (config.against, other_is_run),
+        ):
+            if source is not None:
+                files.append(answers_of_run(config, source, world) if is_run else Path(source))
+    if backends and config.passport:
+        passports.issue(config, *backends, asker(config, *backends))
+    elif backends and config.against:
+        compare_answers(config, files, *backends)
+    elif backends:
+        judge_answers(config, *files, *backends)
+
+
+def asker(config: JudgeConfig, backend: Any) -> Callable[..., np.ndarray]:
+    """A function of asking.py and what it asks about → its scores, kept in the cache."""
+    name = hashlib.sha256(f"{backend!r}".encode()).hexdigest()[:16]
+
+    def ask(function: Callable[..., np.ndarray], what: Sequence) -> np.ndarray:
+        console.say(f"note: instructions, references and answers are sent to {backend.site}")
+        return function(
+            what,
+            backend,
+            asking.Cache(cache_folder() / "judge" / f"{name}.txt"),
+            config.judge_repeats,
+            workers=config.judge_workers,
+            timeout_seconds=config.timeout_seconds,
+            max_wait_seconds=config.max_wait_seconds,
+        )
+
+    return ask
 
 
 def judge_answers(config: JudgeConfig, file: Path, backend: Any) -> None:
     rows = read_answers(file, None if config.run_folder else config.limit)
+    labels = read_labels(config, rows)
     if isinstance(backend, PreferenceJudge):
-        scores = backend.score(rows)
+        scores, version = backend.score(rows), backend.version
     else:
-        console.say(f"note: instructions, references and answers are sent to {backend.site}")
-        name = hashlib.sha256(f"{backend!r}".encode()).hexdigest()[:16]
-        cache = judge.Cache(cache_folder() / "judge" / f"{name}.txt")
-        scores = judge.score_answers(
-            [answer_of(row) for row in rows],
-            backend,
-            cache,
-            config.judge_repeats,
-            config.judge_workers,
-            timeout_seconds=config.timeout_seconds,
-            max_wait_seconds=config.max_wait_seconds,
-        )
-    metrics = judge.judge_metrics(scores, [row["group"] for row in rows])
+        scores = asker(config, backend)(asking.score_answers, [answer_of(row) for row in rows])
+        version = SCORE.version
+    metrics = asking.judge_metrics(scores, [row["group"] for row in rows])
     metrics |= {"judge_by": repr(backend), "judge_rows": file.name}
     metrics["judge_cut_prompts"] = sum(row["is_cut"] for row in rows)
     decodings = [row["decoding"] for row in rows]
     if decodings[0] and all(decoding == decodings[0] for decoding in decodings):
         metrics["judge_decoding"] = decodings[0]
-    write(config, file, rows, scores, metrics)
+    metrics |= passports.passport_facts(backend, version)
+    metrics |= of_labels("judge", scores, rows, labels)
+    names = [f"score_{k + 1}" for k in range(scores.shape[1])]
+    write(config, file.parent, "judge", rows, scores, names, metrics)
+    say_result(metrics, len(rows), output_folder(config, file.parent) / "judge.json")
+
+
+def compare_answers(config: JudgeConfig, files: Sequence[Path], backend: Any) -> None:
+    """Is A (--run_folder, --answers) better than B (--against)?"""
+    one, other = (read_answers(file, None) for file in files)
+    rows, others = matched(one, other, files)
+    keep = {row["id"] for row in subset_of(rows, None if config.run_folder else config.limit)}
+    rows, others = ([row for row in each if row["id"] in keep] for each in (rows, others))
+    labels = read_labels(config, rows)
+    texts = [
+        (asked_of(a), a["model_response"], b["model_response"])
+        for a, b in zip(rows, others, strict=True)
+    ]
+    if isinstance(backend, PreferenceJudge):
+        ids = [row["id"] for row in rows]
+        pairs = [
+            PairRow(i, [p], [a], [b], None, i, "") for i, (p, a, b) in zip(ids, texts, strict=True)
+        ]
+        wins, version = 100 * (backend.orders(pairs) @ [1.0, 0.0, 0.5]).T, backend.version
+        settled = [asking.without_asking(asking.Pair("", *text)) for text in texts]
+        for row, known in enumerate(settled):
+            wins[row] = wins[row] if known is None else known.score
+    else:
+        pairs = [asking.Pair(row["id"], *text) for row, text in zip(rows, texts, strict=True)]
+        wins, version = asker(config, backend)(asking.compare_answers, pairs), PAIR.version
+    metrics = asking.pair_metrics(wins, [row["group"] for row in rows])
+    metrics |= {"judge_wins_against": config.against, "judge_wins_by": repr(backend)}
+    facts = passports.passport_facts(backend, version)
+    metrics |= {name.replace("judge_", "judge_wins_", 1): fact for name, fact in facts.items()}
+    metrics |= of_labels("judge_wins", wins, rows, labels)
+    names = ["a_when_first", "a_when_second"]
+    write(config, files[0].parent, "judge_pairs", rows, wins, names, metrics)
+    say_result(metrics, len(rows), output_folder(config, files[0].parent) / "judge_pairs.json")
+
+
+def of_labels(
+    name: str, scores: np.ndarray, rows: Sequence[dict], labels: np.ndarray | None
+) -> Metrics:
+    """The figure corrected by labels; a row that the judge did not score counts for neither."""
+    if labels is None:
+        return {}
+    there = ~np.isnan(scores).all(axis=1) if name == "judge" else ~np.isnan(scores).any(axis=1)
+    groups = [row["group"] for row, scored in zip(rows, there, strict=True) if scored]
+    found = (
+        corrected(np.nanmean(scores[there], axis=1), groups, labels[there]) if any(there) else None
+    )
+    if found is None:
+        return {f"{name}_labels": 0}
+    facts = {f"{name}_corrected": found.value, f"{name}_labels": found.labelled}
+    facts |= {f"{name}_label_weight": round(found.weight, 3)}
+    if found.problem:
+        return facts | {f"{name}_corrected_no_interval": found.problem}
+    return facts | {f"{name}_corrected_ci95": [found.low, found.high]}
 
 
 def build_backend(config: JudgeConfig) -> Any:
@@ -154,188 +251,69 @@ def build_backend(config: JudgeConfig) -> Any:
         raise ValueError(
             f"--by {config.by}: expected gemini, openai or the folder of a preference run"
         )
-    return PreferenceJudge(Path(config.by), config.device)
+    return PreferenceJudge(Path(config.by), config.device, measured=config.passport is not None)
 
 
-# ------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------ results
 
 
-def answers_of_run(config: JudgeConfig, world: core.World) -> Path:
-    """The run's answers to its test rows, written once. ValueError for other rows by now."""
-    run = Path(config.run_folder)
-    try:
-        settings = read_yaml(run / "config.yaml")
-        data, fractions = settings["data"], (settings["val_frac"], settings["test_frac"])
-        template, limit = settings["template"], settings["limit"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{run}: no run of alpaca_sft.py ({error})") from None
-    try:
-        rows, _ = instructions.load_rows(config.data or data, *fractions)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. Where the rows are now: --data") from None
-    was = read_json(run / "run.json").get("data_fingerprint")
-    if was not in (None, now := instructions.data_fingerprint(rows)):
-        raise ValueError(
-            f"{config.data or data} has other rows than those of the run (fingerprint {now}, not "
-            f"{was}): --data names the file that the run was made with"
-        )
-    rows = [row for row in subset(rows, limit) if row.split == "test"]
-    rows = subset(rows, config.limit)
-    if not rows:
-        raise ValueError(f"{run}: it has no test rows to answer")
-    opening = OpenConfig(config.run_folder, config.weights, config.base, config.device)
-    facts = {
-        "decoding": config.record(),
-        "rows": [row.id for row in rows],
-        "template": template,
-        "weights": weights_files(opening),
-    }
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    file = run / f"test/analysis/answers_{name}.jsonl"
-    if not world.from_rank_0(file.exists()):
-        Answerer(opening, config, template, world).write(rows, file)
-    return file
-
-
-def read_answers(file: Path, limit: int | None) -> list[dict[str, Any]]:
-    """Lines of an answers file with id, group and prompt; ValueError (file, line, field).
-
-    Where a line has no prompt, as in older files, it is made of the instruction and the input.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; alpaca_sft.py generate --data writes one")
-    rows = []
-    for number, (place, row) in enumerate(read_records(file, Counter()), start=1):
-        if isinstance(row, BadRow):
-            raise ValueError(f"{place}: {row}")
-        for name in FIELDS:
-            if not isinstance(row.get(name), str):
-                raise ValueError(f"{place}, field {name}: expected text")
-        texts = (row["instruction"], row.get("input", ""))
-        own = stable_hash("instruction", *texts)
-        prompt = row.get("prompt", instructions.format_prompt(*texts))
-        if not isinstance(prompt, str):
-            raise ValueError(f"{place}, field prompt: expected text")
-        rows.append(
-            {"id": str(row.get("id", number)), "group": str(row.get("group", own)), "input": ""}
-            | {k: v for k, v in row.items() if k in (*FIELDS, "input")}
-            | {"prompt": prompt, "decoding": row.get("decoding"), "is_cut": "cut_tokens" in row}
-        )
-    if not rows:
-        raise ValueError(f"{file}: it holds no answers")
-    order = sorted(range(len(rows)), key=lambda i: stable_hash("subset", rows[i]["group"]))
-    return [rows[i] for i in sorted(order[:limit])]
-
-
-def answer_of(row: dict[str, str]) -> judge.Answer:
-    return judge.Answer(row["id"], row["prompt"], row["output"], row["model_response"])
-
-
-def asked_of(row: dict[str, str]) -> str:
-    """What a preference run reads: one instruction as people ask it, without the template that it
-    has never seen; a conversation as the answering model read it."""
-    texts = (row["instruction"], row["input"])
-    if row["prompt"] in (instructions.format_prompt(*texts, t) for t in instructions.TEMPLATES):
-        return "\n\n".join(text for text in texts if text)
-    return row["prompt"]
+def output_folder(config: JudgeConfig, beside: Path) -> Path:
+    return Path(config.output) if config.output else beside
 
 
 def write(
-    config: JudgeConfig, file: Path, rows: Sequence[dict], scores: np.ndarray, metrics: dict
+    config: JudgeConfig,
+    beside: Path,
+    name: str,
+    rows: Sequence[dict],
+    scores: np.ndarray,
+    columns: Sequence[str],
+    metrics: dict,
 ) -> None:
-    folder = Path(config.output) if config.output else file.parent
-    header = ["id", "group", *(f"score_{k + 1}" for k in range(scores.shape[1]))]
+    """NAME.csv and NAME.json; a run's test metrics get the figures, in place of earlier ones."""
+    folder = output_folder(config, beside)
     lines = [
         [row["id"], row["group"], *("" if np.isnan(v) else f"{v:g}" for v in values)]
         for row, values in zip(rows, scores, strict=True)
     ]
-    write_text(folder / "judge.csv", csv_text(header, lines))
-    write_text(folder / "judge.json", json.dumps(metrics, indent=1))
-    if config.run_folder:
-        run, name = Path(config.run_folder), "test/metrics/metrics.json"
-        if (run / name).is_file():
-            before = json.loads((run / name).read_text())
-            others = {key: value for key, value in before.items() if not key.startswith("judge")}
-            amend(run, name, json.dumps(others | metrics, indent=1))
-    unscored = f", {metrics['judge_unscored']} unscored" if metrics["judge_unscored"] else ""
-    if "judge" not in metrics:
-        return console.say(f"judge: none of {len(rows)} answers has a score{unscored}: {folder}")
-    ends = metrics.get("judge_ci95")
+    write_text(folder / f"{name}.csv", csv_text(["id", "group", *columns], lines))
+    write_text(folder / f"{name}.json", json.dumps(metrics, indent=1))
+    run, figures = Path(config.run_folder or ""), "test/metrics/metrics.json"
+    if config.run_folder and (run / figures).is_file():
+        before = json.loads((run / figures).read_text())
+
+        def is_ours(key: str) -> bool:
+            return key.startswith("judge") and key.startswith("judge_wins") == bool(config.against)
+
+        others = {key: value for key, value in before.items() if not is_ours(key)}
+        amend(run, figures, json.dumps(others | metrics, indent=1))
+
+
+def say_result(metrics: dict, rows: int, file: Path) -> None:
+    name = "judge_wins" if "judge_wins_n" in metrics else "judge"
+    unscored = f", {metrics[f'{name}_unscored']} unscored" if metrics[f"{name}_unscored"] else ""
+    if name not in metrics:
+        return console.say(f"judge: none of {rows} answers has a score{unscored}: {file.parent}")
+    ends, count = metrics.get(f"{name}_ci95"), metrics[f"{name}_n"]
     between = "(no interval)" if ends is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
-    spread = metrics.get("judge_repeat_std")
-    spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
-    by, count = strip_control(metrics["judge_by"]), metrics["judge_n"]
-    console.say(
-        f"judge: {metrics['judge']:.2f} {between} of 100 on {count} answers"
-        f"{unscored}{spread}, by {by}: {folder / 'judge.json'}"
-    )
-
-
-# ----------------------------------------------------------------------- preference run
-
-
-class PreferenceJudge:
-    """A saved preference run of this project: 100 · p(answer beats the reference), ties half.
-
-    Both orders are asked and averaged, so 50 is as good as the reference.
-    """
-
-    def __init__(self, run: Path, device: str):
-        self.run = run
-        check_preference_run(run)
-        weights = json.loads((run / "test/metrics/metrics.json").read_text())["tested_with"]
-        self.predictor = Predictor(  # the weights that were tested and calibrated
-            PredictConfig(run_folder=str(run), weights=weights, device=device, calibrated=True)
+    if name == "judge":
+        spread = metrics.get("judge_repeat_std")
+        spread = "" if spread is None else f", standard deviation between repeats {spread:.2f}"
+        what = f"of 100 on {count} answers{unscored}{spread}"
+    else:
+        agree = 100 * metrics["judge_wins_order_agreement"]
+        against = strip_control(str(metrics["judge_wins_against"]))
+        what = (
+            f"% of the wins against {against} on {count} pairs (a tie is half of one){unscored}; "
+            f"both orders agree on {agree:.1f} %"
         )
-
-    def __repr__(self) -> str:
-        return f"preference({self.run.name!r})"
-
-    def score(self, rows: Sequence[dict[str, str]]) -> np.ndarray:
-        """(rows, 1), 0 for an empty response."""
-        pairs = []
-        for order in (0, 1):
-            for number, row in enumerate(rows):
-                sides = ([row["model_response"]], [row["output"]])[:: -1 if order else 1]
-                name = f"{number}-{order}"
-                pairs.append(PairRow(name, [asked_of(row)], *sides, None, row["group"], ""))
-        first, second = np.split(with_ties(self.predictor(pairs)), 2)
-        wins = (first[:, 0] + second[:, 1] + first[:, 2] / 2 + second[:, 2] / 2) / 2
-        empty = np.array([not row["model_response"].strip() for row in rows])
-        return np.where(empty, 0.0, 100 * wins)[:, None]
-
-
-def check_preference_run(run: Path) -> None:
-    """ValueError unless the run knew more than the shares of the classes about its test rows,
-    which must be answers to prompts (and not pairs of film reviews)."""
-    try:
-        settings = read_yaml(run / "config.yaml")
-        with open(run / "test/metrics/predictions.csv", newline="") as file:
-            lines = list(csv.DictReader(file))
-        names = [name for name in CLASSES if name != "tie" or "p_tie" in lines[0]]
-        p = np.array([[float(line[f"p_{name}"]) for name in names] for line in lines])
-        labels = np.array([names.index(line["label"]) for line in lines])
-        facts = json.loads((run / "train/weights/best/preference.json").read_text())
-        temperature = json.loads((run / "test/metrics/metrics.json").read_text())["temperature"]
-    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
-        raise ValueError(f"{run} is no finished preference run ({error})") from None
-    if settings.get("data") in ("reviews", "reviews_control"):
-        raise ValueError(
-            f"{run} cannot judge: it learned about film reviews, not about answers to instructions"
-            f" ({reviews.NOTICE})"
-        )
-    if not facts["with_prompt"]:
-        raise ValueError(f"{run} cannot judge: it does not read the prompt (use run_2 or run_5)")
-    # by the temperature that the run fitted on validation, as the judge's answers are
-    p = apply_temperature(np.log(np.maximum(p, 1e-300)), temperature)
-    shares = np.bincount(labels, minlength=len(names)) / len(labels)
-    rows = np.arange(len(labels))
-    # against the best constant answer, which these rows themselves give: no easy opponent
-    gain = np.log(np.maximum(p[rows, labels], 1e-12)) - np.log(shares[labels])
-    low, high, *_ = interval(gain, [line["group"] for line in lines])
-    if not low > 0:
-        raise ValueError(
-            f"{run} cannot judge: on its {len(lines)} test rows it is not better than the constant "
-            f"answer (gain {gain.mean():.4f} nats a row, 95 % interval {low:.4f} to {high:.4f}); "
-            "train it on more rows, or use --by gemini or openai"
-        )
+    by = strip_control(metrics[f"{name}_by"])
+    console.say(f"judge: {metrics[name]:.2f} {between} {what}, by {by}: {file}")
+    if f"{name}_corrected" in metrics:
+        ends = metrics.get(f"{name}_corrected_ci95")
+        why = metrics.get(f"{name}_corrected_no_interval")
+        between = f"(no interval: {why})" if ends is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
+        value, count = metrics[f"{name}_corrected"], metrics[f"{name}_labels"]
+        console.say(f"judge: {value:.2f} {between} corrected by what people said of {count} rows")
+    known = metrics[f"{name}_passport"]
+    console.say(passports.said_of_none() if known == "none" else f"judge: its passport: {known}")

@@ -19,8 +19,9 @@ import core
 from commands.opening import note
 from commands.verdicts import note_failures
 from data import titles
-from data.records import repair_surrogates, strip_control
+from data.records import repair_surrogates
 from data.tokens import encode
+from experiments.next_tokens import shown
 from files import read_yaml
 from models import pretrained
 from models.decoding import Decoding
@@ -63,17 +64,6 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     model.to(world.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Opened(SimpleNamespace(**settings), model, tokenizer, world.device)
-
-
-def shown(text: str) -> str:
-    """Text for a terminal: control characters and line ends cannot do anything."""
-    return strip_control(text.replace("\n", "⏎"))
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """A token as text; bytes that are no letter alone by their piece."""
-    text = tokenizer.decode([token])
-    return shown(tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text)
 
 
 @dataclass

@@ -1,9 +1,12 @@
 """A small GPT on titles: its model, optimizer and figures, as train_headlines.py shows the loop."""
 
+import contextlib
 import functools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from device import choose_attention, choose_precision, compile_model
 from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
 from evaluation.stats import Ratio, interval
+from experiments import next_tokens
 from experiments.experiment import Result, place, rows_each
 from experiments.training import Targets, Training, build_state
 from methods.muon import muon_flops
@@ -343,7 +347,19 @@ class Headlines(Training):
             training_flops=self.training_flops(state),
             parameters=gpt.parameter_count(state.model.config),
         )
-        return result
+        return result._replace(files=self.expectations(state))
+
+    def expectations(self, state: core.State) -> dict[str, str]:
+        """What it expects at the place that `inspect` shows where none is asked for, and of each
+        token on the whole, as a file for the page."""
+        device = self.world.device
+        opened = SimpleNamespace(
+            config=self.config, model=state.model.eval(), tokenizer=self.tokenizer, device=device
+        )
+        found = {"frequencies": next_tokens.token_frequencies(opened, self.val_rows)}
+        with contextlib.suppress(ValueError):  # fewer titles than reach there
+            found["place"] = next_tokens.look_at_place(opened, self.val_rows, 0, 0, 10)
+        return {"analysis/inspect.json": json.dumps(found, ensure_ascii=False)}
 
     def measure(self, state: core.State) -> Result:
         """Figures and rows of the titles that are held out."""

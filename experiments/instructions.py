@@ -44,6 +44,14 @@ EVALUATIONS = 10  # an epoch
 KINDS = ("all", "response")  # of labels, in the order of instructions.row_sums
 
 
+def load_probes(file: str | None) -> list[instructions.Row]:
+    """The rows of --samples, or FIXED; ValueError (file, row, field)."""
+    if file is not None:
+        return instructions.load_rows(file, 0.0, 0.0, answered=False)[0]
+    asked = [{"instruction": instruction, "input": text} for instruction, text in FIXED]
+    return [instructions.build_row(row, "", n, answered=False) for n, row in enumerate(asked)]
+
+
 def find_weights(name: str, which: str) -> tuple[str, Path | None]:
     """(base model, folder of an adapter or None) of a run folder, a local folder or a hub id."""
     folder = pretrained.weights_folder(name, which)
@@ -112,6 +120,7 @@ class InstructionTuning(Training):
     def __init__(self, config: Any, world: core.World):
         self.config, self.world = config, world
         rows, self.facts = self.load_rows()  # before what is slow to import
+        self.probes = load_probes(config.samples)
         self.source = config.size or find_weights(config.model, config.weights)[0]
         self.model_config = causal.load_config(self.source, config.init)
         self.precision, self.attention = pretrained.choose_kernels(config, world, self.model_config)
@@ -196,6 +205,8 @@ class InstructionTuning(Training):
             model.name_or_path = str(Path(self.source).resolve())
         if config.dropout is not None:
             set_dropout(model, config.dropout)
+        if config.untie_head:
+            causal.untie_head(model)
         if config.lora() is not None:
             lora.add_lora(model, config.lora(), seed)
         elif config.freeze != "none":
@@ -376,29 +387,32 @@ class InstructionTuning(Training):
         return self.measure(state)._replace(files=self.samples(state))
 
     def samples(self, state: core.State) -> dict[str, str]:
-        """Answers to FIXED and to a few validation rows, as a file for the page."""
+        """Answers to the probes and to a few validation rows, as a file for the page."""
+        lines = self.answers(state) if self.config.sample_tokens else []
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        return {"analysis/samples.jsonl": text} if lines else {}
+
+    def asked_during(self, state: core.State) -> list[dict[str, Any]]:
+        """The same at an evaluation, where --samples names what is asked."""
+        return self.answers(state) if self.config.samples and self.config.sample_tokens else []
+
+    def answers(self, state: core.State) -> list[dict[str, Any]]:
         config = self.config
-        if not config.sample_tokens:
-            return {}
-        questions = [
-            (i, text, instructions.format_prompt(i, text, config.template), None)
-            for i, text in FIXED
-        ]
-        for row in self.val.rows[:SAMPLES]:
+        questions = []
+        for row in [*self.probes, *self.val.rows[:SAMPLES]]:
             instruction, text, response = row.turns[-1]
             prompt = instructions.prompt_of(row, config.template)
-            questions.append((instruction, text, prompt, response))
+            questions.append((instruction, text, prompt, response or None))
         # every rank writes the same text: they would only wait otherwise
         prompts = [prompt for _, _, prompt, _ in questions]
         decoding = Decoding(max_new_tokens=config.sample_tokens)
         answers = generation.generate(state.model, self.tokenizer, prompts, decoding)
         if cut := [i for (i, *_), answer in zip(questions, answers, strict=True) if answer.cut]:
             self.world.say(generation.said_of_cut([strip_control(name)[:40] for name in cut]))
-        lines = [
+        return [
             {"instruction": i, "input": text, "response": answer.text, "reference": reference}
             for (i, text, _, reference), answer in zip(questions, answers, strict=True)
         ]
-        return {"analysis/samples.jsonl": "".join(json.dumps(line) + "\n" for line in lines)}
 
     # -- weights
 

@@ -217,6 +217,18 @@ def rates_by_depth(lr: float, factors: Sequence[float]) -> dict[str, float]:
     return {name: factor * lr for name, factor in rates}
 
 
+def untie_head(model: nn.Module) -> None:
+    """Give the output matrix values of its own, at first the embedding's: both are trained then.
+
+    ValueError where it has its own already.
+    """
+    head, shared = model.get_output_embeddings(), model.get_input_embeddings().weight
+    if head.weight is not shared:
+        raise ValueError("--untie_head: the model's output matrix is its own already")
+    head.weight = nn.Parameter(shared.detach().clone())
+    model.config.tie_word_embeddings = False
+
+
 def still_embeddings(model: nn.Module) -> None:
     """Without dropout in front of the blocks where the embeddings are frozen: their outputs must
     not vary.

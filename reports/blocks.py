@@ -64,6 +64,7 @@ class Figure:
     title: str
     caption: str
     picture: Picture
+    command: str = ""  # that made it, where it is not the page's own
     kind: ClassVar[str] = "figure"
 
 
@@ -73,6 +74,7 @@ class Row:
 
     title: str
     texts: dict[str, str]
+    beside: bool = False  # its texts stand beside each other
     kind: ClassVar[str] = "row"
 
 
@@ -81,13 +83,31 @@ Block = Heading | Text | Finding | Tile | Table | Figure | Row
 
 @dataclass
 class Page:
+    """commands: what made the runs and the page, which is where figures come from."""
+
     title: str
     subtitle: str
     blocks: list[Block] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
 
     @property
     def figures(self) -> list[Figure]:
         return [block for block in self.blocks if isinstance(block, Figure)]
+
+    @property
+    def sources(self) -> list[str]:
+        """What made the figures: the runs' own commands as one, then those of single figures."""
+        own = dict.fromkeys(figure.command for figure in self.figures if figure.command)
+        return ["\n".join(self.commands), *own] if self.commands else [*own]
+
+    def source_of(self, figure: Figure) -> int | None:
+        """The number of its command, from 1; None where that is not known."""
+        wanted = figure.command or "\n".join(self.commands)
+        return self.sources.index(wanted) + 1 if wanted in self.sources else None
+
+    def number_of(self, figure: Figure) -> int:
+        """From 1."""
+        return next(n for n, each in enumerate(self.figures, start=1) if each is figure)
 
 
 def section(title: str, blocks: Iterable[Block]) -> list[Block]:
@@ -178,14 +198,23 @@ def to_markdown(page: Page) -> str:
         "finding": lambda b: f"* {SIGNS[b.tone]}{escaped(b.text)}",
         "tile": lambda b: "* " + ", ".join(map(escaped, tile_words(b))),
         "table": lambda b: markdown_table(b.head, b.rows),
-        "figure": markdown_figure,
+        "figure": lambda b: markdown_figure(b, page),
         "row": markdown_row,
     }
     parts = [f"# {escaped(page.title)}\n", f"{escaped(page.subtitle)}\n"]
     for kind, blocks in itertools.groupby(page.blocks, lambda block: block.kind):
         lines = [write[kind](block) for block in blocks]
         parts.append("\n".join(lines) + "\n" * (kind in ("finding", "tile")))
+    if page.figures and page.sources:
+        parts.append("## What made the figures\n")
+        parts += [fenced(f"Command {n}", text) for n, text in enumerate(page.sources, start=1)]
     return "\n".join(parts)
+
+
+def fenced(title: str, command: str) -> str:
+    """A command below its heading; a fence longer than any in it."""
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
+    return f"### {title}\n\n{fence}bash\n{command}\n{fence}\n"
 
 
 def tile_words(b: Tile) -> list[str]:
@@ -204,10 +233,14 @@ def markdown_row(b: Row) -> str:
     return "\n>\n".join(f"> {line}" for line in [f"**{escaped(b.title)}**", *texts]) + "\n"
 
 
-def markdown_figure(b: Figure) -> str:
+def markdown_figure(b: Figure, page: Page) -> str:
+    """Its heading is its label: #figure-3 in whatever makes anchors of headings (MyST, GitHub)."""
+    made = page.source_of(b)
+    source = "" if made is None else f" [Made by command {made}](#command-{made})."
     return (
+        f"### Figure {page.number_of(b)}\n\n"
         f"![{escaped(b.picture.alt)}]({file_name(b)})\n\n"
-        f"**{escaped(b.title)}**: {escaped(b.caption)}.\n"
+        f"**{escaped(b.title)}**: {escaped(b.caption)}.{source}\n"
     )
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,10 @@ from reports.blocks import (
     written,
 )
 from reports.folder import RunFolder, clean, interval_of, number
+from reports.next_tokens import next_tokens
 from reports.published import sentences as against_published
+from reports.samples import samples
+from reports.table import command_of
 from reports.training import layer_figure, speed, training_figures
 from reports.watch import total_steps
 from settings import flatten
@@ -54,6 +58,7 @@ HEADLINES = (
 CALIBRATION_BINS = 15  # as in expected_calibration_error
 MOST_CLASSES = 200  # of a confusion matrix
 WORST_ROWS = 20
+MOST_SPIKES = 30
 MOST_MAPS = 24  # of attention
 
 
@@ -63,8 +68,10 @@ def page_of_run(run: RunFolder) -> Page:
         *section("Results", results(run)),
         *section("Training", training_figures([run], [""], layer_figure(training))),
         *section("Answers on the test rows", answers_of(run)),
+        *section("Next tokens", next_tokens(run)),
         *section("Speed and memory", speed([run], [""])),
-        *section("Samples before and after training", samples(run)),
+        *section("Loss spikes", spikes(run)),
+        *section("Answers to the same instructions", samples(run)),
         *section("Attention", attention_figures(run)),
         *section("What it got most wrong", worst_rows(run)),
         *section("Tasks", tasks(run)),
@@ -72,7 +79,11 @@ def page_of_run(run: RunFolder) -> Page:
     ]
     # the last to be made: what could not be read above is said here
     verdicts = section("Verdicts", [*findings(run), *learned(run)])
-    return Page(clean(run.name), subtitle(run), verdicts + body)
+    commands = [
+        clean(command_of(run)),
+        f"python report.py page {shlex.quote(clean(str(run.path)))}",
+    ]
+    return Page(clean(run.name), subtitle(run), verdicts + body, list(filter(None, commands)))
 
 
 def subtitle(run: RunFolder) -> str:
@@ -407,30 +418,32 @@ def worst_row(row: dict[str, Any]) -> Row:
     )
 
 
-def samples(run: RunFolder) -> list[Block]:
-    """What the model answered to the same instructions: <part>/analysis/samples.jsonl."""
-    asked: dict[tuple[str, str], dict[str, str]] = {}
-    for part, name in (("baseline", "before"), ("test", "after")):
-        path = run.path / part / "analysis/samples.jsonl"
-        if not packed.is_file(path):
-            continue
-        try:
-            text = packed.read_bytes(path).decode("utf-8")
-            rows = [json.loads(line) for line in text.splitlines()]
-            for row in rows:
-                texts = asked.setdefault((row["instruction"], row["input"]), {})
-                texts[name] = shortened(row["response"]) or "(nothing)"
-                if row.get("reference"):
-                    texts["reference"] = shortened(row["reference"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            run.notes.append(f"{path.relative_to(run.path)} cannot be read: {error}")
-    return [
-        Row(
-            cut(clean(str(instruction)), 300),
-            {**({"input": shortened(given)} if given else {}), **texts},
-        )
-        for (instruction, given), texts in asked.items()
+def spikes(run: RunFolder) -> list[Block]:
+    """The steps whose loss stood out, with what their batch was like: run.json has them."""
+    found = run.record.get("spikes")
+    there = [spike for spike in found if isinstance(spike, dict)] if isinstance(found, list) else []
+    head = ["step", "loss", "steps before", "learning rate", "gradient norm", "longest row"]
+    head += ["shorter rows", "mean row", "padding"]
+    forms = "{:,.0f}", "{:.3f}", "{:.3f}", "{:.2e}", "{:.3g}", "{:,.0f} tokens"
+    forms += ("{:.0%}", "{:.0f} tokens", "{:.0%}")
+    names = "step", "loss", "usual", "lr", "grad_norm", "longest_row"
+    names += ("longest_percentile", "mean_row", "padding_share")
+    rows = [
+        [
+            "–" if number(spike.get(name)) is None else form.format(spike[name])
+            for name, form in zip(names, forms, strict=True)
+        ]
+        for spike in there[:MOST_SPIKES]
     ]
+    if not rows:
+        return []
+    text = (
+        "Steps at least 7 standard deviations above those before them, each with its batch: its "
+        "longest row, the share of training rows that are shorter than that one, its mean row, and "
+        "the share of what was computed that is padding."
+    )
+    more = f" The first {MOST_SPIKES} of {len(there)}." if len(there) > MOST_SPIKES else ""
+    return [Text(text + more), Table(head, rows)]
 
 
 def tasks(run: RunFolder) -> list[Block]:

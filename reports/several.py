@@ -1,7 +1,10 @@
 """The page of several runs on shared axes."""
 
+import shlex
+
 from evaluation.metrics import CONSTANTS
 from reports import plots
+from reports.arms import group_runs, labels_of
 from reports.blocks import (
     SHARE,
     Block,
@@ -10,6 +13,7 @@ from reports.blocks import (
     Page,
     Table,
     Text,
+    cut,
     interval_text,
     readable,
     section,
@@ -17,6 +21,9 @@ from reports.blocks import (
 )
 from reports.folder import RunFolder, clean, interval_of, number
 from reports.one_run import findings, headlines
+from reports.published import sentences as against_published
+from reports.samples import side_by_side
+from reports.table import command_of
 from reports.training import SAME_CURVE, speed, training_figures
 
 
@@ -24,16 +31,27 @@ def page_of_runs(runs: list[RunFolder]) -> Page:
     labels = distinct_names(runs)
     body = [
         *section("Results", results_of_runs(runs, labels)),
+        *section("Answers side by side", side_by_side(runs, labels)),
         *section("Training", training_figures(runs, labels)),
         *section("Speed and memory", speed(runs, labels)),
         *section("What differs", difference_tables(runs, labels)),
     ]
     pairs = zip(runs, labels, strict=True)
     sentences = [finding for run, label in pairs for finding in findings(run, label)]
+    groups = group_runs(runs)
+    names = labels if len(groups) == len(runs) else labels_of(groups)
+    for group, name in zip(groups, names, strict=True):
+        lines = against_published(group, name)
+        sentences += [Finding(cut(clean(line), 1000), "note") for line in lines]
     verdicts = section("Verdicts", [*sentences, *comparable(runs)])
+    again = dict.fromkeys(filter(None, (clean(command_of(run)) for run in runs)))
+    paths = shlex.join(clean(str(run.path)) for run in runs)
+    commands = [*again, f"python report.py page {paths}"]
     if len(runs) == 2:
-        return Page(" and ".join(labels), "two runs on shared axes", verdicts + body)
-    return Page(f"{len(runs)} runs", ", ".join(labels), verdicts + body)
+        title, about = " and ".join(labels), "two runs on shared axes"
+    else:
+        title, about = f"{len(runs)} runs", ", ".join(labels)
+    return Page(title, about, verdicts + body, commands)
 
 
 def distinct_names(runs: list[RunFolder]) -> list[str]:

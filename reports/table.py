@@ -34,6 +34,7 @@ FIGURES = (
     "superglue_without_multirc",
     "train_loss",
     "val_loss",
+    "val_perplexity",
     "accuracy",
     "f1",
     "f1_macro",
@@ -44,14 +45,25 @@ FIGURES = (
     "log_loss",
     "loss",
     "perplexity",
+    "response_loss",
+    "response_perplexity",
     "nats_per_char",
     "bits_per_byte",
     "judge",
+    "judge_corrected",
+    "judge_wins",
+    "parameters",
+    "trained_parameters",
+    "parameters_mb",
+    "tokens_per_second",
     "minutes",
     "peak_memory_gib",
 )
+PASSPORTS = ("judge_passport", "judge_wins_passport")  # how far its judge agrees with people
 COMMAND_WIDTH = 92  # characters of a line
-DIGITS = {"minutes": 1, "peak_memory_gib": 2, "perplexity": 2}
+DIGITS = {"minutes": 1, "peak_memory_gib": 2, "perplexity": 2, "parameters_mb": 2}
+DIGITS |= {"val_perplexity": 2, "response_perplexity": 2, "tokens_per_second": 0}
+SIZES = ("parameters", "trained_parameters", "parameters_mb")  # where lines differ in them
 # These come first, in the order in which researchers keep them.
 SETTINGS_FIRST = (
     "script",
@@ -84,7 +96,8 @@ class Cell:
 
     def text(self, digits: int = 4) -> str:
         if isinstance(self.value, float | int) and abs(self.value) >= 1e7:  # FLOPs, bytes
-            return f"{self.value:.3g}"
+            counted = isinstance(self.value, int) and abs(self.value) < 1e10  # parameters
+            return str(self.value) if counted else f"{self.value:.3g}"
         if not isinstance(self.value, float):
             return show(self.value)
         shown = f"{self.value:.{digits}f}"
@@ -141,6 +154,13 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     figures["minutes"] = None if seconds is None else seconds / 60
     memory = number(run.record.get("peak_memory_bytes")) or number(last.get("peak_memory_bytes"))
     figures["peak_memory_gib"] = None if memory is None else memory / 2**30
+    if number(figures.get("parameters")) is not None:
+        figures["parameters_mb"] = figures["parameters"] * 4 / 2**20  # in fp32
+    tokens, spent = number(last.get("tokens")), number(last.get("seconds"))
+    if tokens and spent:
+        figures["tokens_per_second"] = tokens / spent
+    if number(figures.get("judge")) is not None:  # judged before there were passports
+        figures.setdefault("judge_passport", "none")
     if "perplexity" not in figures and number(figures.get("nats_per_token")) is not None:
         nats = figures["nats_per_token"]
         figures["perplexity"] = math.exp(nats) if nats < 700 else None
@@ -186,6 +206,12 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
         for name in FIGURES
         if any(number(each.get(name)) is not None for group in figures for each in group)
     ]
+    for name in SIZES:
+        if len({show(number(each.get(name))) for group in figures for each in group}) < 2:
+            present = [each for each in present if each != name]
+    # of responses only where they are what was trained on: validation is of them as well then
+    if not any(each.get("trained_on") == "response" for group in figures for each in group):
+        present = [name for name in present if not name.startswith("response_")]
     if "log_loss" in present:  # in classification both are the same
         present = [name for name in present if name != "loss"]
     few = any(doubtful_groups(each) for group in figures for each in group)
@@ -193,8 +219,10 @@ def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:
     unfinished = any(run.status != "finished" for group in groups for run in group)
     judged = any(run.kinds or run.failures for group in groups for run in group)
     repeated = any(published_text(run) for group in groups for run in group)
+    passports = [name for name in PASSPORTS if any(name in each for g in figures for each in g)]
     return [
         *("run", *differing, *(["seeds"] if several else []), *present),
+        *passports,
         *(["published"] if repeated else []),
         *(["groups"] if few else []),
         *(["device"] if len(devices) > 1 else []),
@@ -233,7 +261,7 @@ def _cell(name: str, group: list[RunFolder], setting: dict, figures: list[dict])
     if len(group) > 1:
         mean, low, high = mean_interval(values)
         # of what depends on the machine's mood an interval says nothing
-        return Cell(mean) if name in ("minutes", "peak_memory_gib") else Cell(mean, low, high)
+        return Cell(mean) if name in MEASURES else Cell(mean, low, high)
     interval = interval_of(figures[0], name) or (math.nan, math.nan)
     return Cell(values[0], *interval)
 
@@ -257,7 +285,7 @@ def sort_lines(lines: list[dict[str, Cell]], by: str) -> list[dict[str, Cell]]:
     return [lines[i] for i in order]
 
 
-MEASURES = ("minutes", "peak_memory_gib")  # of the machine, not of the model
+MEASURES = ("tokens_per_second", "minutes", "peak_memory_gib")  # of the machine, not of the model
 LABEL = 32  # characters of a run's name on a line of the terminal
 
 
@@ -290,8 +318,9 @@ def render_terminal(
 def figures_first(columns: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
     """For a terminal: figures, the runs' primary ones before all others, then what differs."""
     primary = {run.metrics.get("primary") for run in runs}
-    figures = [name for name in columns if name in FIGURES and name not in MEASURES]
-    figures.sort(key=lambda name: (name not in primary, name in ("train_loss", "val_loss")))
+    figures = [name for name in columns if name in FIGURES and name not in MEASURES + SIZES]
+    last = ("train_loss", "val_loss", "val_perplexity")  # of other rows than the test
+    figures.sort(key=lambda name: (name not in primary, name in last))
     states = [name for name in columns if name in ("status", "verdicts", "groups")]
     order = ["run", *figures[:2], *states, *figures[2:], "seeds"]
     order = [name for name in order if name in columns]

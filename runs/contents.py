@@ -13,7 +13,10 @@ from pathlib import Path
 
 from files import read_json, read_yaml, remove, write_text
 
-_ANALYSIS = r"(worst_rows|samples|attention|answers_\w+)\.jsonl(\.part)?|judge\.(csv|json)"
+_ANALYSIS = (
+    r"(worst_rows|samples|attention|answers_\w+)\.jsonl(\.part)?|inspect\.json"
+    r"|judge(_pairs)?\.(csv|json)"
+)
 # Folder → names there that are written by a run, by its page and by commands. Pictures are told by
 # what is in them.
 OWN = {

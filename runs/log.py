@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Log:
     def __init__(self, folder: Path, world: World, monitor: Monitor | None, course: Course):
         """course: is told of every line."""
         self.path, self.world, self.monitor = folder / "train/metrics/metrics.jsonl", world, monitor
+        self._samples = folder / "train/analysis/samples.jsonl"
         self.bar: Any = None
         self._file: io.TextIOBase | None = None
         self._trackers: list[Any] = []
@@ -52,6 +54,26 @@ class Log:
                     kept.append(line + "\n")
                     self.course.add(values)
         write_text(self.path, "".join(kept))
+        if self._samples.is_file():
+            write_text(self._samples, "".join(self._kept_samples(step - evaluation_pending)))
+
+    def _kept_samples(self, step: int) -> Iterator[str]:
+        """Lines up to this step; a torn one ends them."""
+        for line in self._samples.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] > step:
+                    return
+            except (ValueError, KeyError, TypeError):
+                return
+            yield line + "\n"
+
+    def samples(self, state: State, answers: list[dict[str, Any]]) -> None:
+        """What was asked at this evaluation, in a file of its own."""
+        if not (answers and self.world.rank == 0):
+            return
+        self._samples.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._samples, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps({"step": state.step} | row) + "\n" for row in answers))
 
     def show_bar(self, state: State) -> None:
         """A progress bar, where there is a terminal to draw it on."""

@@ -19,6 +19,7 @@ from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
 from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
+from runs import spikes
 from runs.checkpoints import Checkpoints
 from runs.folder import RunFolder
 from runs.log import Log
@@ -157,6 +158,7 @@ class Run:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
+        self._count_parameters(state)
         saved: dict | None = None
 
         def load() -> None:
@@ -189,6 +191,13 @@ class Run:
             return self._stop(state, self._agree_on_signal())
         self._check_patience(state)
 
+    def _count_parameters(self, state: State) -> None:
+        """For run.json: in total, each once, and those that are trained, in the phase of most."""
+        trained = sum(p.numel() for p in state.parameters)
+        facts = self.record.facts
+        facts["parameters"] = sum(p.numel() for p in state.model.parameters())
+        facts["trained_parameters"] = max(trained, facts.get("trained_parameters", 0))
+
     # -- training
 
     def done(self, state: State) -> bool:
@@ -213,6 +222,7 @@ class Run:
             self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
         outcomes.require_gradients(state.skipped_steps, state.precision, state.step)
         if spiked := self.course.spiked():
+            self._describe_spike(state, stats)
             self.record.verdict(spiked)
         state.evaluation_pending = self._evaluation_due(state)
         save_due = bool(config.save_every and state.step % config.save_every == 0)
@@ -226,6 +236,14 @@ class Run:
         if config.stop_after and self._steps_here >= config.stop_after and not state.clock.done:
             return self._stop(state, f"--stop_after {config.stop_after}")
         self._step_started = time.perf_counter()
+
+    def _describe_spike(self, state: State, stats: dict[str, Any]) -> None:
+        """For run.json, of a step of a spike: its loss, its rate and the rows of its batch."""
+        if self.course.spikes[-1].last_step != state.step:
+            return
+        spike = spikes.describe(state, stats, self.course.spikes[-1].usual)
+        known = [each for each in self.record.facts.get("spikes", []) if each["step"] < state.step]
+        self.record.facts["spikes"] = [*known, spike]
 
     def _evaluation_due(self, state: State) -> bool:
         if state.evaluation_due is not None:
@@ -244,8 +262,10 @@ class Run:
         # all ranks decide from the same numbers
         with state.averaged():
             metrics = self.world.from_rank_0(self.experiment.evaluate(state))
+            answers = getattr(self.experiment, "asked_during", lambda state: [])(state)
         self._spent(evaluation_seconds=time.perf_counter() - started)
         self._log.evaluation(state, metrics)
+        self._log.samples(state, answers)
         loss = metrics["val_loss"]
         outcomes.require_finite(loss, f"the validation loss of step {state.step}")
         self._judge_early(state)
@@ -313,11 +333,14 @@ class Run:
         tested_with, problem = self._checkpoints.restore(experiment, state, self.config.test_with)
         if problem:
             self.record.verdict(f"tested with the final weights: best cannot be used ({problem})")
+        self._count_parameters(state)
         console.doing("testing")
+        started = time.perf_counter()
         try:
             result = experiment.test(state)
         except Stopped:
             return self._stop_in_test(state)
+        self.record.facts["test_seconds"] = round(time.perf_counter() - started, 3)
         self.record.withdraw(*outcomes.FAILED, *outcomes.CAUTIONS)
         for verdict in outcomes.verdicts_of(self.course, result.evidence):
             self.record.verdict(verdict, say=False)

@@ -15,6 +15,7 @@ import yaml
 from conftest import PROJECT, run_script
 from safetensors.torch import load_file
 from tiny_instructions import alpaca_rows, build_models, write_rows
+from transformers import AutoModelForCausalLM
 
 import alpaca_sft
 import core
@@ -25,6 +26,7 @@ from commands import judge as judging
 from data import instructions
 from data.records import strip_control
 from device import Machine, seed_everything
+from evaluation import outcomes
 from experiments import instructions as instruction_tuning
 from models import pretrained
 from reports import page
@@ -126,8 +128,76 @@ def test_the_same_questions_are_asked_before_and_after(finished):
         asked.append([(line["instruction"], line["input"], line["reference"]) for line in found])
     assert asked[0] == asked[1] and len(asked[0]) == 4 + 3  # three validation rows
     shown = page.write_page([out], out / "page.html").read_text()
-    assert "Samples before and after training" in shown
+    assert "Answers to the same instructions" in shown
     assert "What is the capital of France?" in shown
+
+
+def test_an_untied_head_learns_apart_and_is_counted(models, rows, tmp_path):
+    words = [*words_of(models, rows), "--untie_head=true", "--epochs=0.5"]
+    run = train(*words, "--stop_after=2", f"--out={tmp_path / 'run'}")
+    assert run.status == "stopped"
+    train(*words, f"--out={tmp_path / 'run'}")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/train/weights/best")
+    head, embedding = saved.lm_head.weight, saved.get_input_embeddings().weight
+    assert not saved.config.tie_word_embeddings and not torch.equal(head, embedding)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    tied = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(models["gpt2"]).parameters())
+    assert record["parameters"] == record["trained_parameters"] == tied + head.numel()
+    assert record["test_seconds"] > 0
+    with pytest.raises(ValueError, match="its own already"):
+        train(*words_of(models, rows, "llama"), "--untie_head=true", f"--out={tmp_path / 'other'}")
+
+
+def test_probes_of_a_file_are_asked_before_during_and_after_and_stand_side_by_side(
+    models, rows, tmp_path
+):
+    probes = PROJECT / "configs/alpaca/probes.jsonl"
+    words = [*words_of(models, rows), f"--samples={probes}", "--eval_every=2", "--epochs=0.7"]
+    runs_ = [tmp_path / name for name in ("full", "lora")]
+    train(*words, "--stop_after=3", f"--out={runs_[0]}")
+    whole = runs_[0] / "train/analysis/samples.jsonl"
+    whole.write_text(whole.read_text() + '{"step": 4, "instruction": "of a step that is redone"}\n')
+    train(*words, f"--out={runs_[0]}")
+    train(*words, *LORA, f"--out={runs_[1]}")
+    asked = [json.loads(line)["instruction"] for line in probes.read_text().splitlines()]
+    steps = [line["step"] for line in lines_of(runs_[0], "val_loss")]
+    for run in runs_:
+        during = [json.loads(line) for line in open(run / "train/analysis/samples.jsonl")]
+        assert [line["step"] for line in during] == [
+            s for s in steps for _ in range(len(asked) + 3)
+        ]
+        assert [line["instruction"] for line in during][: len(asked)] == asked
+        for part in ("baseline", "test"):
+            lines = (run / part / "analysis/samples.jsonl").read_text().splitlines()
+            assert [json.loads(line)["instruction"] for line in lines][: len(asked)] == asked
+    shown = page.write_page([runs_[0]], tmp_path / "one.html").read_text()
+    assert f"step {steps[0]}" in shown and "Spell the word &#39;friend&#39;." in shown
+    shown = page.write_page(runs_, tmp_path / "two.html").read_text()
+    assert "Answers side by side" in shown and "before training" in shown
+    with pytest.raises(FileNotFoundError, match="nothing.json"):
+        train(*words_of(models, rows), "--samples=nothing.json", f"--out={tmp_path / 'none'}")
+
+
+def test_a_spike_is_kept_with_its_rate_and_the_rows_of_its_batch(
+    models, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(outcomes, "SPIKE_FEWEST", 3)
+    monkeypatch.setattr(outcomes, "SPIKE_LEAST", -100.0)
+    monkeypatch.setattr(outcomes, "SPIKE_DEVIATIONS", -1e6)  # from the fourth step on, each is one
+    words = [*words_of(models, rows), "--epochs=1.5", "--packing=false"]
+    for more in (["--stop_after=5"], []):
+        train(*words, *more, f"--out={tmp_path / 'run'}")
+    found = json.loads((tmp_path / "run/run.json").read_text())["spikes"]
+    logged = {line["step"]: line for line in lines_of(tmp_path / "run")}
+    assert [spike["step"] for spike in found] == list(range(4, len(logged) + 1))
+    for spike in found:
+        line = logged[spike["step"]]
+        assert (spike["loss"], spike["lr"]) == (line["train_loss"], line["lr"])
+        assert spike["mean_row"] <= spike["longest_row"] and 0 < spike["padding_share"] < 1
+        assert spike["rows"] <= 8 and 0 <= spike["longest_percentile"] < 1
+    assert sum(spike["longest_percentile"] > 0.5 for spike in found) > len(found) / 2
+    shown = page.write_page([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert "Loss spikes" in shown and f"{found[0]['longest_row']} tokens" in shown
 
 
 def test_samples_that_cannot_be_read_are_a_note(finished, tmp_path):

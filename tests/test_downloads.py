@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 
 from data import downloads
 from data.downloads import RECORD, download_c4_subset, download_il_losses, fetch, read_losses
@@ -321,3 +322,17 @@ class Malicious:
 def test_only_plain_dictionaries_are_read(content):
     with pytest.raises(ValueError, match="^here: "):
         read_losses(io.BytesIO(content), "here")
+
+
+def test_the_page_on_data_names_every_hub_set_that_a_script_asks_for():
+    import train_headlines
+    from data import corpora, documents, instructions, texts
+    from experiments import preference
+
+    page = (PROJECT / "docs/data.md").read_text()
+    named = {source[0] for sources in corpora.HUB.values() for source in sources}
+    named |= {name for name, _ in (*texts.HUB.values(), *documents.WIKITEXT.values())}
+    named |= {instructions.HUB_DATA, preference.HUB_DATA, train_headlines.Config.data}
+    named |= {"nyu-mll/glue", "aps/super_glue"}
+    assert len(named) == 12
+    assert all(f"`{name}`" in page or f"--data {name}`" in page for name in named)

@@ -511,12 +511,14 @@ def test_each_config_changes_one_thing():
     before = None
     for path in steps:
         settings = as_dict(parse(f"--config={path}"))
+        settings.pop("eval_every")  # with --test_with final it changes nothing
         if before is not None:
             changed = {name for name in settings if settings[name] != before[name]}
             named = path.read_text().splitlines()[0].partition("(")[2].partition(")")[0]
             assert changed == set(named.split(", ")), path.name
         before = settings
-    assert before == as_dict(parse()), "the last step is the default"
+    defaults = as_dict(parse())
+    assert before | {"eval_every": None} == defaults, "the last step is the default"
 
 
 # ----------------------------------------------------------------------------- commands

@@ -20,7 +20,7 @@ from reports.page import write_page
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x00\u202e & $\\frac{ |pipe| ' + "w" * 3000
 SECTIONS = [
     *("Verdicts", "Results", "Training", "Answers on the test rows", "Speed and memory"),
-    *("What it got most wrong", "Settings and environment"),
+    *("What it got most wrong", "Settings and environment", "What made the figures"),
 ]
 
 
@@ -261,7 +261,7 @@ def test_an_interrupted_run_with_a_torn_line(tmp_path):
     assert "stopped: SIGTERM" in page.text and "torn" in page.text
     assert "step 29 of 29" in page.text or "step 29 of 30" in page.text
     assert "the test rows are read once, at the end" in page.text
-    assert page.headings == [SECTIONS[i] for i in (0, 2, 4, 6)]
+    assert page.headings == [SECTIONS[i] for i in (0, 2, 4, 6, 7)]
 
 
 def test_a_collapsed_run_says_so_first_and_that_it_learned_nothing(tmp_path):
@@ -343,7 +343,8 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"top"}
     assert {path.name for path in (tmp_path / "top").iterdir()} == {"run"}
     markdown = write_page([folder], tmp_path / "md", markdown=True).read_text(encoding="utf-8")
-    assert "<script>" not in markdown.replace("\\<script\\>", "")
+    outside = re.sub(r"^(`{3,})bash\n.*?\n\1$", "", markdown, flags=re.M | re.S)  # as it was typed
+    assert "<script>" not in outside.replace("\\<script\\>", "")
 
 
 def test_language_model_and_regression_rows(tmp_path):
@@ -382,7 +383,7 @@ def test_two_runs_share_their_axes(finished, tmp_path):
     log.write_text("".join(json.dumps(line) + "\n" for line in slow))
     page = page_of(finished, other, output=tmp_path / "both.html")
     check_self_contained(page)
-    assert page.headings == [*SECTIONS[:3], SECTIONS[4], "What differs"]
+    assert page.headings == [*SECTIONS[:3], SECTIONS[4], "What differs", SECTIONS[7]]
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     loss = next(label for label in labels if label.startswith("Training loss against step"))
     assert "minilm/finished: from" in loss and "electra/b: from" in loss
@@ -395,6 +396,26 @@ def test_runs_on_other_test_rows_are_no_comparison(finished, tmp_path):
     other = write_run(tmp_path / "b", training_lines(5), METRICS, split_fingerprint="other")
     page = page_of(finished, other, output=tmp_path / "both.html")
     assert "did not have the same test rows" in page.text
+
+
+def test_each_figure_has_a_label_and_a_link_to_the_command_that_made_it(finished, tmp_path):
+    place = {"batch": 0, "row": 0, "position": 10, "seen": "Show HN", "next": ": "}
+    place["likeliest"] = [{"token": f"t{n}", "probability": 0.1} for n in range(10)]
+    eos = {"token": "<eos>", "data": 0.05, "model": 0.07}
+    found = {"place": place, "frequencies": {"tokens": 99, "eos": eos, "commonest": [eos]}}
+    (finished / "test/analysis").mkdir(parents=True, exist_ok=True)
+    (finished / "test/analysis/inspect.json").write_text(json.dumps(found))
+    page = page_of(finished)
+    assert "Next tokens" in page.headings and "expected in 7.00%" in page.text
+    labels = {value for tag, name, value in page.attributes if name == "id"}
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    figures = [label for label in labels if label.startswith("figure-")]
+    assert len(links) == len(figures) > 6 and {link[1:] for link in links} <= labels
+    assert "inspect --run_folder" in page.text and "--position 10" in page.text
+    text = write_page([finished], tmp_path / "md", markdown=True).read_text()
+    for number in range(1, len(figures) + 1):
+        assert f"### Figure {number}\n" in text
+    assert set(re.findall(r"\(#command-(\d)\)", text)) == set(re.findall("### Command (.)", text))
 
 
 def test_markdown_has_its_headings_and_files(finished):

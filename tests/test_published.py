@@ -1,5 +1,6 @@
 """Published figures: data of the configs, their intervals, ours against them."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -288,3 +289,40 @@ def test_the_page_says_what_the_tables_cannot_carry():
     assert re.search(r"Collapsed.*35\.1 %.*deberta", said, re.S)
     judged = [x for x in published_page.read_tables()["alpaca"] if x.figure.metric == "judge"]
     assert "measured twice" in "\n".join(published_page.conclusions("judge", judged))
+
+
+def test_a_page_of_several_runs_has_the_sentence_of_each_arm(tmp_path):
+    from reports.several import page_of_runs
+
+    runs = load_runs([write(tmp_path / f"arm/seed_{n}", 0.48 + n / 100, seed=n) for n in range(3)])
+    other = load_run(write(tmp_path / "plain/seed_0", published={}, settings={"lr": 1}))
+    said = [block.text for block in page_of_runs([*runs, other]).blocks if block.kind == "finding"]
+    (line,) = [text for text in said if "published 47.3 %" in text]
+    assert line.startswith("arm, accuracy: published") and "(3 seeds)" in line
+
+
+def test_a_table_has_sizes_where_lines_differ_and_figures_of_one_split_together(tmp_path):
+    facts = {"parameters": 354_823_168, "trained_parameters": 7_898_384}
+    runs = []
+    for name, trained, more in (("a", 7_898_384, {}), ("b", 354_823_168, {})):
+        run = Path(write(tmp_path / name, settings={"lora_r": 16 if name == "a" else None}))
+        record = json.loads((run / "run.json").read_text())
+        record |= facts | {"trained_parameters": trained} | more
+        (run / "run.json").write_text(json.dumps(record))
+        metrics = {"n": 9, "loss": 2.0, "perplexity": 7.4, "response_loss": 1.5}
+        metrics |= {
+            "response_perplexity": 4.5,
+            "trained_on": "response",
+            "primary": "response_loss",
+        }
+        (run / "test/metrics/metrics.json").write_text(json.dumps(metrics))
+        runs.append(load_run(run))
+    columns, lines = table.build_table(runs)
+    assert "trained_parameters" in columns and "parameters" not in columns
+    at = columns.index("loss")
+    wanted = ["loss", "perplexity", "response_loss", "response_perplexity"]
+    assert columns[at : at + 4] == wanted
+    assert lines[1]["trained_parameters"].text() == "354823168"
+    _, (line, _) = table.build_table(runs, ["parameters", "parameters_mb"])
+    assert line["parameters"].text() == "354823168"
+    assert line["parameters_mb"].value == pytest.approx(354_823_168 * 4 / 2**20)

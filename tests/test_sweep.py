@@ -212,6 +212,21 @@ def test_an_ordinary_settings_file_is_one_arm(folder):
     assert made.arms[0].seeds == [0, 1, 2] and made.out.name == "mine"
 
 
+def test_hyphens_of_a_flag_are_read_over_and_those_of_a_value_stay(folder):
+    words = [
+        "--dry-run",
+        "--max-seeds=4",
+        "--config=a-b/c-d.yaml",
+        "--out",
+        "x-y",
+        "--set",
+        "a=b-c",
+    ]
+    args = sweep.parse_arguments(words)
+    assert args.dry_run and args.max_seeds == 4
+    assert (args.config, args.out, args.fixed) == ("a-b/c-d.yaml", "x-y", ["a=b-c"])
+
+
 def test_more_than_one_process_is_torchrun(folder):
     made = plan("fake.py", "--processes", "4", "--seeds", "1", "--out", "o")
     assert made.command(made.runs(made.arms[0], {})[0]) == [
