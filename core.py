@@ -56,7 +56,9 @@ from device import (
     keep_freed_memory,
     look_at_machine,
     machine_warnings,
+    moved_ahead,
     of_workers,
+    pins,
     seed_everything,
     sum_dtype,
     to_device,
@@ -308,7 +310,7 @@ class Work:
     sizes: list[int] = field(default_factory=list)  # rows of every micro-batch, of all ranks
 
     def pin_memory(self) -> "Work":
-        """Called by the DataLoader on CUDA: copies from pinned memory do not wait."""
+        """Called by the DataLoader where device.pins: there a thread has the time."""
         parts = [(i, {k: t.pin_memory() for k, t in b.items()}) for i, b in self.micro_batches]
         return dataclasses.replace(self, micro_batches=parts)
 
@@ -440,7 +442,7 @@ class TrainLoader:
                     sampler=sampler,
                     batch_size=None,
                     collate_fn=_identity,
-                    pin_memory=self.world.device.type == "cuda",
+                    pin_memory=pins(self.world.device),
                     **of_workers(self.config.workers),
                     generator=torch.Generator().manual_seed(0),
                 )
@@ -580,8 +582,8 @@ class PairClassifier(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask (sequences, seq) → (sequences, hidden)."""
+    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """input_ids, attention_mask (sequences, seq) → (sequences, hidden); None: no padding."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         return hidden.last_hidden_state[:, 0]
 
@@ -807,7 +809,8 @@ def sum_gradients(
         # summed where they are computed: reading each one would wait for the device
         sums = torch.zeros(2, dtype=state.sum_dtype, device=world.device)
         out_of_memory = cut_off = False
-        for number, (index, batch) in enumerate(work.micro_batches, start=1):
+        batches = moved_ahead([batch for _, batch in work.micro_batches], world.device)
+        for number, (index, _) in enumerate(work.micro_batches, start=1):
             if cut_off := world.stop_requested():
                 break
             seed_everything(mix_seed(state.config.seed, work.position, index, 2), world.device)
@@ -815,7 +818,7 @@ def sum_gradients(
                 before_micro_batch(work.position, index)
             with out_of_memory_caught(world) as caught:
                 with state.autocast():
-                    loss, targets = loss_sum(state.model, to_device(batch, world.device))
+                    loss, targets = loss_sum(state.model, next(batches))
                 if number == len(work.micro_batches):
                     over_ranks.begin()
                 # dividing by a constant keeps fp16 gradients in range; the sums put it right
@@ -823,7 +826,7 @@ def sum_gradients(
                 sums[0] += loss.detach()
                 sums[1] += targets
             if out_of_memory := bool(caught):
-                loss = None  # it holds the tensors of the failed step
+                loss = batches = None  # they hold the tensors of the failed step
                 free_memory(world.device)
                 break
         over_ranks.flush(world.device, blank=cut_off or out_of_memory)

@@ -358,9 +358,51 @@ def update_parameters(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch's tensors on the device, sent from pinned memory, for which nobody waits.
+
+    What the host has to know stays there: tensors named …_lengths, from which shapes come. An
+    attention_mask that hides nothing is None: to ask the device for that would be to wait for it.
+    """
     if device.type == "cpu":
         return batch
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    moved = dict(batch)
+    for name, tensor in batch.items():
+        if name == "attention_mask" and bool(tensor.all()):
+            moved[name] = None
+        elif not name.endswith("_lengths"):
+            moved[name] = pinned(tensor, device).to(device, non_blocking=True)
+    return moved
+
+
+def pins(device: torch.device) -> bool:
+    """Whether copies from pinned memory run beside the host and the device's own work."""
+    return device.type in ("cuda", "xpu")
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor if not pins(device) or tensor.is_pinned() else tensor.pin_memory()
+
+
+def moved_ahead(batches: Sequence[Any], device: torch.device) -> Iterator[Any]:
+    """to_device of each; where that is possible the next one's copy runs on a stream of its own
+    while the one before computes."""
+    if not pins(device):
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    kind = getattr(torch, device.type)
+    copying, sent = kind.Stream(), []
+    for batch in [*batches, None]:
+        if batch is not None:
+            with kind.stream(copying):
+                sent.append((to_device(batch, device), copying.record_event()))
+        if len(sent) == 2 or (sent and batch is None):
+            ready, event = sent.pop(0)
+            computing = kind.current_stream()
+            computing.wait_event(event)
+            for tensor in ready.values():
+                if tensor is not None and tensor.device.type == device.type:
+                    tensor.record_stream(computing)  # its memory was the other stream's
+            yield ready
 
 
 def peak_memory(device: torch.device) -> int:
