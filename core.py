@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from device import (
+    LossScale,
     Machine,
     autocast,
     bound_kernel_caches,
@@ -512,7 +513,8 @@ def with_rows_that_fit(state: Any, compute: Callable[[int], T], rows_each: int) 
         if caught:
             free_memory(world.device)
         flags = torch.tensor([float(bool(caught)), float(world.stop_requested())])
-        out_of_memory, stop = world.sum(flags.to(world.device)).tolist()
+        flags = flags.to(world.device, non_blocking=True)
+        out_of_memory, stop = world.sum(flags).tolist()
         if stop:
             raise Stopped
         if not out_of_memory:
@@ -708,10 +710,7 @@ class State:
         self.layers = {key: self.layer_of(name) for key, name in trained.items()}
         self.sum_dtype = sum_dtype(self.world.device.type, self.world.machine)
         self.gradient_sums = GradientSums(REDUCE_DTYPES[self.config.reduce_dtype])
-        enabled = self.precision == "fp16"
-        if enabled and self.world.device.type == "xpu" and not self.world.machine.xpu_fp64:
-            raise ValueError("--precision fp16: training in it needs float64, which this XPU lacks")
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=enabled)
+        self.scaler = LossScale(self.precision == "fp16")
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)
@@ -726,7 +725,7 @@ class State:
     def after_update(self, work: Work, finite: bool) -> None:
         """Count an update that was made, or skipped as its gradient was not finite."""
         self.skipped_steps = 0 if finite else self.skipped_steps + 1
-        self._update_loss_scale(finite)
+        self.scaler.update(finite)
         self.optimizer.zero_grad()
         self.step += 1
         self.examples += work.examples
@@ -748,18 +747,6 @@ class State:
     def averaged(self) -> contextlib.AbstractContextManager:
         """The model computes with the average of its weights inside, if there is one."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
-
-    def _update_loss_scale(self, finite: bool) -> None:
-        """Halve after an overflow, double after 2,000 clean steps (Micikevicius et al. 2018,
-        section 3.2)."""
-        if not self.scaler.is_enabled():
-            return
-        saved = self.scaler.state_dict()
-        tracker = saved["_growth_tracker"] + 1 if finite else 0
-        scale = saved["scale"] if finite else saved["scale"] * saved["backoff_factor"]
-        if tracker == saved["growth_interval"]:
-            scale, tracker = scale * saved["growth_factor"], 0
-        self.scaler.load_state_dict(saved | {"scale": scale, "_growth_tracker": tracker})
 
     def state_dict(self) -> dict:
         """Everything but the weights, as tensors and plain Python values."""
@@ -798,7 +785,7 @@ def sum_gradients(
     """The loader's next global batch, backward, gradients summed over ranks.
 
     Returns (work, loss sum, targets, parameters that have a gradient): the gradients of the loss
-    sum times scaler.get_scale() / config.batch. None when a signal cut it off; the loader then
+    sum times scaler.value / config.batch. None when a signal cut it off; the loader then
     stands before that batch.
     """
     world, batch_size, over_ranks = state.world, state.config.batch, state.gradient_sums
@@ -870,13 +857,13 @@ def train_step(
         return None
     work, losses, targets, active = summed
     gradients = [p.grad for p in active]
-    scale = config.batch / (targets * scaler.get_scale())  # of Σ loss / Σ targets
+    scale = config.batch / (targets * scaler.value)  # of Σ loss / Σ targets
     norm, norms = gradient_norms(gradients, [state.layers[id(p)] for p in active], scale)
     finite = math.isfinite(norm) and math.isfinite(losses)  # both of sums: equal on all ranks
+    clip = 1.0
+    if config.max_grad_norm is not None:
+        clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
     if finite:
-        clip = 1.0
-        if config.max_grad_norm is not None:
-            clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
         torch._foreach_mul_(gradients, scale * clip)
         update_parameters(optimizer, active, state.world.device)
     state.after_update(work, finite)

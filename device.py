@@ -173,7 +173,7 @@ def choose_precision(
     if device == "cuda":
         half = "bf16" if machine.cuda_capability >= (8, 0) else "fp16"
     elif device == "xpu":
-        half = "bf16" if machine.xpu_bf16 else "fp16" if machine.xpu_fp64 else "fp32"
+        half = "bf16" if machine.xpu_bf16 else "fp16"
     else:  # a CPU repeats bit for bit in fp32; MPS autocast is young: ask for it by name
         return "fp32"
     return "fp32" if half == "fp16" and not kernels.fp16 else half
@@ -222,6 +222,47 @@ def autocast(device: torch.device, precision: str) -> Any:
     """The context of a forward pass; parameters stay fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+class LossScale:
+    """fp16's factor on the loss, which keeps small gradients above 0: halved after an overflow,
+    doubled after 2,000 clean steps (Micikevicius et al. 2018, section 3.2).
+
+    torch's GradScaler holds it on the device, must wait to read it, and takes float64 to undo it,
+    which Arc's A-series lacks (pytorch issue 147731); this number stays on the host. Its saved
+    state has the same form.
+    """
+
+    FACTORS = {"growth_factor": 2.0, "backoff_factor": 0.5}
+
+    def __init__(self, enabled: bool, init_scale: float = 2.0**16, growth_interval: int = 2000):
+        self.enabled, self.growth_interval = enabled, growth_interval
+        self.value = init_scale if enabled else 1.0
+        self.clean_steps = 0
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss.float() * self.value if self.enabled else loss
+
+    def update(self, finite: bool) -> None:
+        """After a step."""
+        if not self.enabled:
+            return
+        self.clean_steps = self.clean_steps + 1 if finite else 0
+        if not finite:
+            self.value *= self.FACTORS["backoff_factor"]
+        if self.clean_steps == self.growth_interval:
+            self.value, self.clean_steps = self.value * self.FACTORS["growth_factor"], 0
+
+    def state_dict(self) -> dict[str, float]:
+        if not self.enabled:
+            return {}
+        growth = {"growth_interval": self.growth_interval, "_growth_tracker": self.clean_steps}
+        return {"scale": self.value, **self.FACTORS, **growth}
+
+    def load_state_dict(self, saved: dict[str, float]) -> None:
+        if self.enabled:
+            self.value, self.clean_steps = saved["scale"], saved["_growth_tracker"]
+            self.growth_interval = saved["growth_interval"]
 
 
 def keep_freed_memory() -> None:

@@ -4,8 +4,8 @@
 
 runs a script on tensors that say cuda:0, hold real values and compute on the CPU. Operands on two
 devices raise, as does what needs the host's memory; what would make the host wait for the device is
-counted by place, apart for each training step. STAND_IN_FP64=0: a device without float64, as
-Intel's Arc A-series. Nothing is learned of speed, of flash-attn or of torch.compile.
+counted by place, apart for each training step. STAND_IN=xpu: an Intel GPU without float64, as Arc's
+A-series. Nothing is learned of speed, of flash-attn or of torch.compile.
 """
 
 import collections
@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 PROJECT = Path(__file__).resolve().parent.parent
-DEVICE = torch.device("cuda", 0)
+KIND = os.environ.get("STAND_IN", "cuda")
+DEVICE = torch.device(KIND, 0)
 BELOW = torch.device("maia", 0)  # what C++ sees: a device that this torch knows and asks nothing of
 
 # The device must answer with a value, or with a shape that depends on values.
@@ -51,7 +52,7 @@ class Seen:
 
 
 seen = Seen()
-has_fp64 = os.environ.get("STAND_IN_FP64") != "0"
+has_fp64 = KIND == "cuda"
 pinned: "collections.OrderedDict[int, torch.Tensor]" = collections.OrderedDict()
 
 
@@ -97,13 +98,14 @@ class Remote(torch.Tensor):
         return Remote(inner["host"])
 
     device = property(lambda self: DEVICE)
-    is_cuda = property(lambda self: True)
+    is_cuda = property(lambda self: KIND == "cuda")
+    is_xpu = property(lambda self: KIND == "xpu")
 
     def tolist(self):
         return self.detach().to("cpu").tolist()
 
     def numpy(self, *args, **kwargs):
-        raise TypeError(f"can't convert cuda:0 device type tensor to numpy · {place()}")
+        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy · {place()}")
 
     __array__ = numpy
 
@@ -129,7 +131,7 @@ def compute(func: Any, args: tuple, kwargs: dict) -> Any:
     hosts = [tensor for tensor in tensors if not isinstance(tensor, Remote)]
     check(name, args, kwargs, remote, hosts, to)
     arguments, options = tree_unflatten([local(value) for value in values], form)
-    if to == "cuda":
+    if to == KIND:
         options = {**options, "device": torch.device("cpu")}
         options.pop("pin_memory", None)
     with torch._C._DisableTorchDispatch():
@@ -154,9 +156,9 @@ def check(name: str, args: tuple, kwargs: dict, remote: list, hosts: list, to: s
     if name == "_to_copy":
         if remote and to == "cpu":
             seen.wait("read")
-        elif hosts and to == "cuda" and not kwargs.get("non_blocking"):
+        elif hosts and to == KIND and not kwargs.get("non_blocking"):
             seen.wait("blocking copy")
-        elif hosts and to == "cuda":
+        elif hosts and to == KIND:
             seen.unpinned += id(hosts[0]) not in pinned
         return
     if name == "copy_":
@@ -165,7 +167,7 @@ def check(name: str, args: tuple, kwargs: dict, remote: list, hosts: list, to: s
         return
     generator = kwargs.get("generator")
     if generator is not None and generator not in generators:
-        raise RuntimeError(f"Expected a 'cuda' device type for generator · {place()}")
+        raise RuntimeError(f"Expected a '{KIND}' device type for generator · {place()}")
     if name in INDEXING:
         indices = [index for index in args[1] if index is not None]
         if not isinstance(args[0], Remote) or any(isinstance(i, torch.Tensor) for i in many):
@@ -226,10 +228,11 @@ def install() -> None:
     import transformers.utils.import_utils
 
     let_autograd_pass()
-    cuda = torch.cuda
+    gpu = getattr(torch, KIND)
     facts = SimpleNamespace(
         major=8, minor=6, name="stand-in", multi_processor_count=84, total_memory=48 << 30
     )
+    facts.has_fp64 = has_fp64
     answers = {
         "is_available": True,
         "device_count": 1,
@@ -244,16 +247,16 @@ def install() -> None:
         "mem_get_info": (40 << 30, 48 << 30),
     }
     for name, answer in answers.items():
-        setattr(cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
+        setattr(gpu, name, lambda *args, _answer=answer, **kwargs: _answer)
     for name in ("_lazy_init", "set_device", "empty_cache", "reset_peak_memory_stats"):
-        setattr(cuda, name, lambda *args, **kwargs: None)
-    cuda.synchronize = lambda *args: seen.wait("synchronize")
-    cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
-    cuda._is_in_bad_fork = cuda.is_current_stream_capturing = lambda: False
-    cuda.Stream = Stream
-    cuda.stream = lambda stream: contextlib.nullcontext()
-    cuda.current_stream = lambda *args: Stream()
-    below = lambda kind: BELOW.type if str(kind).startswith("cuda") else kind  # noqa: E731
+        setattr(gpu, name, lambda *args, **kwargs: None)
+    gpu.synchronize = lambda *args: seen.wait("synchronize")
+    gpu.manual_seed = gpu.manual_seed_all = torch.default_generator.manual_seed
+    gpu._is_in_bad_fork = gpu.is_current_stream_capturing = lambda: False
+    gpu.Stream = Stream
+    gpu.stream = lambda stream: contextlib.nullcontext()
+    gpu.current_stream = lambda *args: Stream()
+    below = lambda kind: BELOW.type if str(kind).startswith(KIND) else kind  # noqa: E731
 
     class Autocast(torch.autocast):
         def __init__(self, device_type: str, *args: Any, **kwargs: Any):
@@ -265,7 +268,7 @@ def install() -> None:
     torch.get_autocast_dtype = lambda kind: dtype(below(kind))
     torch.accelerator.is_available = lambda: True
     torch.accelerator.current_stream = lambda *args: Stream()
-    torch.accelerator.current_accelerator = lambda *args, **kwargs: torch.device("cuda")
+    torch.accelerator.current_accelerator = lambda *args, **kwargs: torch.device(KIND)
     Remote.record_stream = lambda self, stream: None
     for name, function in vars(transformers.utils.import_utils).items():
         if name.startswith("is_") and hasattr(function, "cache_clear"):
@@ -284,7 +287,7 @@ def install() -> None:
     class Generator(torch.Generator):
         def __new__(cls, device: Any = "cpu") -> Any:
             made = super().__new__(cls)
-            if torch.device(device).type == "cuda":
+            if torch.device(device).type == KIND:
                 generators.append(made)
             return made
 
@@ -353,6 +356,25 @@ def observed(action: Callable[[], None]) -> dict[str, Any]:
     return {"error": error, **vars(seen)}
 
 
+def refusals() -> dict[str, str]:
+    """What a GPU refuses, and the error: "" where the stand-in let it pass."""
+    here, there = torch.ones(3), torch.ones(3, device=DEVICE)
+    attempts: dict[str, Callable[[], Any]] = {
+        "two devices in a sum": lambda: here + there,
+        "two devices in a product": lambda: torch.ones(3, 3) @ there,
+        "an index of the host's values": lambda: here[torch.zeros(1, dtype=int, device=DEVICE)],
+        "the memory of the device": lambda: there.numpy(),
+        "a generator of the host": lambda: torch.rand(
+            3, device=DEVICE, generator=torch.Generator()
+        ),
+    }
+    if not has_fp64:
+        attempts["float64"] = lambda: there.double()
+    errors = {name: observed(attempt)["error"] for name, attempt in attempts.items()}
+    assert (there + 1).tolist() == [2, 2, 2] and observed(there.tolist)["waits"]
+    return errors
+
+
 def run_systems(out: Path, folder: Path, runs: dict[str, list[str]]) -> None:
     """A run of each name, [system of systems.py, words…]: what was seen of all, as JSON."""
     from systems import build_systems
@@ -361,10 +383,11 @@ def run_systems(out: Path, folder: Path, runs: dict[str, list[str]]) -> None:
     systems = build_systems(folder)
     install()
     watch_steps()
-    results = {}
+    results: dict[str, Any] = {}
     with Device():
+        results["refused"] = refusals()
         for name, (system, *words) in runs.items():
-            words = ["--device=cuda", "--precision=bf16", *words]  # the last one counts
+            words = [f"--device={KIND}", "--precision=bf16", *words]  # the last one counts
             action = functools.partial(systems[system].train, folder / "runs" / name, *words)
             results[name] = observed(action)
     out.write_text(json.dumps(results, indent=1))
