@@ -113,7 +113,7 @@ class Remote(torch.Tensor):
 
 
 def mapped(values: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """The values with every tensor in them changed; torch's tree_map takes several times as long."""
+    """The values with every tensor in them changed; torch's tree_map takes far longer."""
     if isinstance(values, torch.Tensor):
         return change(values)
     if isinstance(values, (list, tuple)) and not hasattr(values, "_fields"):
