@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from device import (
+    LossScale,
     Machine,
     autocast,
     bound_kernel_caches,
@@ -56,7 +57,9 @@ from device import (
     keep_freed_memory,
     look_at_machine,
     machine_warnings,
+    moved_ahead,
     of_workers,
+    pins,
     seed_everything,
     sum_dtype,
     to_device,
@@ -308,7 +311,7 @@ class Work:
     sizes: list[int] = field(default_factory=list)  # rows of every micro-batch, of all ranks
 
     def pin_memory(self) -> "Work":
-        """Called by the DataLoader on CUDA: copies from pinned memory do not wait."""
+        """Called by the DataLoader where device.pins: there a thread has the time."""
         parts = [(i, {k: t.pin_memory() for k, t in b.items()}) for i, b in self.micro_batches]
         return dataclasses.replace(self, micro_batches=parts)
 
@@ -440,7 +443,7 @@ class TrainLoader:
                     sampler=sampler,
                     batch_size=None,
                     collate_fn=_identity,
-                    pin_memory=self.world.device.type == "cuda",
+                    pin_memory=pins(self.world.device),
                     **of_workers(self.config.workers),
                     generator=torch.Generator().manual_seed(0),
                 )
@@ -510,7 +513,8 @@ def with_rows_that_fit(state: Any, compute: Callable[[int], T], rows_each: int) 
         if caught:
             free_memory(world.device)
         flags = torch.tensor([float(bool(caught)), float(world.stop_requested())])
-        out_of_memory, stop = world.sum(flags.to(world.device)).tolist()
+        flags = flags.to(world.device, non_blocking=True)
+        out_of_memory, stop = world.sum(flags).tolist()
         if stop:
             raise Stopped
         if not out_of_memory:
@@ -580,8 +584,8 @@ class PairClassifier(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask (sequences, seq) → (sequences, hidden)."""
+    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """input_ids, attention_mask (sequences, seq) → (sequences, hidden); None: no padding."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         return hidden.last_hidden_state[:, 0]
 
@@ -706,10 +710,7 @@ class State:
         self.layers = {key: self.layer_of(name) for key, name in trained.items()}
         self.sum_dtype = sum_dtype(self.world.device.type, self.world.machine)
         self.gradient_sums = GradientSums(REDUCE_DTYPES[self.config.reduce_dtype])
-        enabled = self.precision == "fp16"
-        if enabled and self.world.device.type == "xpu" and not self.world.machine.xpu_fp64:
-            raise ValueError("--precision fp16: training in it needs float64, which this XPU lacks")
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=enabled)
+        self.scaler = LossScale(self.precision == "fp16")
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)
@@ -724,7 +725,7 @@ class State:
     def after_update(self, work: Work, finite: bool) -> None:
         """Count an update that was made, or skipped as its gradient was not finite."""
         self.skipped_steps = 0 if finite else self.skipped_steps + 1
-        self._update_loss_scale(finite)
+        self.scaler.update(finite)
         self.optimizer.zero_grad()
         self.step += 1
         self.examples += work.examples
@@ -746,18 +747,6 @@ class State:
     def averaged(self) -> contextlib.AbstractContextManager:
         """The model computes with the average of its weights inside, if there is one."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
-
-    def _update_loss_scale(self, finite: bool) -> None:
-        """Halve after an overflow, double after 2,000 clean steps (Micikevicius et al. 2018,
-        section 3.2)."""
-        if not self.scaler.is_enabled():
-            return
-        saved = self.scaler.state_dict()
-        tracker = saved["_growth_tracker"] + 1 if finite else 0
-        scale = saved["scale"] if finite else saved["scale"] * saved["backoff_factor"]
-        if tracker == saved["growth_interval"]:
-            scale, tracker = scale * saved["growth_factor"], 0
-        self.scaler.load_state_dict(saved | {"scale": scale, "_growth_tracker": tracker})
 
     def state_dict(self) -> dict:
         """Everything but the weights, as tensors and plain Python values."""
@@ -796,7 +785,7 @@ def sum_gradients(
     """The loader's next global batch, backward, gradients summed over ranks.
 
     Returns (work, loss sum, targets, parameters that have a gradient): the gradients of the loss
-    sum times scaler.get_scale() / config.batch. None when a signal cut it off; the loader then
+    sum times scaler.value / config.batch. None when a signal cut it off; the loader then
     stands before that batch.
     """
     world, batch_size, over_ranks = state.world, state.config.batch, state.gradient_sums
@@ -807,7 +796,8 @@ def sum_gradients(
         # summed where they are computed: reading each one would wait for the device
         sums = torch.zeros(2, dtype=state.sum_dtype, device=world.device)
         out_of_memory = cut_off = False
-        for number, (index, batch) in enumerate(work.micro_batches, start=1):
+        batches = moved_ahead([batch for _, batch in work.micro_batches], world.device)
+        for number, (index, _) in enumerate(work.micro_batches, start=1):
             if cut_off := world.stop_requested():
                 break
             seed_everything(mix_seed(state.config.seed, work.position, index, 2), world.device)
@@ -815,7 +805,7 @@ def sum_gradients(
                 before_micro_batch(work.position, index)
             with out_of_memory_caught(world) as caught:
                 with state.autocast():
-                    loss, targets = loss_sum(state.model, to_device(batch, world.device))
+                    loss, targets = loss_sum(state.model, next(batches))
                 if number == len(work.micro_batches):
                     over_ranks.begin()
                 # dividing by a constant keeps fp16 gradients in range; the sums put it right
@@ -823,7 +813,7 @@ def sum_gradients(
                 sums[0] += loss.detach()
                 sums[1] += targets
             if out_of_memory := bool(caught):
-                loss = None  # it holds the tensors of the failed step
+                loss = batches = None  # they hold the tensors of the failed step
                 free_memory(world.device)
                 break
         over_ranks.flush(world.device, blank=cut_off or out_of_memory)
@@ -867,13 +857,13 @@ def train_step(
         return None
     work, losses, targets, active = summed
     gradients = [p.grad for p in active]
-    scale = config.batch / (targets * scaler.get_scale())  # of Σ loss / Σ targets
+    scale = config.batch / (targets * scaler.value)  # of Σ loss / Σ targets
     norm, norms = gradient_norms(gradients, [state.layers[id(p)] for p in active], scale)
     finite = math.isfinite(norm) and math.isfinite(losses)  # both of sums: equal on all ranks
+    clip = 1.0
+    if config.max_grad_norm is not None:
+        clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
     if finite:
-        clip = 1.0
-        if config.max_grad_norm is not None:
-            clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
         torch._foreach_mul_(gradients, scale * clip)
         update_parameters(optimizer, active, state.world.device)
     state.after_update(work, finite)

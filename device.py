@@ -173,7 +173,7 @@ def choose_precision(
     if device == "cuda":
         half = "bf16" if machine.cuda_capability >= (8, 0) else "fp16"
     elif device == "xpu":
-        half = "bf16" if machine.xpu_bf16 else "fp16" if machine.xpu_fp64 else "fp32"
+        half = "bf16" if machine.xpu_bf16 else "fp16"
     else:  # a CPU repeats bit for bit in fp32; MPS autocast is young: ask for it by name
         return "fp32"
     return "fp32" if half == "fp16" and not kernels.fp16 else half
@@ -222,6 +222,47 @@ def autocast(device: torch.device, precision: str) -> Any:
     """The context of a forward pass; parameters stay fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+class LossScale:
+    """fp16's factor on the loss, which keeps small gradients above 0: halved after an overflow,
+    doubled after 2,000 clean steps (Micikevicius et al. 2018, section 3.2).
+
+    torch's GradScaler holds it on the device, must wait to read it, and takes float64 to undo it,
+    which Arc's A-series lacks (pytorch issue 147731); this number stays on the host. Its saved
+    state has the same form.
+    """
+
+    FACTORS = {"growth_factor": 2.0, "backoff_factor": 0.5}
+
+    def __init__(self, enabled: bool, init_scale: float = 2.0**16, growth_interval: int = 2000):
+        self.enabled, self.growth_interval = enabled, growth_interval
+        self.value = init_scale if enabled else 1.0
+        self.clean_steps = 0
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss.float() * self.value if self.enabled else loss
+
+    def update(self, finite: bool) -> None:
+        """After a step."""
+        if not self.enabled:
+            return
+        self.clean_steps = self.clean_steps + 1 if finite else 0
+        if not finite:
+            self.value *= self.FACTORS["backoff_factor"]
+        if self.clean_steps == self.growth_interval:
+            self.value, self.clean_steps = self.value * self.FACTORS["growth_factor"], 0
+
+    def state_dict(self) -> dict[str, float]:
+        if not self.enabled:
+            return {}
+        growth = {"growth_interval": self.growth_interval, "_growth_tracker": self.clean_steps}
+        return {"scale": self.value, **self.FACTORS, **growth}
+
+    def load_state_dict(self, saved: dict[str, float]) -> None:
+        if self.enabled:
+            self.value, self.clean_steps = saved["scale"], saved["_growth_tracker"]
+            self.growth_interval = saved["growth_interval"]
 
 
 def keep_freed_memory() -> None:
@@ -358,9 +399,51 @@ def update_parameters(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch's tensors on the device, sent from pinned memory, for which nobody waits.
+
+    What the host has to know stays there: tensors named …_lengths, from which shapes come. An
+    attention_mask that hides nothing is None: to ask the device for that would be to wait for it.
+    """
     if device.type == "cpu":
         return batch
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    moved = dict(batch)
+    for name, tensor in batch.items():
+        if name == "attention_mask" and bool(tensor.all()):
+            moved[name] = None
+        elif not name.endswith("_lengths"):
+            moved[name] = pinned(tensor, device).to(device, non_blocking=True)
+    return moved
+
+
+def pins(device: torch.device) -> bool:
+    """Whether copies from pinned memory run beside the host and the device's own work."""
+    return device.type in ("cuda", "xpu")
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor if not pins(device) or tensor.is_pinned() else tensor.pin_memory()
+
+
+def moved_ahead(batches: Sequence[Any], device: torch.device) -> Iterator[Any]:
+    """to_device of each; where that is possible the next one's copy runs on a stream of its own
+    while the one before computes."""
+    if not pins(device):
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    kind = getattr(torch, device.type)
+    copying, sent = kind.Stream(), []
+    for batch in [*batches, None]:
+        if batch is not None:
+            with kind.stream(copying):
+                sent.append((to_device(batch, device), copying.record_event()))
+        if len(sent) == 2 or (sent and batch is None):
+            ready, event = sent.pop(0)
+            computing = kind.current_stream()
+            computing.wait_event(event)
+            for tensor in ready.values():
+                if tensor is not None and tensor.device.type == device.type:
+                    tensor.record_stream(computing)  # its memory was the other stream's
+            yield ready
 
 
 def peak_memory(device: torch.device) -> int:

@@ -6,6 +6,7 @@
 #   bash startup.sh test [pytest arguments]      the tests; --quick: a third of them, in a minute on two idle cores;
 #                                                --long: tests/long, hours (KILLS=20 MANGLED=200: fewer of those)
 #   bash startup.sh smoke [--device xpu]         two steps, save, resume, predict: does this machine work?
+#   bash startup.sh check [--device xpu]         ten minutes: does a new GPU train as it should? A JSON line an item
 #   bash startup.sh plan                         says what would be done, and stops
 #   bash startup.sh help
 #
@@ -572,6 +573,13 @@ smoke() {
     say "smoke OK on $device: a step, a checkpoint, continuing from it, a test and a prediction"
 }
 
+check() {
+    read_settings "$@"
+    ensure
+    say "check: about ten minutes on a GPU; docs/gpu.md says what the lines mean and what to send back"
+    .venv/bin/python -m benchmarks.check --device "$device" --output "${out:-check.jsonl}" ${settings[@]+"${settings[@]}"}
+}
+
 expect_status() {
     local status
     status=$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$out/run.json") ||
@@ -598,11 +606,15 @@ case $command in
             extras+=("${name#--}")
         done
         ensure ${extras[@]+"${extras[@]}"}
-        say "ready for $device ($found): .venv/bin/python run_5_models.py --help, or bash startup.sh demo" ;;
+        say "ready for $device ($found): .venv/bin/python run_5_models.py --help, or bash startup.sh demo"
+        case $device in
+            cuda|xpu) say "next, once: bash startup.sh check: does this GPU train as it should? Ten minutes" ;;
+        esac ;;
     plan) plan ;;
     demo) demo "$@" ;;
     test) run_tests "$@" ;;
     smoke) smoke "$@" ;;
+    check) check "$@" ;;
     help|-h|--help) sed -n '2,/^set -euo/{/^set -euo/d; s/^# \{0,1\}//; p;}' startup.sh ;;
-    *) die "unknown command '$command': it can be setup, demo, test, smoke, plan or help" ;;
+    *) die "unknown command '$command': it can be setup, demo, test, smoke, check, plan or help" ;;
 esac

@@ -96,7 +96,8 @@ def rates_of_run(folder: Path) -> dict[str, float]:
 def timed_trainer(
     folder: Path, steps: int, settings: dict[str, Any], kind: Any = None, **parts: Any
 ) -> dict:
-    """transformers' Trainer for WARM_UP + steps updates in fp32 on the CPU, nothing saved.
+    """transformers' Trainer for WARM_UP + steps updates in fp32, nothing saved; on the CPU unless
+    use_cpu is False.
 
     settings: of TrainingArguments; parts: of Trainer; kind: (class of the trainer, of its
     arguments) where another one builds on it. Returns the seconds of the counted steps and the
@@ -153,6 +154,7 @@ def script(name: str, *words: str) -> list[str]:
 def side_words(side: str, arguments: argparse.Namespace, folder: str) -> list[str]:
     """What bench.py is told to measure one side in a process of its own."""
     names = ("data", "model", "peer", "tasks", "epochs", "precision", "steps", "threads", "width")
+    names += ("device", "size")
     words = [f"--{n}={getattr(arguments, n)}" for n in names if getattr(arguments, n) is not None]
     words += [f"--{name}" for name in ("quick", "eager") if getattr(arguments, name)]
     return [arguments.comparison, *words, f"--side={side}", f"--folder={folder}"]

@@ -18,7 +18,7 @@ SHAPE = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 1024}
 LENGTH, BATCH, LR = 1024, 4, 5e-4
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, size: str) -> Path:
     """The same random weights for both."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -26,19 +26,23 @@ def build(folder: Path) -> Path:
     from models import causal
 
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(**SHAPE)).save_pretrained(folder)
+    shape = SHAPE if size == "small" else {}  # GPT-2's own
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)
     causal.gpt2_tokenizer().save_pretrained(folder)
     return folder
 
 
-def settings(folder: Path, steps: int) -> list[str]:
+def settings(arguments: argparse.Namespace) -> list[str]:
+    folder, steps = arguments.folder, arguments.steps
+    model = build(folder / "model", arguments.size)
     return [
-        *("--task=reviews_text", f"--model={build(folder / 'model')}", f"--max_length={LENGTH}"),
+        *("--task=reviews_text", f"--model={model}", f"--max_length={LENGTH}"),
         *(f"--batch={BATCH}", f"--micro_batch={BATCH}", f"--lr={LR}", "lr_factors=[1,1,1]"),
-        *("--schedule=constant", "--warmup_frac=0", f"--stride={LENGTH}", "--precision=fp32"),
+        *("--schedule=constant", "--warmup_frac=0", f"--stride={LENGTH}"),
+        *(f"--precision={arguments.precision}", f"--device={arguments.device}"),
         # 16 to 17 windows for each 100 reviews of which 96 % are trained on
         *(f"--limit={40 * (steps + WARM_UP)}", "--val_frac=0.02", "--test_frac=0.02"),
-        *("--device=cpu", "--page=false", f"--out={folder / 'run'}", "--attention_texts=0"),
+        *("--page=false", f"--out={folder / 'run'}", "--attention_texts=0"),
         f"--stop_after={steps + WARM_UP}",
     ]
 
@@ -48,7 +52,7 @@ def ours(arguments: argparse.Namespace) -> dict:
     import finetune_gpt2
     from settings import parse_settings
 
-    words = settings(arguments.folder, arguments.steps)
+    words = settings(arguments)
     config, given = parse_settings(finetune_gpt2.Config, words, "bench.py")
     with contextlib.redirect_stdout(sys.stderr):
         finetune_gpt2.main(config, given)
@@ -64,7 +68,7 @@ def peer(arguments: argparse.Namespace) -> dict:
     from data.rows import subset
     from models import causal
 
-    folder = build(arguments.folder / "model")
+    folder = build(arguments.folder / "model", arguments.size)
     documents, separated, _ = load_documents("reviews_text", None, 0.02, 0.02)
     documents = subset(documents, 40 * (arguments.steps + WARM_UP))
     world = core.single_world("cpu")
@@ -82,6 +86,8 @@ def peer(arguments: argparse.Namespace) -> dict:
             "weight_decay": 0.01,
             "lr_scheduler_type": "constant",
             "max_grad_norm": 1.0,
+            "bf16": arguments.precision == "bf16",
+            "use_cpu": arguments.device == "cpu",
         },
         model=transformers.AutoModelForCausalLM.from_pretrained(folder),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],

@@ -8,23 +8,25 @@ python bench.py mlm --repeats 5
 import argparse
 import contextlib
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks import WARM_UP, rates_of_run, timed_trainer
 
 WHAT, PEER = "masked-language-model pretraining", "transformers' Trainer"
 MLM = {"model": "hf-bert-mini", "data": "reviews", "vocab_size": 30522, "batch": 32}
+SIZES: dict[str, dict[str, Any]] = {"small": {}, "base": {"model": "hf-bert"}}
 
 
-def settings(folder: Path, steps: int) -> Any:
+def settings(arguments: argparse.Namespace) -> Any:
     """A Config of pretrain_bert.py."""
+    folder, steps = arguments.folder / "run", arguments.steps
     from experiments.pretraining import Config
     from settings import parse_settings
 
-    words = [f"{name}={value}" for name, value in MLM.items()]
+    words = [f"{name}={value}" for name, value in (MLM | SIZES[arguments.size]).items()]
     words += [f"budget={steps + WARM_UP}", "budget_unit=steps", "micro_batch=32", "lr=1e-3"]
-    words += ["validation.fraction=0.02", "validation.truncate_to=32", "precision=fp32"]
+    words += ["validation.fraction=0.02", "validation.truncate_to=32"]
+    words += [f"precision={arguments.precision}", f"device={arguments.device}"]
     words += ["schedule=constant", "warmup_frac=0", f"out={folder}", "page=false"]
     return parse_settings(Config, words, "bench.py")[0]
 
@@ -33,7 +35,7 @@ def ours(arguments: argparse.Namespace) -> dict:
     """pretrain_bert.py as it is; the rates are its own log's."""
     import pretrain_bert
 
-    config = settings(arguments.folder / "run", arguments.steps)
+    config = settings(arguments)
     with contextlib.redirect_stdout(sys.stderr):
         pretrain_bert.main(config, True)
     return rates_of_run(arguments.folder / "run")
@@ -48,7 +50,7 @@ def peer(arguments: argparse.Namespace) -> dict:
     from experiments.pretraining import load_parts
     from models import bert
 
-    config = settings(arguments.folder / "run", arguments.steps)
+    config = settings(arguments)
     corpus, split = load_parts(config, core.single_world("cpu"))
     transformers.set_seed(0)
     model = bert.build_masked_lm(config.model, corpus.vocab_size, config.seed, config.max_length)
@@ -63,6 +65,8 @@ def peer(arguments: argparse.Namespace) -> dict:
             "adam_beta2": 0.98,
             "weight_decay": config.weight_decay,
             "max_grad_norm": config.max_grad_norm,
+            "bf16": arguments.precision == "bf16",
+            "use_cpu": arguments.device == "cpu",
         },
         model=model,
         train_dataset=[{"input_ids": row.tolist()} for row in rows],

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import WARM_UP, rates_of_run, timed_trainer
+from benchmarks import WARM_UP, _items, rates_of_run, timed_trainer
 
 PEERS = {
     "trainer": "transformers' Trainer",
@@ -31,16 +31,23 @@ PEERS = {
     "lightning": "Lightning's Trainer",
 }
 BATCH, LR = 32, 5e-5
+BASE = {"hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12}
+BASE |= {"intermediate_size": 3072, "max_position_embeddings": 512}  # DistilBERT's size
 
 
 def words(arguments: argparse.Namespace) -> list[str]:
     """Settings of run_2_appendprompt.py for the warm-up and the steps to count."""
-    steps = arguments.steps + WARM_UP
+    steps, model = arguments.steps + WARM_UP, arguments.model
+    if arguments.size == "base":
+        model = arguments.folder / "encoder"
+        if not model.exists():
+            _items.build_encoder(model, **BASE)
     data = "reviews" if arguments.data == "hub" else arguments.data
     return [
-        *(f"--model={arguments.model}", f"--data={data}", f"--batch={BATCH}", f"--lr={LR}"),
-        *(f"--max_length={32 if arguments.quick else 160}", "--epochs=100", "--device=cpu"),
+        *(f"--model={model}", f"--data={data}", f"--batch={BATCH}", f"--lr={LR}"),
+        *(f"--max_length={32 if arguments.quick else 160}", "--epochs=100"),
         *("--schedule=constant", "--warmup_frac=0", f"--precision={arguments.precision}"),
+        f"--device={arguments.device}",
         # a small validation set, for it is read before the first step
         *(f"--limit={math.ceil(1.1 * BATCH * steps) + 100}", "--val_frac=0.03", "--test_frac=0.03"),
         *("--eval_every=1000000", "--page=false", f"--stop_after={steps}"),
@@ -162,6 +169,7 @@ def train_trainer(arguments: argparse.Namespace, model: Any, rows: Any, collator
         "train_sampling_strategy": strategy,
         "remove_unused_columns": False,
         "bf16": arguments.precision == "bf16",
+        "use_cpu": arguments.device == "cpu",
         "torch_compile": arguments.peer == "trainer_compiled",
     }
     return timed_trainer(

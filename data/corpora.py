@@ -54,7 +54,7 @@ from data.records import (
     text_lines,
 )
 from data.rows import normalised_text, split_of, stable_hash
-from data.tokens import cut_words, text_backend, tokenizer_fingerprint
+from data.tokens import cut_words, target_places, text_backend, tokenizer_fingerprint
 from device import of_workers
 from files import cache_folder, disk_error, walk, write_folder, write_text
 
@@ -765,14 +765,14 @@ class MlmData:
     tokens = lengths
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """Rows of this part → input_ids, labels (rows, seq), positions (rows, k), ids (rows,).
+        """Rows of this part → input_ids, labels (rows, seq), places (targets,), ids (rows,).
 
-        All int64. labels hold the original token where one is masked, else IGNORE_INDEX;
-        positions are those places, so that a model can gather them without asking how many.
+        All int64. labels hold the original token where one is masked, else IGNORE_INDEX.
         """
         ids = self.ids[rows].astype(np.int64)
         seed, epoch = (0, -1) if epoch is None else (self.seed, epoch)
         tokens = self.corpus.rows(ids)
-        input_ids, labels, positions = self.masking.draw(tokens, ids, seed, epoch, self.corpus)
-        arrays = {"input_ids": input_ids, "labels": labels, "positions": positions, "ids": ids}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        input_ids, labels, _ = self.masking.draw(tokens, ids, seed, epoch, self.corpus)
+        arrays = {"input_ids": input_ids, "labels": labels, "ids": ids}
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return batch | {"places": target_places(batch["labels"])}

@@ -27,7 +27,14 @@ from core import IGNORE_INDEX, World
 from data import corpora, reviews, texts
 from data.records import PARTS, files_of_parts, load_hub, said, text_lines
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
-from data.tokens import cached_tokens, encode_texts, ladder_length, pad, tokenizer_fingerprint
+from data.tokens import (
+    cached_tokens,
+    encode_texts,
+    ladder_length,
+    pad,
+    target_places,
+    tokenizer_fingerprint,
+)
 
 WIKITEXT = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
@@ -354,7 +361,8 @@ class WindowData:
         self.scored_from = np.concatenate([[0], ends[:-1]]) if once else self.starts
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, labels (rows, seq): labels[:, i] is the token after input_ids[:, i]."""
+        """input_ids, labels (rows, seq): labels[:, i] is the token after input_ids[:, i]; places
+        of the labels."""
         longest = int(self.lengths[rows].max())
         width = ladder_length(longest, self.length, self.ladder)
         inputs, labels = [], []
@@ -364,9 +372,11 @@ class WindowData:
             targets = self.stream.tokens[start + 1 : end + 1].astype(np.int64)
             targets[: self.scored_from[row] - start] = IGNORE_INDEX
             labels.append(targets)
+        labels = torch.from_numpy(pad(labels, width, IGNORE_INDEX))
         return {
             "input_ids": torch.from_numpy(pad(inputs, width, self.pad)),
-            "labels": torch.from_numpy(pad(labels, width, IGNORE_INDEX)),
+            "labels": labels,
+            "places": target_places(labels),
         }
 
     def losses_of_tokens(self, values: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ from data.tokens import (
     cached_tokens,
     ladder_length,
     pad,
+    target_places,
     text_backend,
     tokenizer_fingerprint,
 )
@@ -383,16 +384,25 @@ class InstructionData:
         return counts
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, labels, is_response (rows, seq), or (1, tokens) with row_lengths (rows,).
+        """input_ids, labels, is_response (rows, seq), or (1, tokens) with row_lengths (rows,) and
+        position_ids (1, tokens).
 
-        labels[:, i] is the token after input_ids[:, i]; is_response: it belongs to a response.
-        No rows: one token without a label, to compute along with other ranks.
+        labels[:, i] is the token after input_ids[:, i]; is_response: it belongs to a response;
+        places, response_places: of the labels, and of those in responses. No rows: one token
+        without a label, to compute along with other ranks.
         """
+        batch = self.tensors(rows)
+        places = target_places(batch["labels"])
+        answered = batch["is_response"].flatten()[places]
+        return batch | {"places": places, "response_places": places[answered]}
+
+    def tensors(self, rows: np.ndarray) -> dict[str, Tensor]:
         if len(rows) == 0:
             blank = torch.full((1, 1), self.pad)
             batch = {"input_ids": blank, "labels": torch.full((1, 1), IGNORE_INDEX)}
             batch["is_response"] = torch.zeros((1, 1), dtype=torch.bool)
-            return batch | ({"row_lengths": torch.ones(1, dtype=int)} if self.packing else {})
+            one = {"row_lengths": torch.ones(1, dtype=int), "position_ids": torch.zeros_like(blank)}
+            return batch | (one if self.packing else {})
         sequences = [self.ids[self.index[row]][: self.max_length + 1] for row in rows]
         plain = [np.where(ids < 0, ~ids, ids).astype(np.int64) for ids in sequences]
         if self.packing:
@@ -402,6 +412,7 @@ class InstructionData:
                 "labels": np.concatenate([ids[1:] for ids in plain])[None],
                 "is_response": np.concatenate([ids[1:] < 0 for ids in sequences])[None],
                 "row_lengths": lengths,
+                "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
             }
             return {name: torch.from_numpy(array) for name, array in arrays.items()}
         width = ladder_length(max(map(len, plain)) - 1, self.max_length, self.ladder)

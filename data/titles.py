@@ -256,12 +256,18 @@ class TitleData:
         self.tokens = self.lengths
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, labels (1, tokens): labels come after inputs; title_lengths (rows,)."""
+        """input_ids, labels (1, tokens): labels come after inputs; places of the labels;
+        title_lengths (rows,)."""
         eos = np.array([self.eos], np.int32)
         ids = np.concatenate([part for row in rows for part in (eos, self.rows[row])] + [eos])
         ids = torch.from_numpy(ids.astype(np.int64))[None]
         lengths = torch.from_numpy(self.lengths[rows])
-        return {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "title_lengths": lengths}
+        return {
+            "input_ids": ids[:, :-1],
+            "labels": ids[:, 1:],
+            "places": torch.arange(ids.shape[1] - 1),
+            "title_lengths": lengths,
+        }
 
 
 class OfficialWindows:
@@ -280,10 +286,11 @@ class OfficialWindows:
         self.tokens = self.lengths
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, labels (rows, 128)."""
+        """input_ids, labels (rows, 128); places of the labels."""
         places = self.starts[rows][:, None] + np.arange(OFFICIAL_BLOCK + 1)
         ids = torch.from_numpy(self.stream[places].astype(np.int64))
-        return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+        every = torch.arange(len(rows) * OFFICIAL_BLOCK)
+        return {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "places": every}
 
     def losses_of_tokens(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """values (rows, 128) → (tokens,) nats, 0 where not scored; (tokens,) whether scored."""

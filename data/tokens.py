@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import console
-from core import World
+from core import IGNORE_INDEX, World
 from files import cache_folder
 
 
@@ -245,6 +245,21 @@ def pad(rows: Sequence[Sequence[int]], width: int, value: int) -> np.ndarray:
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
+
+
+def target_places(labels: Tensor) -> Tensor:
+    """(targets,) where labels (rows, seq) ask for something, of all rows end to end.
+
+    Of a batch that is still on the host: a device would be waited for to say how many they are.
+    """
+    return (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+
+
+def rows_of_tokens(lengths: Tensor, device: torch.device) -> Tensor:
+    """(tokens,) the row of each token, where rows of these lengths, known to the host, stand end to
+    end."""
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths.cpu())
+    return rows.to(device, non_blocking=True)
 
 
 def pad_sequences(rows: Sequence[Sequence[int]], width: int, value: int) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ import files
 from evaluation.metrics import Metrics
 from evaluation.outcomes import Evidence
 from methods.dropout import use_word_dropout
+from models import masks
 from settings import Settings, in_published_words, replace
 
 
@@ -83,10 +84,13 @@ class Experiment(Protocol):
 
 
 def place(model: nn.Module, world: core.World) -> nn.Module:
-    """The model on its device, with the faster dropout and attention where that is a CPU."""
+    """The model on its device, with the faster dropout and attention where that is a CPU, and
+    attention that waits for nobody where it is none."""
     model.to(world.device)
     if world.device.type == "cpu":
         use_word_dropout(model)
+    else:
+        masks.answer_for(model)
     return model
 
 

@@ -1,6 +1,7 @@
 """A small GPT on titles: its model, optimizer and figures, as train_headlines.py shows the loop."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -19,7 +20,7 @@ from data import titles
 from data.documents import WindowData
 from data.rows import normalised_text, stable_hash
 from data.titles import EOS, OFFICIAL_BATCH, OFFICIAL_BLOCK, Title, TitleData
-from data.tokens import Ragged, encode_texts
+from data.tokens import Ragged, encode_texts, rows_of_tokens
 from device import choose_attention, choose_precision, compile_model
 from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
@@ -120,8 +121,34 @@ def title_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Nats of each title (rows,) of a batch of TitleData."""
     lengths = batch["title_lengths"]
     losses = model(batch["input_ids"], shift_labels=batch["labels"]).losses
-    title = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    title = rows_of_tokens(lengths, losses.device)
     return torch.zeros(len(lengths), device=losses.device).index_add_(0, title, losses)
+
+
+class WithSegments:
+    """A data set whose batches say where titles begin, found on the host: a device would be waited
+    for."""
+
+    def __init__(self, data: Any, eos: int):
+        self.data, self.eos = data, eos
+        self.lengths, self.tokens = data.lengths, data.tokens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["data"], name)
+
+    def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
+        """The batch, and segment_… of gpt.Segments."""
+        batch = self.data.collate(rows, epoch)
+        found = vars(gpt.find_titles(batch["input_ids"], self.eos))
+        return batch | {f"segment_{name}": tensor for name, tensor in found.items()}
+
+
+def segments_of(batch: dict[str, Tensor]) -> gpt.Segments | None:
+    """What WithSegments found, if it did."""
+    if "segment_rows" not in batch:
+        return None
+    names = (field.name for field in dataclasses.fields(gpt.Segments))
+    return gpt.Segments(**{name: batch[f"segment_{name}"] for name in names})
 
 
 class Headlines(Training):
@@ -171,6 +198,8 @@ class Headlines(Training):
         else:
             length = config.max_length
             self.train = WindowData(self.train_stream, length, length, self.eos, once=False)
+        if config.within_titles:
+            self.train = WithSegments(self.train, self.eos)
         texts = {t.text for t in train}
         again = sum(t.text in texts for t in self.titles)
         a_token = self.sizes[:, 0].sum() / len(self.official.stream)
@@ -276,8 +305,14 @@ class Headlines(Training):
         if self.config.label_smoothing:
             return self.loss_of_targets(model, batch)
         # with R-Drop once more, with another mask of dropout
-        hidden = model.model(batch["input_ids"].repeat(self.passes, 1)).last_hidden_state
-        copies = [gpt.at_targets(part, batch["labels"]) for part in hidden.chunk(self.passes)]
+        ids, segments = batch["input_ids"].repeat(self.passes, 1), segments_of(batch)
+        if segments is not None and self.passes > 1:
+            segments = segments.repeat(self.passes)
+        hidden = model.model(ids, segments=segments).last_hidden_state
+        copies = [
+            gpt.at_targets(part, batch["labels"], batch["places"])
+            for part in hidden.chunk(self.passes)
+        ]
         states, targets = torch.stack([states for states, _ in copies]), copies[0][1]
         loss, _ = gpt.head_losses(
             states.squeeze(0),  # one copy is none
@@ -289,12 +324,12 @@ class Headlines(Training):
         return loss, len(targets)
 
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
-        labels = batch["labels"]
-        hidden = model.model(batch["input_ids"]).last_hidden_state
-        states, targets = gpt.at_targets(hidden, labels)
-        rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
+        labels, places = batch["labels"], batch["places"]
+        hidden = model.model(batch["input_ids"], segments=segments_of(batch)).last_hidden_state
+        states, targets = gpt.at_targets(hidden, labels, places)
+        rows = places // labels.shape[1]
         if (lengths := batch.get("title_lengths")) is not None:
-            rows = torch.repeat_interleave(torch.arange(len(lengths), device=rows.device), lengths)
+            rows = rows_of_tokens(lengths, labels.device)
         return Targets(model.lm_head(states), targets, rows)
 
     # -- figures

@@ -17,6 +17,7 @@ from data import instructions
 from data.instructions import InstructionData
 from data.records import strip_control
 from data.rows import choose_rows, count_splits
+from data.tokens import rows_of_tokens
 from device import compile_model
 from evaluation.metrics import Metrics
 from evaluation.outcomes import TokenLoss, require_finite, unigram_loss
@@ -110,7 +111,7 @@ def row_sums(losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
     if "row_lengths" not in batch:
         return values.sum(dim=1)
     sizes = batch["row_lengths"]
-    row = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    row = rows_of_tokens(sizes, values.device)
     return values.new_zeros(len(sizes), 4).index_add_(0, row, values[0])
 
 
@@ -249,29 +250,27 @@ class InstructionTuning(Training):
 
     # -- what a step does
 
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats) summed over the labels that are trained on; their number."""
         if self.needs_targets():
             return self.loss_of_targets(model, batch)
-        labels = self.trained_labels(batch)
+        places = self.trained_places(batch)
 
         def loss(model: nn.Module) -> Tensor:
-            return causal.lm_loss_sum(model, packed.last_hidden(model, batch), labels)
+            hidden = packed.last_hidden(model, batch)
+            return causal.lm_loss_sum(model, hidden, batch["labels"], places=places)
 
-        return sharding.inside(model, loss), (labels != IGNORE_INDEX).sum()
+        return sharding.inside(model, loss), len(places)
 
-    def trained_labels(self, batch: dict[str, Tensor]) -> Tensor:
-        if not self.config.mask_prompt:
-            return batch["labels"]
-        return batch["labels"].masked_fill(~batch["is_response"], IGNORE_INDEX)
+    def trained_places(self, batch: dict[str, Tensor]) -> Tensor:
+        """(targets,) of the labels that are trained on."""
+        return batch["response_places" if self.config.mask_prompt else "places"]
 
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
-        labels, hidden = self.trained_labels(batch), packed.last_hidden(model, batch)
-        logits, targets, rows = causal.logits_at_targets(model, hidden, labels)
+        places, hidden = self.trained_places(batch), packed.last_hidden(model, batch)
+        logits, targets, rows = causal.logits_at_targets(model, hidden, batch["labels"], places)
         if "row_lengths" in batch:
-            sizes = batch["row_lengths"]
-            row = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-            rows = row[(labels[0] != IGNORE_INDEX).nonzero().squeeze(1)]
+            rows = rows_of_tokens(batch["row_lengths"], logits.device)[places]
         return Targets(logits, targets, rows)
 
     # -- figures
@@ -280,7 +279,8 @@ class InstructionTuning(Training):
         """`row_sums` of all rows, on all ranks."""
 
         def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-            return causal.token_losses(model, packed.last_hidden(model, batch), batch["labels"])
+            hidden = packed.last_hidden(model, batch)
+            return causal.token_losses(model, hidden, batch["labels"], batch["places"])
 
         def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             return row_sums(sharding.inside(model, losses, batch), batch)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import core
-from core import IGNORE_INDEX
 from data import documents
 from data.documents import Stream, Streams, WindowData
 from evaluation.metrics import Metrics, add_interval, interval_facts
@@ -108,11 +107,11 @@ class LanguageModelling(Phases):
         sizes = (f"{len(d.stream.tokens):,}" for d in (self.train, self.val, self.test_data))
         world.say("tokens: train {}, validation {}, test {}".format(*sizes))
 
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats) summed over the tokens that are predicted; their number."""
         if self.needs_targets():
             return self.loss_of_targets(model, batch)
-        config, labels = self.config, batch["labels"]
+        config = self.config
         hidden, teacher_hidden = causal.last_hidden(model, batch), None
         if self.teacher is not None:
             with torch.no_grad():
@@ -120,23 +119,26 @@ class LanguageModelling(Phases):
         loss = causal.lm_loss_sum(
             model,
             hidden,
-            labels,
+            batch["labels"],
             self.teacher,
             teacher_hidden,
             config.temperature,
             config.distill_weight,
+            batch["places"],
         )
-        return loss, (labels != IGNORE_INDEX).sum()
+        return loss, len(batch["places"])
 
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
         hidden = causal.last_hidden(model, batch)
-        return Targets(*causal.logits_at_targets(model, hidden, batch["labels"]))
+        found = causal.logits_at_targets(model, hidden, batch["labels"], batch["places"])
+        return Targets(*found)
 
     def sums(self, state: core.State, data: WindowData) -> np.ndarray:
         """`document_sums` of a part, on all ranks."""
 
         def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-            losses = causal.token_losses(model, causal.last_hidden(model, batch), batch["labels"])
+            hidden = causal.last_hidden(model, batch)
+            losses = causal.token_losses(model, hidden, batch["labels"], batch["places"])
             return nn.functional.pad(losses, (0, data.length - losses.shape[1]))
 
         values = core.evaluate_rows(state, data, outputs, rows_each(data.length))

@@ -408,7 +408,7 @@ class Pretraining(Training):
     def losses(self, model: nn.Module, batch: dict, layers: Sequence[int]) -> Any:
         """Of all layers nothing need be said: compiled code and hooks then stay unchanged."""
         chosen = None if len(layers) == self.num_layers else list(layers)
-        rows = {name: batch[name] for name in ("input_ids", "labels")}
+        rows = {name: batch[name] for name in ("input_ids", "labels", "places")}
         from models import bert
 
         return bert.masked_lm_losses(model, rows, chosen)
@@ -421,9 +421,9 @@ class Pretraining(Training):
         return outputs.loss_sum, outputs.num_targets
 
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
-        rows, columns = (batch["labels"] != core.IGNORE_INDEX).nonzero(as_tuple=True)
+        labels, places = batch["labels"], batch["places"]
         logits = self.losses(model, batch, self.layers).logits
-        return Targets(logits, batch["labels"][rows, columns], rows)
+        return Targets(logits, labels.flatten()[places], places // labels.shape[1])
 
     def sampled_loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Of all layers."""

@@ -98,9 +98,12 @@ class Training(abc.ABC):
         losses = target_losses(answers.logits, answers.labels)
         if answers.rows is None:
             return losses
-        sums = losses.new_zeros(rows).index_add_(0, answers.rows, losses)
-        return sums / torch.bincount(answers.rows, minlength=rows).clamp(min=1)
+        zeros = losses.new_zeros(rows)
+        sums = zeros.index_add(0, answers.rows, losses)
+        counts = zeros.index_add(0, answers.rows, torch.ones_like(losses))
+        return sums / counts.clamp(min=1)
 
+    # The losses leave the device once for each SCORING_ROWS rows, and once more all ranks agree.
     @torch.no_grad()
     def score(self, state: core.State, candidates: np.ndarray) -> np.ndarray | None:
         """The loss of each (row, epoch), (n,), the same on every rank; None after a signal."""

@@ -40,6 +40,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from core import IGNORE_INDEX
+from data.tokens import target_places
 from models.pretrained import find_layers, read_weights, save_weights
 from models.starts import draw_by_name
 
@@ -337,14 +338,16 @@ class BudgetBertForMaskedLM(BudgetBertPreTrainedModel):
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
         active_layers: Sequence[int] | None = None,
+        places: Tensor | None = None,
     ) -> MaskedLMLosses:
-        """As BudgetBertModel; labels (batch, seq): IGNORE_INDEX where nothing is predicted."""
+        """As BudgetBertModel; labels (batch, seq): IGNORE_INDEX where nothing is predicted; places
+        (targets,): where something is, of data.tokens.target_places, for a device would wait."""
         hidden = self.encoder(
             input_ids, attention_mask, token_type_ids, segment_ids, active_layers
         ).last_hidden_state
         if labels is None:
             return MaskedLMLosses(logits=self.predict(hidden))
-        return losses_at_targets(hidden, labels, self.predict)
+        return losses_at_targets(hidden, labels, self.predict, places)
 
 
 class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
@@ -384,25 +387,29 @@ class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
 
 
 def losses_at_targets(
-    hidden: Tensor, labels: Tensor, predict: Callable[[Tensor], Tensor]
+    hidden: Tensor,
+    labels: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    places: Tensor | None = None,
 ) -> MaskedLMLosses:
-    """hidden (batch, seq, hidden), labels (batch, seq) → losses at the labelled positions.
+    """hidden (batch, seq, hidden), labels (batch, seq) → losses at the labelled positions, or at
+    places (targets,).
 
     predict maps (targets, hidden) to logits: with 15 % of the tokens masked that is a seventh
     of the largest product of a small BERT.
     """
-    rows, columns = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    logits = predict(hidden[rows, columns])
-    losses = F.cross_entropy(logits.float(), labels[rows, columns], reduction="none")
+    places = target_places(labels) if places is None else places
+    logits = predict(hidden.flatten(0, 1)[places])
+    losses = F.cross_entropy(logits.float(), labels.flatten()[places], reduction="none")
     loss_sum = losses.sum()
     sums = torch.zeros(len(labels), device=losses.device)
     return MaskedLMLosses(
-        loss=loss_sum / len(rows),
+        loss=loss_sum / len(places),
         logits=logits,
         loss_sum=loss_sum,
-        num_targets=len(rows),
-        sequence_loss_sums=sums.index_add_(0, rows, losses.detach()),
-        sequence_num_targets=torch.bincount(rows, minlength=len(labels)),
+        num_targets=len(places),
+        sequence_loss_sums=sums.index_add_(0, places // labels.shape[1], losses.detach()),
+        sequence_num_targets=(labels != IGNORE_INDEX).sum(dim=1),
     )
 
 
@@ -411,7 +418,7 @@ def masked_lm_losses(
 ) -> MaskedLMLosses:
     """Losses of either architecture on a batch of input_ids and labels (batch, seq).
 
-    The batch may have attention_mask or segment_ids. For core.train_step:
+    The batch may have attention_mask or segment_ids, and places of the labels. For core.train_step:
     loss_sum, num_targets.
     """
     if not isinstance(model, BertForMaskedLM):
@@ -421,7 +428,7 @@ def masked_lm_losses(
         mask = visible_tokens(mask, batch["segment_ids"])
     with _only(model.bert.encoder, active_layers):
         hidden = model.bert(batch["input_ids"], attention_mask=mask).last_hidden_state
-    return losses_at_targets(hidden, batch["labels"], model.cls)
+    return losses_at_targets(hidden, batch["labels"], model.cls, batch.get("places"))
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import IGNORE_INDEX
+from data.tokens import target_places
 from methods.dropout import set_dropout
-from models import pretrained
+from models import masks, pretrained
 
 # Shapes for init=random: what two cores can train. gpt2 and distilgpt2 are the published ones; the
 # small ones begin with weights of .02 · √(768 / width), which gives states of the same scale.
@@ -253,7 +253,9 @@ def features(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         states = model.base_model(input_ids=batch["input_ids"], attention_mask=mask)
         return states.last_hidden_state[:, 0]
     # padding is on the right, where no real token looks: without a mask attention is faster
-    states = model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+    states = last_hidden(model, batch)
+    if mask is None:
+        return states[:, -1]
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
     return states[torch.arange(len(states), device=states.device), last]
 
@@ -310,7 +312,10 @@ def features_suffice(model: nn.Module, batch: dict[str, Tensor]) -> bool:
 
 def last_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """(rows, seq, hidden); padding is on the right, where no real token looks."""
-    return model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+    mask = masks.whole_rows(model)
+    return model.base_model(
+        input_ids=batch["input_ids"], attention_mask=mask, use_cache=False
+    ).last_hidden_state
 
 
 @torch.no_grad()
@@ -337,47 +342,55 @@ def lm_loss_sum(
     teacher_hidden: Tensor | None = None,
     temperature: float = 1.0,
     weight: float = 0.0,
+    places: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy (nats) summed over the labels that are not IGNORE_INDEX.
+    """Cross-entropy (nats) summed over the labels that are not IGNORE_INDEX, or those at places
+    (targets,), of target_places.
 
     hidden (rows, seq, h), labels (rows, seq): labels[:, i] is the token after position i. With a
     teacher: (1 − weight) · cross-entropy + weight · methods.distillation's loss.
     """
-    chosen, targets, head = labels != IGNORE_INDEX, labels, model.get_output_embeddings()
-    states, adapter = hidden[chosen], getattr(head, "lora", None)
+    places = target_places(labels) if places is None else places
+    head = model.get_output_embeddings()
+    states, adapter = hidden.flatten(0, 1)[places], getattr(head, "lora", None)
     low, up = (None, None) if adapter is None else adapter.factors(states)
     extra: tuple = (None, None, None)
     if teacher is not None:
         output = teacher.get_output_embeddings()
-        extra = (teacher_hidden[chosen], output.weight, output.bias)
+        extra = (teacher_hidden.flatten(0, 1)[places], output.weight, output.bias)
+    targets = labels.flatten()[places]
     return _ChunkedLoss.apply(
-        states, head.weight, head.bias, low, up, targets[chosen], *extra, temperature, weight
+        states, head.weight, head.bias, low, up, targets, *extra, temperature, weight
     )
 
 
 def logits_at_targets(
-    model: nn.Module, hidden: Tensor, labels: Tensor
+    model: nn.Module, hidden: Tensor, labels: Tensor, places: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logits (targets, vocab), labels (targets,), row of each target (targets,)), all at a time.
 
-    hidden (rows, seq, h), labels (rows, seq), as in lm_loss_sum.
+    hidden (rows, seq, h), labels (rows, seq), places (targets,), as in lm_loss_sum.
     """
-    rows, columns = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    logits = model.get_output_embeddings()(hidden[rows, columns])
-    return logits, labels[rows, columns], rows
+    places = target_places(labels) if places is None else places
+    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[places])
+    return logits, labels.flatten()[places], places // labels.shape[1]
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each label in nats, (rows, seq) float32, 0 where there is none."""
-    chosen, head = labels != IGNORE_INDEX, model.get_output_embeddings()
-    states, targets = hidden[chosen], labels[chosen]
+def token_losses(
+    model: nn.Module, hidden: Tensor, labels: Tensor, places: Tensor | None = None
+) -> Tensor:
+    """The loss of each label in nats, (rows, seq) float32, 0 where there is none. places as in
+    lm_loss_sum."""
+    places = target_places(labels) if places is None else places
+    head = model.get_output_embeddings()
+    states, targets = hidden.flatten(0, 1)[places], labels.flatten()[places]
     chunk_losses = [torch.zeros(0, device=hidden.device)]
     for part in _chunks(len(states), head.weight):
         logits = head(states[part]).float()
         chunk_losses.append(F.cross_entropy(logits, targets[part], reduction="none"))
     losses = torch.zeros(labels.shape, device=hidden.device)
-    losses[chosen] = torch.cat(chunk_losses)
+    losses.view(-1)[places] = torch.cat(chunk_losses)
     return losses
 
 

@@ -38,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from core import IGNORE_INDEX
+from data.tokens import target_places
 from models.decoding import Chooser, Decoding
 from models.starts import draw_by_name
 
@@ -186,6 +187,17 @@ class Segments:
     places: Tensor
     positions: Tensor
 
+    def repeat(self, copies: int) -> "Segments":
+        """Of as many copies of the batch, one below the other."""
+        tokens, rows = self.places.numel(), self.is_token.numel()
+        shift = torch.arange(copies, device=self.rows.device)[:, None, None]
+        return Segments(
+            rows=((self.rows + shift * tokens) * self.is_token).flatten(0, 1),
+            is_token=self.is_token.repeat(copies, 1),
+            places=(self.places + shift[:, 0] * rows).flatten(),
+            positions=self.positions.repeat(copies, 1),
+        )
+
     def unpack(self, x: Tensor) -> Tensor:
         """(batch, seq, …) → (segments, longest, …), whose gradient must be 0 where no token is."""
         rows = _take(x.flatten(0, 1), self.rows.flatten(), self.places, None)
@@ -228,6 +240,11 @@ def _take_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
 
 
 _take.register_autograd(_take_back, setup_context=_save_indices)
+
+
+def find_titles(input_ids: Tensor, eos: int) -> Segments:
+    """Titles as segments: each begins at an <eos>."""
+    return find_segments((input_ids == eos).cumsum(1))
 
 
 def find_segments(segment_ids: Tensor) -> Segments:
@@ -430,32 +447,34 @@ class SmallGPTModel(SmallGPTPreTrainedModel):
         segment_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        segments: Segments | None = None,
     ) -> BaseModelOutput:
         """input_ids (batch, seq) → last_hidden_state (batch, seq, n_embd).
 
         segment_ids (batch, seq): of packed rows, in which a token sees its own segment; None: the
-        titles if config.within_titles, else the whole row. attention_mask may be zero at the end
+        titles if config.within_titles, else the whole row. segments: the same, found already: on a
+        device that takes waiting. attention_mask may be zero at the end
         of rows (no token looks there). cache: of the tokens before these, which it then holds,
         too; without segments, and after its first use for one token at a time.
         """
         config = self.config
         if attention_mask is not None and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
             raise ValueError("padding before a text: pad at the end of rows")
-        if segment_ids is None and config.within_titles and cache is None:
-            segment_ids = (input_ids == config.eos_token_id).cumsum(1)
-        segments = None if segment_ids is None else find_segments(segment_ids)
+        if segments is None and segment_ids is None and config.within_titles and cache is None:
+            segments = find_titles(input_ids, config.eos_token_id)
+        if segment_ids is not None:
+            segments = find_segments(segment_ids)
         if segments is not None:
-            positions = segments.positions
+            positions, longest = segments.positions, segments.rows.shape[1]
         else:
             first = 0 if cache is None else cache.length
-            positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)
-            positions = positions[None]
+            longest = first + input_ids.shape[1]
+            positions = torch.arange(first, longest, device=input_ids.device)[None]
         hidden = self.embed_tokens(input_ids)
         rotation = None
         if self.embed_positions is None:
             rotation = rotary_tables(positions, config.head_size, config.rope_theta)
         else:
-            longest = int(positions.max()) + 1
             if longest > config.n_positions:
                 raise ValueError(f"{longest} tokens: the model has {config.n_positions} positions")
             hidden = hidden + self.embed_positions(positions)
@@ -558,9 +577,12 @@ class SmallGPTForCausalLM(SmallGPTPreTrainedModel):
 # ------------------------------------------------------------------------------ losses
 
 
-def at_targets(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden (batch, seq, n), labels (batch, seq) → (targets, n), (targets,): the labelled ones."""
-    places = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+def at_targets(
+    hidden: Tensor, labels: Tensor, places: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """hidden (batch, seq, n), labels (batch, seq) → (targets, n), (targets,): the labelled ones, or
+    those at places (targets,)."""
+    places = target_places(labels) if places is None else places
     return hidden.flatten(0, 1).index_select(0, places), labels.flatten()[places]
 
 

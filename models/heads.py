@@ -108,8 +108,10 @@ def style_scale(features: np.ndarray) -> tuple[Tensor, Tensor]:
 class MeanPairs(core.PairClassifier):
     """The pair classifier on the mean of all of a sequence's states in place of the first one's."""
 
-    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask (sequences, seq) → (sequences, hidden)."""
+    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """input_ids, attention_mask (sequences, seq) → (sequences, hidden); None: no padding."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if attention_mask is None:
+            return states.mean(dim=1)
         weights = attention_mask[:, : states.shape[1], None].to(states.dtype)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)

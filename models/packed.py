@@ -1,7 +1,7 @@
 """Rows end to end in one sequence, without padding, each attending to itself alone.
 
     use_packing(model, longest=1024)          # once, on a causal model of transformers
-    hidden = last_hidden(model, batch)        # batch has row_lengths; else as causal.last_hidden
+    hidden = last_hidden(model, batch)        # of rows with row_lengths, or as causal's
 
 All that works on tokens one by one (norms, linear maps, the loss) sees no padding; attention is
 computed row by row, so that nothing of one row can reach another. Positions start anew with each
@@ -37,6 +37,8 @@ def _attention(inner: str) -> Any:
         if attention_mask is None or attention_mask.dtype != torch.int64:
             return within(module, query, key, value, attention_mask, **more)
         sizes = attention_mask.flatten().tolist()
+        if not sizes:  # masks.WHOLE
+            return within(module, query, key, value, None, **more)
         parts = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
         rows = [within(module, *part, None, **more)[0] for part in zip(*parts, strict=True)]
         return torch.cat(rows, dim=1), None
@@ -74,7 +76,9 @@ def _is_exact(model: nn.Module) -> bool:
     device = next(model.parameters()).device
     ids = (torch.arange(12, device=device) % 11 + 1)[None]
     sizes = torch.tensor([5, 7])
-    packed = last_hidden(model, {"input_ids": ids, "row_lengths": sizes})
+    places = torch.cat([torch.arange(size, device=device) for size in sizes.tolist()])[None]
+    batch = {"input_ids": ids, "row_lengths": sizes, "position_ids": places}
+    packed = last_hidden(model, batch)
     alone = [causal.last_hidden(model, {"input_ids": part}) for part in ids.split([5, 7], dim=1)]
     model.train(training)
     return torch.allclose(packed, torch.cat(alone, dim=1), rtol=1e-3, atol=1e-3)
@@ -84,11 +88,10 @@ def last_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """(rows, seq, hidden), or (1, all tokens, hidden) of packed rows."""
     if "row_lengths" not in batch:
         return causal.last_hidden(model, batch)
-    sizes = batch["row_lengths"].cpu()  # once, or every layer would wait for the device
-    positions = torch.cat([torch.arange(size) for size in sizes.tolist()])[None]
+    sizes = batch["row_lengths"]  # on the host, or every layer would wait for the device
     return model.base_model(
         input_ids=batch["input_ids"],
-        position_ids=positions.to(batch["input_ids"].device),
+        position_ids=batch["position_ids"],
         attention_mask=sizes.view(1, 1, 1, -1),
         use_cache=False,
     ).last_hidden_state

@@ -73,10 +73,9 @@ def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[T
         return batch["embeddings"].chunk(2)
     names = ("input_ids", "attention_mask", "states")
     inputs = {name: batch[name] for name in names if name in batch}
-    mask = inputs["attention_mask"]
-    if mask.device.type != "cpu" or is_compiled(model.encoder):
+    if batch["input_ids"].device.type != "cpu" or is_compiled(model.encoder):
         return first_tokens(model, **inputs).chunk(2)
-    lengths = mask.sum(dim=1)
+    lengths = inputs["attention_mask"].sum(dim=1)
     groups = length_groups(lengths)
     states = [
         first_tokens(model, **{name: x[rows, : lengths[rows].max()] for name, x in inputs.items()})
@@ -89,11 +88,11 @@ def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[T
 def first_tokens(
     model: core.PairClassifier,
     input_ids: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     states: Tensor | None = None,
 ) -> Tensor:
-    """input_ids, attention_mask (sequences, seq), states (sequences, seq, hidden) where a frozen
-    part's are kept → (sequences, hidden)."""
+    """input_ids, attention_mask (sequences, seq), None without padding, states (sequences, seq,
+    hidden) where a frozen part's are kept → (sequences, hidden)."""
     if states is None:
         return model.first_tokens(input_ids, attention_mask)
     with pretrained.from_border(model.encoder, states):

@@ -39,7 +39,7 @@ case "$*" in
         echo "${{FAKE_PIP_OUTPUT:-Installing collected packages: torch}}"
         exit "${{FAKE_PIP_STATUS:-0}}" ;;
     "-m ensurepip"*|"-m virtualenv"*|"-m pip"*) exit 1 ;;
-    "-m torch.distributed.run"*|"-m pytest"*|*run_5_models.py*)
+    "-m torch.distributed.run"*|"-m pytest"*|"-m benchmarks.check"*|*run_5_models.py*)
         echo "OMP_NUM_THREADS=${{OMP_NUM_THREADS:-}} $*" >>"$CALLS"
         exit "${{FAKE_RUN_STATUS:-0}}" ;;
     "- cpu"|"- cuda"|"- xpu") echo "torch 2.13.0" ;;
@@ -148,14 +148,14 @@ def index():
 def test_help_names_every_command_and_does_nothing(machine):
     result = machine.run("help")
     assert result.returncode == 0
-    for command in ("demo", "test", "smoke", "plan", "ABLATE_DEVICE", "ABLATE_PYTHON"):
+    for command in ("demo", "test", "smoke", "check", "plan", "ABLATE_DEVICE", "ABLATE_PYTHON"):
         assert command in result.stdout
     assert not (machine.project / ".venv").exists()
 
 
 def test_unknown_command_is_refused_with_the_list(machine):
     result = machine.run("tset")
-    assert result.returncode != 0 and "demo, test, smoke" in result.stderr
+    assert result.returncode != 0 and "demo, test, smoke, check" in result.stderr
 
 
 def test_no_python_gives_one_clear_line(machine):
@@ -387,6 +387,16 @@ def test_demo_ends_as_its_run_ends_and_respects_the_user(machine):
     call = machine.calls()[-1]
     assert call.startswith("OMP_NUM_THREADS=5 ")
     assert call.endswith(f"--out {machine.project}/results/demo --device cpu")
+
+
+def test_check_is_named_after_a_setup_for_a_gpu_and_writes_its_lines(machine):
+    assert "startup.sh check" not in machine.run("setup").stdout
+    machine.nvidia("13.0", "9.0")
+    assert "startup.sh check" in machine.run("setup").stdout.splitlines()[-1]
+    machine.run("check", "--items", "waits")
+    wanted = "-m benchmarks.check --device cuda --output check.jsonl --items waits"
+    assert machine.calls()[-1].endswith(wanted)
+    assert machine.run("check", FAKE_RUN_STATUS="1").returncode == 1
 
 
 def test_smoke_refuses_a_run_that_leaves_no_record(machine):
