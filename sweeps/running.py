@@ -53,7 +53,7 @@ class Elsewhere:
 
     claims: Claims
     direct: Claims  # of a script that was started by itself, in the run's place
-    begun: int  # claims that there were when this process came
+    begun: int  # claims that had ended when this process came
     said: int = 0  # the claim of which it was said that somebody has it
 
     def say(self, claim: int, text: str) -> None:
@@ -116,7 +116,8 @@ class Runner:
         for run in waiting:
             if run.name not in self.elsewhere:
                 known, direct = run.claims, Claims(run.folder / claims.OWN, Path("."))
-                self.elsewhere[run.name] = Elsewhere(known, direct, known.look().number)
+                look = known.look()
+                self.elsewhere[run.name] = Elsewhere(known, direct, look.number - (not look.ended))
         next_look = 0.0
         while self.running or (waiting and not self.stopping):
             if len(self.running) < self.plan.jobs and time.monotonic() >= next_look:

@@ -24,7 +24,7 @@ STALE = 2.0
 PLAN = {
     "script": "fake.py",
     "seeds": 3,
-    "pace": 0.12,
+    "pace": 0.2,
     "tune": {"lr": [0.1, 0.2]},
     "arms": {"one": {}, "two": {"freeze": "all"}, "three": {"freeze": "some"}},
 }
@@ -45,11 +45,11 @@ def one_sweep(folder: Path, draw: random.Random, wanted: int) -> int:
     folder.mkdir()
     prepare(folder)
     (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
-    three, paused, count = machines(folder), {}, 0
+    three, paused, gone, count = machines(folder), {}, {}, 0
     try:
         for machine in three:
             machine.start()
-        until = time.monotonic() + 600
+        until = time.monotonic() + 900
         while any(machine.code != 0 for machine in three):
             assert time.monotonic() < until, "\n".join(m.log.read_text()[-2000:] for m in three)
             time.sleep(draw.uniform(0.2, 1.0))
@@ -60,10 +60,11 @@ def one_sweep(folder: Path, draw: random.Random, wanted: int) -> int:
                     machine.send(signal.SIGCONT, children=True)
                 elif machine not in paused and machine.code not in (None, 0):
                     assert machine.code == -signal.SIGKILL, machine.log.read_text()[-3000:]
-                    machine.start()  # the same command again
-            alive = [m for m in three if m.code is None and m not in paused]
-            begun = any((folder / "volume/o/claims").rglob("*.beat"))
-            if alive and begun and count < wanted:
+                    if now > gone.setdefault(machine, now + draw.uniform(0, 2 * STALE)):
+                        del gone[machine]
+                        machine.start()  # the same command again
+            alive = [m for m in three if m.code is None and m not in paused and m.children()]
+            if alive and count < wanted:
                 machine, whole = draw.choice(alive), draw.random() < 0.5
                 count += 1
                 if draw.random() < 0.5:
