@@ -9,6 +9,7 @@
     python sweep.py explain results/run_1 results/run_2 --seeds 3       # which setting did it?
     python sweep.py --config configs/sweeps/models.yaml --race --margin 0.01 --max_seeds 12
     python sweep.py status results/sweeps/frozen          # who does what, and how much is left
+    python sweep.py push HOST:FOLDER --config configs/sweeps/frozen.yaml    # and pull, home again
 
 The same command again skips what is finished and continues what was cut off. Ctrl-C and SIGTERM
 let the runs save first. A failed run is listed at the end, and the others are run all the same.
@@ -130,6 +131,10 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, 1 when a run failed or leaks, 128 + signal when stopped."""
     if argv[:1] == ["explain"]:
         return explain.main(argv[1:], main)
+    if argv[:1] in (["push"], ["pull"]):
+        from sweeps import transfer
+
+        return transfer.main(argv)
     if argv[:1] == ["status"]:
         from sweeps.status import status
 

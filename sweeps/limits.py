@@ -65,10 +65,16 @@ def _took(runs: Iterable[Run], attempts: Mapping[str, list[dict]]) -> dict[str, 
     took: dict[str, list[float]] = {}
     for run in runs:
         if has_ended(run.folder) and not run.folder.is_symlink():
-            seconds = sum(facts["seconds"] for facts in attempts[run.name])
-            seconds = seconds or read_json(run.folder / "run.json").get("seconds") or 0.0
-            took.setdefault(run.arm, []).append(seconds)
+            took.setdefault(run.arm, []).append(seconds_of(run, attempts[run.name]))
     return took
+
+
+def seconds_of(run: Run, attempts: Iterable[Mapping[str, Any]]) -> float:
+    """Of all attempts at a run that has ended, or as its own record says: where there are no claims
+    on it, or it came home from another machine."""
+    seconds = read_json(run.folder / "run.json").get("seconds")
+    known = seconds if isinstance(seconds, int | float) else 0.0
+    return max(known, sum(facts["seconds"] for facts in attempts))
 
 
 def _expected(took: Mapping[str, list[float]], arm: str) -> float:

@@ -266,6 +266,7 @@ class Runner:
         if not judged and not claim.publish(run.folder):
             claim.end("lost")
             if is_finished(run):
+                claim.clear()
                 return self._say(number, run, "was finished by somebody else meanwhile")
             if claim.is_lost():
                 waiting.append(run)

@@ -18,7 +18,7 @@ from files import read_json
 from reports.folder import RunFolder, clean, duration, load_run, number, seconds_since
 from reports.watch import seconds_left, total_steps
 from sweeps.ended import has_diverged, has_ended
-from sweeps.limits import cost_of
+from sweeps.limits import cost_of, seconds_of
 from sweeps.plan import Plan, Run, parse_arguments
 
 KINDS = ("finished", "diverged", "running", "silent", "stopped", "failed", "waiting")
@@ -64,9 +64,8 @@ class Sweep:
         if has_ended(run.folder):
             record = read_json(run.folder / "run.json")
             kind = "diverged" if has_diverged(record) else "finished"
-            spent = sum(facts["seconds"] for facts in self.claims[run.name].history())
             verdicts = failures(map(str, record.get("verdicts") or []))
-            seconds = spent or number(record.get("seconds")) or 0.0
+            seconds = seconds_of(run, self.claims[run.name].history())
             return State(run, kind, look, seconds, why=", ".join(verdicts))
         if look.number == 0:
             return State(run, "waiting", look)
