@@ -47,6 +47,7 @@ OUT/looks.jsonl  with how many seeds results were looked at, and what a race dec
 """
 
 import argparse
+import importlib
 import os
 import shlex
 import subprocess
@@ -64,7 +65,7 @@ from sweeps import explain
 from sweeps.ended import has_diverged, is_finished
 from sweeps.limits import Limits
 from sweeps.notices import Notices
-from sweeps.plan import Plan, Run, check_settings, find, parse_arguments, refuse
+from sweeps.plan import Plan, Run, check_settings, find, parse_arguments, parse_words, refuse
 from sweeps.running import Runner
 from sweeps.tuning import tune
 
@@ -151,6 +152,8 @@ def main(argv: Sequence[str]) -> int:
     if not (args.config and written.exists() and written.samefile(find(args.config, "config"))):
         text = yaml.safe_dump(plan.as_sweep_file(), sort_keys=False)
         files.write_text(written, text, shared=True)
+    if args.on:
+        return hand_over(plan, args)
     if args.stale is not None:  # the scripts beat as often as this asks
         os.environ["ABLATE_STALE_SECONDS"] = str(args.stale)
     notices = Notices(args.notify, plan.out.name)
@@ -168,7 +171,8 @@ def main(argv: Sequence[str]) -> int:
             except ValueError as error:
                 raise refuse(f"the race cannot be judged: {error}") from None
         elif not runner.stopping:
-            runner.run([run for arm_runs in runs.values() for run in arm_runs])
+            every = [run for arm_runs in runs.values() for run in arm_runs]
+            runner.run(every, leave=args.leave)
     code = finish(plan, args, runner, runs, verdicts)
     every = [run for arm in runs.values() for run in arm]
     finished = sum(map(is_finished, every))
@@ -176,6 +180,32 @@ def main(argv: Sequence[str]) -> int:
     notices.post("ended", text, code=code, finished=finished, runs=len(every),
                  failed=len(runner.failed))  # fmt: skip
     return code
+
+
+def hand_over(plan: Plan, args: argparse.Namespace) -> int:
+    """Have an engine run the plan: each of its jobs is this command again, without --on, and they
+    share the runs."""
+    options = parse_words(f"--{args.on}", getattr(args, args.on))
+    todo = sum(not is_finished(run) for run in plan.every_run())
+    try:
+        jobs = int(options.pop("array", -(-todo // plan.jobs)))
+        if not todo or jobs < 1:
+            raise ValueError("all runs are finished" if not todo else f"array={jobs}: how many?")
+        words = ["--config", plan.out / "sweep.yaml", "--out", plan.out, "--jobs", plan.jobs]
+        for name in ("hours", "price", "max_cost", "stale"):
+            if (value := getattr(args, name)) is not None:
+                words += [f"--{name}", value]
+        if args.notify:  # in the environment, which is not written down
+            os.environ["ABLATE_NOTIFY"] = args.notify
+        command = [sys.executable, str(PROJECT / "sweep.py"), *map(str, words), "--leave"]
+        engine = importlib.import_module(f"sweeps.on_{args.on}")
+        ids = engine.submit([command] * jobs, plan.out / "jobs", options)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    console.say(f"{len(ids)} jobs share {todo} runs: {', '.join(ids)}; logs: {plan.out}/jobs")
+    console.say(f"who does what: python sweep.py status {plan.out}; this command without --on has")
+    console.say("the table at the end")
+    return 0
 
 
 def finish(
@@ -197,6 +227,7 @@ def finish(
     whole = {label: [run for run in those if is_finished(run)] for label, those in runs.items()}
     for run in (run for those in whole.values() for run in those):
         runner.failed.pop(run.name, None)
+    every = [run for arm in runs.values() for run in arm]
     done = [label for label in runs if whole[label]]
     if done:
         report("table", str(plan.out))
@@ -205,7 +236,7 @@ def finish(
         report("effects", str(plan.out))
     elif len(compared) > 1 and compared[0] == plan.arms[0].label:  # the baseline
         paths = [plan.out / label for label in compared]
-        if runner.failed or runner.limited:  # the place of a failed run may hold other settings
+        if sum(map(len, whole.values())) < len(every):  # a failed run's place may hold another
             paths = [run.folder for label in compared for run in whole[label]]
         if not plan.race and not args.aa:
             note_look(plan.out, {a: [run.settings["seed"] for run in whole[a]] for a in compared})
@@ -214,11 +245,12 @@ def finish(
         console.say(line)
     if args.aa:
         console.say("first and second differ in their seeds alone: what they differ by is noise")
-    every = [run for arm in runs.values() for run in arm]
     if diverged := [r.name for r in every if has_diverged(read_json(r.folder / "run.json"))]:
         console.say(f"diverged: {len(diverged)} of {len(every)} runs: {', '.join(diverged)}")
-    shuffled = (whole if runner.limited else runs).get("shuffled")
+    shuffled = (whole if runner.limited or runner.left else runs).get("shuffled")
     leaks = args.aa and "shuffled" in done and not judge_shuffled(shuffled)
+    if runner.left:
+        console.say(f"{runner.left} runs are left to others, and no other is free")
     if runner.limited:
         left = len(every) - sum(map(len, whole.values()))
         which = f"{left} runs are left" if runs else "tuning is not at its end"

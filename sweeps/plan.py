@@ -4,6 +4,7 @@ import argparse
 import difflib
 import itertools
 import math
+import os
 import re
 import signal
 import subprocess
@@ -31,6 +32,7 @@ SWEEP_KEYS = (
     *("paired", "margin", "explain", "race"),
 )
 DECLARED = {"race": None, "paired": False, "margin": None}  # before the first result, or not at all
+ENGINES = ("slurm", "local")  # sweeps/on_….py
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {
     "seed": "--seeds",
@@ -105,10 +107,20 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> argp
     add("--hours", type=float, help="start no run that would not end within so many")
     add("--price", type=float, help="of an hour of this machine, for --max_cost")
     add("--max_cost", type=float, help="of all runs: start none that would cost more")
-    add("--notify", metavar="URL", help="is posted a line of JSON when a run fails, and at the end")
+    add("--notify", metavar="URL", default=os.environ.get("ABLATE_NOTIFY"), help=(
+        "is posted a line of JSON when a run fails, and at the end (or ABLATE_NOTIFY)"
+    ))  # fmt: skip
     add("--stale", type=float, metavar="SECONDS", help=(
         "of silence, after which a run of another machine is taken over (default: 180)"
     ))  # fmt: skip
+    add("--leave", action="store_true", help=(
+        "end when no run is left to start, rather than wait for those of others"
+    ))  # fmt: skip
+    add("--on", metavar="ENGINE", help="slurm: as jobs of a cluster (docs/many_machines.md)")
+    for engine in ENGINES:
+        add(f"--{engine}", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=(
+            f"of its jobs with --on {engine}: array=8 time=4:00:00 gpus=1 partition=…"
+        ))  # fmt: skip
     # --dry-run is --dry_run, as in the scripts
     parts = [word.partition("=") if word[:2] == "--" else (word, "", "") for word in argv]
     words = [
@@ -132,6 +144,11 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> argp
         raise refuse(
             "--price and --max_cost go together: what an hour costs, and what all may cost"
         )
+    if args.on not in (None, *ENGINES):
+        raise refuse(f"--on {args.on}: expected {' or '.join(ENGINES)}")
+    for engine in ENGINES:
+        if getattr(args, engine) and args.on != engine:
+            raise refuse(f"--{engine} is for --on {engine}")
     if args.notify is not None and (problem := refusal_of(args.notify)):
         raise refuse(problem)
     return args
@@ -426,8 +443,8 @@ class Plan:
         launcher = [sys.executable]
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
-            if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, which torchrun undoes
-                launcher += ["--signals-to-handle=SIGTERM,SIGINT"]
+            if handled := signals_to_handle():
+                launcher += [f"--signals-to-handle={handled}"]
             launcher += [f"--nproc_per_node={self.processes}"]
         return [*launcher, str(find_script(run.script)), *words_of(run, out)]
 
@@ -454,6 +471,16 @@ class Plan:
         trials = sum(len(self.trials(arm)) for arm in self.arms)
         tuning = f" after {trials} for tuning" if trials else ""
         return f"{self.out}: runs: {runs}{tuning}, arms: {len(self.arms)}"
+
+
+def signals_to_handle() -> str:
+    """What torchrun has to pass on besides its own four signals, or must not; "" for those."""
+    signals = ["SIGTERM", "SIGINT"]
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup, which torchrun undoes
+    slurm = "SLURM_JOB_ID" in os.environ  # it signals every process of a job, ahead of its limit
+    signals += [] if ignored else ["SIGHUP", "SIGQUIT"]
+    signals += ["SIGUSR1", "SIGUSR2"] if slurm else []
+    return ",".join(signals) if ignored or slurm else ""
 
 
 def check_settings(plan: Plan) -> None:

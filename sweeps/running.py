@@ -74,6 +74,7 @@ class Runner:
         self.took_seconds: list[float] = []  # of the runs that finished in this session
         self.signals: list[int] = []
         self.gave_up = False
+        self.left = 0  # runs that others are at, when this one leaves
         self.limited = ""  # why no further run is started
         self.works = False  # some run of this sweep has finished, now or before
         self.first: Run | None = None
@@ -101,8 +102,11 @@ class Runner:
     def stopping(self) -> bool:
         return bool(self.signals or self.gave_up or self.limited)
 
-    def run(self, runs: list[Run], later: int = 0) -> None:
-        """Run what is not finished; `later` is how many runs will come after these."""
+    def run(self, runs: list[Run], later: int = 0, leave: bool = False) -> None:
+        """Run what is not finished; `later` is how many runs will come after these.
+
+        leave: do not wait for what others run.
+        """
         waiting = [run for run in runs if not is_finished(run)]
         numbers = {run.name: f"{i}/{len(runs)}" for i, run in enumerate(runs, 1)}
         self.works = self.works or len(waiting) < len(runs)
@@ -122,6 +126,9 @@ class Runner:
         while self.running or (waiting and not self.stopping):
             if len(self.running) < self.plan.jobs and time.monotonic() >= next_look:
                 self._fill(waiting, numbers)
+                if leave and waiting and not self.running and not self.stopping:
+                    self.left = len(waiting)
+                    break
                 next_look = time.monotonic() + min(1.0, claims.stale_seconds() / 20)
             time.sleep(0.05)
             for slot, child in list(self.running.items()):

@@ -154,7 +154,7 @@ class Machine:
     def start(self) -> None:
         env = environment() | self.fakes
         env |= {"FAKE_MACHINE": self.name, "FAKE_VOLUME": str(self.folder / "volume")}
-        env["PYTHONPATH"] = f"{self.folder / 'site'}"
+        env["PYTHONPATH"] = f"{self.folder / 'site'}:{os.environ.get('PYTHONPATH', '')}"
         env["ABLATE_STALE_SECONDS"] = self.fakes.get("ABLATE_STALE_SECONDS", "2")
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(

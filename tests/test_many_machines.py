@@ -5,8 +5,10 @@ import http.server
 import json
 import os
 import shutil
+import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,15 @@ from test_sweep import SCRIPT, attempt, launches, status, write
 import claims
 import sweep
 from claims import Claims
+from files import PROJECT
 from reports.folder import find_runs, load_run
 from reports.ledger import looking_runs
 from reports.packed import pack
+from sweeps import on_slurm
 from sweeps.limits import Limits
 from sweeps.notices import without_secrets
+from sweeps.on_slurm import minutes_of
+from sweeps.plan import signals_to_handle
 from sweeps.status import Sweep, summary
 
 OTHER = {"host": "other", "machine": "another boot", "pid": 7, "began": "1"}
@@ -274,6 +280,74 @@ def test_limits_count_what_is_running(folder):
     assert limits.refusal(every[2], every, {}) == ""
     assert "go to what is running" in limits.refusal(every[2], every, {"runs/seed_1": 0.1 * took})
     assert Limits(1).refusal(every[2], every, {}) == ""
+
+
+# ---------------------------------------------------------------------------- schedulers
+
+
+def test_who_is_told_to_leave_does_not_wait(folder, capsys, monkeypatch):
+    Other("runs/seed_1").beat()
+    monkeypatch.setenv("ABLATE_STALE_SECONDS", "60")
+    assert run("--seeds", "3", "--leave") == 0
+    assert launches() == ["o/runs/seed_0", "o/runs/seed_2"]
+    assert "1 runs are left to others, and no other is free" in capsys.readouterr().out
+
+
+def test_an_engine_gets_the_plan_as_commands(folder, monkeypatch):
+    given = []
+    engine = types.SimpleNamespace(submit=lambda *words: given.append(words) or ["7_0", "7_1"])
+    monkeypatch.setitem(sys.modules, "sweeps.on_slurm", engine)
+    monkeypatch.setenv("ABLATE_NOTIFY", "https://host/other")
+    words = ["--seeds", "3", "--jobs", "2", "--on", "slurm", "--slurm", "time=90", "partition=a"]
+    assert run(*words, "--hours", "1.5", "--notify", "https://host/secret") == 0
+    [(commands, jobs, options)] = given
+    assert len(commands) == 2 and options == {"time": "90", "partition": "a"}
+    assert jobs == Path("o/jobs") and not launches()
+    assert commands[0][1:] == [
+        *(str(PROJECT / "sweep.py"), "--config", "o/sweep.yaml", "--out", "o", "--jobs", "2"),
+        *("--hours", "1.5", "--leave"),
+    ]
+    assert os.environ["ABLATE_NOTIFY"] == "https://host/secret"
+    monkeypatch.delenv("ABLATE_NOTIFY")
+    # a job is that command, and the same one without --on has the table
+    assert sweep.main(commands[0][2:]) == 0 and len(launches()) == 3
+    with pytest.raises(SystemExit, match="all runs are finished"):
+        run(*words)
+    for wrong, message in (
+        (["--on", "k8s"], "expected slurm or local"),
+        (["--slurm", "gpus=1"], "--slurm is for --on slurm"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*wrong)
+
+
+@pytest.mark.parametrize(
+    "text, minutes",
+    [("90", 90), ("90:30", 90.5), ("1:30:00", 90), ("1-12", 2160), ("1-0:30", 1470),
+     ("0-1:00:30", 60.5)],
+)  # fmt: skip
+def test_times_are_read_as_slurm_reads_them(text, minutes):
+    assert minutes_of(text) == minutes
+
+
+def test_options_that_cannot_be_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="expected minutes"):
+        minutes_of("4h")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match="pip install submitit"):
+        on_slurm.submit([["true"]], tmp_path, {})
+    known = types.SimpleNamespace(register_pickle_by_value=lambda module: None)
+    monkeypatch.setitem(sys.modules, "cloudpickle", known)
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace())
+    with pytest.raises(ValueError, match="no more than the 120 s to save in"):
+        on_slurm.submit([["true"]], tmp_path, {"time": "2"})
+
+
+def test_torchrun_passes_on_the_signals_of_a_cluster(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert signals_to_handle() == ""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert signals_to_handle() == "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 
 
 @pytest.mark.parametrize(
