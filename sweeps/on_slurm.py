@@ -9,6 +9,7 @@ SIGTERM, so that what is running is saved, and the job is queued again and goes 
 """
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ SIGNAL_SECONDS = 120  # ahead of the limit; time enough to save
 
 
 class Command:
-    """A plain command as submitit runs it; `checkpoint` is called when the time is nearly up."""
+    """A command as submitit runs it; `checkpoint` is called when the time is nearly up."""
 
     def __init__(self, words: Sequence[str], folder: str):
         self.words, self.folder = list(words), folder
@@ -61,15 +62,11 @@ def minutes_of(text: str) -> float:
 
 
 def submit(
-    commands: Sequence[Sequence[str]],
-    folder: Path,
-    options: Mapping[str, str],
-    cluster: str = "slurm",
+    commands: Sequence[Sequence[str]], folder: Path, options: Mapping[str, str], cluster="slurm"
 ) -> list[str]:
     """One array of jobs; ValueError for options that cannot be, or without submitit.
 
-    options: gpus, cpus and mem (GB) of a job, its time, `signal` (seconds ahead of the limit); any
-    other is sbatch's own (partition, account, qos …).
+    options: gpus, cpus, mem (GB), time and `signal` (seconds ahead of it); others are sbatch's own.
     """
     try:
         import cloudpickle
@@ -83,18 +80,21 @@ def submit(
     if minutes * 60 <= ahead:
         raise ValueError(f"time: {minutes:g} minutes are no more than the {ahead} s to save in")
     known = {name: int(more.pop(word)) for word, name in OURS.items() if word in more}
-    # a run longer than the limit is queued again as often as it takes
-    often = {f"{cluster}_max_num_timeout": 10_000}
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster, **often)
-    executor.update_parameters(name="ablate", timeout_min=minutes, **known)
-    if cluster == "slurm":
-        executor.update_parameters(
-            slurm_array_parallelism=len(commands),
-            slurm_signal_delay_s=ahead,
-            slurm_additional_parameters=more,
-        )
-    else:
-        executor._executor.update_parameters(signal_delay_s=ahead)
-    with executor.batch():
-        jobs = [executor.submit(Command(words, os.getcwd())) for words in commands]
+    often = 10_000  # a run longer than the limit is queued again as often as it takes
+    try:
+        if cluster == "local":
+            executor = submitit.LocalExecutor(folder / "%j", max_num_timeout=often)
+            executor.update_parameters(timeout_min=minutes, signal_delay_s=ahead)
+        else:
+            executor = submitit.AutoExecutor(folder / "%j", cluster, slurm_max_num_timeout=often)
+            executor.update_parameters(name="ablate", timeout_min=math.ceil(minutes), **known)
+            executor.update_parameters(
+                slurm_array_parallelism=len(commands),
+                slurm_signal_delay_s=ahead,
+                slurm_additional_parameters=more,
+            )
+        with executor.batch():
+            jobs = [executor.submit(Command(words, os.getcwd())) for words in commands]
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no sbatch, or its refusal
+        raise ValueError(" ".join(str(error).split())[:400]) from None
     return [job.job_id for job in jobs]

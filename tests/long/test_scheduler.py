@@ -35,8 +35,8 @@ def prepared(folder: Path) -> Path:
 def test_jobs_that_are_interrupted_go_on_where_they_were(tmp_path):
     alone, folder = prepared(tmp_path / "alone"), prepared(tmp_path / "jobs")
     undisturbed = sweep(alone, "--jobs", "4")
-    # a limit of 20 s, of which 10 are to save in; a run takes 6
-    machine = sweep(folder, "--on", "local", "--local", "array=2", "time=0:20", "signal=10")
+    # a limit of 30 s, of which 10 are to save in; a run takes 6
+    machine = sweep(folder, "--on", "local", "--local", "array=2", "time=0:30", "signal=10")
     assert machine.wait(60) == 0, machine.log.read_text()
     until = time.monotonic() + 400
     jobs = folder / "volume/o/jobs"
