@@ -1,4 +1,4 @@
-"""--on slurm: the same command as jobs of a cluster, through submitit (pip install submitit).
+"""--on slurm: the same command as jobs of a cluster, through submitit.
 
 An engine is a module with this one function; `sweep.py --on NAME` imports sweeps/on_NAME.py alone.
 
@@ -72,7 +72,7 @@ def submit(
         import cloudpickle
         import submitit
     except ModuleNotFoundError as error:
-        raise ValueError(f"--on needs {error.name}: pip install submitit==1.5.4") from None
+        raise ValueError(f"--on needs {error.name}: bash startup.sh setup --slurm") from None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job need not find this project
     more = dict(options)
     ahead = int(more.pop("signal", SIGNAL_SECONDS))

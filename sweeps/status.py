@@ -22,7 +22,7 @@ from sweeps.limits import cost_of, seconds_of
 from sweeps.plan import Plan, Run, parse_arguments
 
 KINDS = ("finished", "diverged", "running", "silent", "stopped", "failed", "waiting")
-LONGEST = 40  # characters of a run's name or of a reason in a terminal of 80
+NAME, WHY, HOST = 34, 38, 14  # characters, so that a line fits a terminal of 80
 
 
 @dataclass
@@ -100,7 +100,8 @@ def summary(sweep: Sweep, states: list[State]) -> list[str]:
     working = [state for state in states if state.kind in ("running", "silent")]
     if working:
         rows = [
-            [_short(s.run.name), s.look.owner.get("host", "?"), s.look.owner.get("pid", "?"),
+            [_short(s.run.name, NAME), _short(str(s.look.owner.get("host", "?")), HOST),
+             s.look.owner.get("pid", "?"),
              duration(s.seconds), s.steps, "" if s.left is None else duration(s.left)]
             for s in working
         ]  # fmt: skip
@@ -108,7 +109,10 @@ def summary(sweep: Sweep, states: list[State]) -> list[str]:
         lines += [f"{s.run.name}: {s.why}" for s in working if s.why]
     problems = [s for s in states if s.why and s not in working]
     if problems:
-        rows = [[_short(s.run.name), s.kind, _short(clean(s.why))] for s in problems]
+        rows = [
+            [_short(s.run.name, NAME), s.kind, clean(s.why)[:WHY].replace("\n", " ")]
+            for s in problems
+        ]
         lines += ["", _table(rows, ["run", "", "why"])]
     return [*lines, "", *rest(sweep, states)]
 
@@ -138,8 +142,10 @@ def rest(sweep: Sweep, states: list[State]) -> list[str]:
     return lines
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def _short(text: str, length: int) -> str:
+    """With its beginning and its end, which has the seed."""
+    tail = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"
 
 
 def _table(rows: list[list[Any]], headers: list[str]) -> str:

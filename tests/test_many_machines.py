@@ -334,7 +334,7 @@ def test_options_that_cannot_be_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected minutes"):
         minutes_of("4h")
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match="pip install submitit"):
+    with pytest.raises(ValueError, match="startup.sh setup --slurm"):
         on_slurm.submit([["true"]], tmp_path, {})
     known = types.SimpleNamespace(register_pickle_by_value=lambda module: None)
     monkeypatch.setitem(sys.modules, "cloudpickle", known)
