@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
             runner.run(every, leave=args.leave)
     code = finish(plan, args, runner, runs, verdicts)
     every = [run for arm in runs.values() for run in arm]
-    finished = sum(map(is_finished, every))
+    finished = sum(map(runner.has_ended, every))
     text = f"ended with exit code {code}, {finished} of {len(every)} runs are finished"
     notices.post("ended", text, code=code, finished=finished, runs=len(every),
                  failed=len(runner.failed))  # fmt: skip
@@ -224,7 +224,7 @@ def finish(
         console.say(f"  {runner.first.name}: {runner.failed[runner.first.name]}")
         return 1
     # what failed elsewhere may have been tried again since
-    whole = {label: [run for run in those if is_finished(run)] for label, those in runs.items()}
+    whole = {label: list(filter(runner.has_ended, those)) for label, those in runs.items()}
     for run in (run for those in whole.values() for run in those):
         runner.failed.pop(run.name, None)
     every = [run for arm in runs.values() for run in arm]

@@ -76,6 +76,7 @@ class Runner:
         self.gave_up = False
         self.left = 0  # runs that others are at, when this one leaves
         self.limited = ""  # why no further run is started
+        self.judged: set[str] = set()  # runs whose script says that they are finished, by name
         self.works = False  # some run of this sweep has finished, now or before
         self.first: Run | None = None
         self.cores, self.cards = cores_here(), visible_cards()
@@ -97,6 +98,10 @@ class Runner:
             child.process.terminate()
         for number, handler in self.old_handlers.items():
             signal.signal(number, handler)
+
+    def has_ended(self, run: Run) -> bool:
+        """Whether a run is a result, by its record or by what its script said."""
+        return run.name in self.judged or is_finished(run)
 
     @property
     def stopping(self) -> bool:
@@ -280,6 +285,7 @@ class Runner:
                 return console.say(f"{number}  {run.name}  was taken over by somebody else")
             self.failed[run.name] = f"{run.folder} holds something else, and is in the way"
             return self._say(number, run, f"FAILED: {self.failed[run.name]}")
+        self.judged.add(run.name)
         _move_logs(claim, Path(f"{run.folder}.log"))
         record = read_json(run.folder / "run.json")
         seconds, verdicts = claim.seconds, failures(map(str, record.get("verdicts") or []))

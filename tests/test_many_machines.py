@@ -176,6 +176,17 @@ def test_a_run_that_an_older_version_left_in_its_place_goes_on(folder):
     assert (place / "train/metrics/metrics.jsonl").read_text().splitlines() == lines
 
 
+def test_what_the_script_calls_finished_is_a_result(folder, monkeypatch, capsys):
+    """Its words were others, and the script says that they meant the same."""
+    assert run("--seeds", "1", "--set", "lr=1e-3") == 0
+    said: list[tuple] = []
+    monkeypatch.setattr(sweep, "report", lambda *words: said.append(words))
+    Path("fake.py").write_text("")
+    assert run("--seeds", "1", "--set", "lr=1e-3", "parts=null") == 0
+    assert "1/1  runs/seed_0  finished in" in capsys.readouterr().out
+    assert said == [("table", "o")] and status("o/runs/seed_0") == "finished"
+
+
 def test_no_reader_counts_what_is_not_published(folder):
     assert run("--seeds", "2") == 0
     other = Other("runs/seed_2")

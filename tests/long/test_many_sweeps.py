@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import PROJECT
 from many_sweeps import Machine, contents, prepare, published
 
 DISTURBANCES = int(os.environ.get("DISTURBANCES", "50"))
@@ -105,3 +106,50 @@ def test_sweeps_that_are_killed_and_paused_publish_each_run_once(tmp_path, undis
         assert [name for name in got if got[name] != undisturbed[name]] == []
     assert taken, "no run was ever taken over, and so nothing was tested"
     print(f"\n{count} kills and pauses in {number} sweeps; {taken} times a run was taken over")
+
+
+def test_training_that_is_killed_and_paused_ends_bit_identical(tmp_path, tiny_bert, pair_csv):
+    """Two machines, a script that trains, and its weights; each is killed or paused whole."""
+    weights = {}
+    for name in ("undisturbed", "disturbed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        prepare(folder)
+        plan = {"script": str(PROJECT / "run_2_appendprompt.py"), "seeds": 2, "save_every": 5}
+        plan |= {"model": str(tiny_bert), "data": str(pair_csv), "max_length": 64, "batch": 8}
+        plan |= {"epochs": 12, "lr": 3e-3, "device": "cpu", "page": False, "precision": "fp32"}
+        (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+        draw, count = random.Random(SEED), 0
+        two = machines(folder)[:: 2 if name == "disturbed" else 3]
+        try:
+            for machine in two:
+                machine.start()
+            until = time.monotonic() + 900
+            while any(machine.code != 0 for machine in two):
+                assert time.monotonic() < until, "\n".join(m.log.read_text() for m in two)
+                time.sleep(draw.uniform(1, 3))
+                for machine in two if name == "disturbed" else []:
+                    if machine.code is not None:
+                        machine.code == 0 or machine.start()
+                    elif machine.children() and count < DISTURBANCES / 5 and draw.random() < 0.3:
+                        count += 1
+                        number = draw.choice([signal.SIGSTOP, signal.SIGKILL])
+                        machine.send(number, children=True)
+                        time.sleep(draw.uniform(0, 3 * STALE))
+                        machine.send(signal.SIGCONT, children=True)
+        finally:
+            for machine in two:
+                machine.end()
+        out = folder / "volume/o"
+        files = ("train/weights/best/*.safetensors", "test/metrics/predictions.csv")
+        weights[name] = {
+            str(path.relative_to(out)): path.read_bytes()
+            for pattern in files
+            for path in sorted(out.glob(f"runs/seed_*/{pattern}"))
+        }
+        assert len(published(folder)) == 2 and len(weights[name]) >= 4
+    assert count, "nothing was killed, and so nothing was tested"
+    print(f"\n{count} kills and pauses of two machines that train")
+    assert weights["disturbed"].keys() == weights["undisturbed"].keys()
+    for name, content in weights["undisturbed"].items():
+        assert weights["disturbed"][name] == content, name
