@@ -24,8 +24,12 @@ class Cards:
     names: tuple[str, ...] = ()
 
 
-def visible_cards() -> Cards:
-    """NVIDIA's, else Intel's; of those that the environment leaves, where it says so."""
+def visible_cards(several: bool = True) -> Cards:
+    """NVIDIA's, else Intel's; of those that the environment leaves, where it says so.
+
+    several: more than one is wanted. One Intel card, as laptops have, is not looked at else: it may
+    be two for torch, and asking that takes seconds.
+    """
     for variable in (NVIDIA, INTEL):
         if variable in os.environ:
             names = [name.strip() for name in os.environ[variable].split(",")]
@@ -35,19 +39,19 @@ def visible_cards() -> Cards:
         count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
         if count:
             return Cards(NVIDIA, tuple(map(str, range(count))))
-    if has_intel_card():  # torch knows which of them it can use; asking it takes seconds
+    if (count := count_intel_cards()) > 1 or count and several:
         answer = subprocess.run([sys.executable, "-c", COUNT_INTEL], capture_output=True, text=True)
         if answer.stdout.strip().isdecimal():
             return Cards(INTEL, tuple(map(str, range(int(answer.stdout)))))
     return Cards()
 
 
-def has_intel_card(devices: Path = Path("/sys/class/drm")) -> bool:
-    for vendor in devices.glob("renderD*/device/vendor"):
+def count_intel_cards(devices: Path = Path("/sys/class/drm")) -> int:
+    vendors = []
+    for file in devices.glob("renderD*/device/vendor"):
         with contextlib.suppress(OSError):
-            if vendor.read_text().strip() == "0x8086":
-                return True
-    return False
+            vendors.append(file.read_text().strip())
+    return vendors.count("0x8086")
 
 
 @dataclass

@@ -79,7 +79,8 @@ class Runner:
         self.judged: set[str] = set()  # runs whose script says that they are finished, by name
         self.works = False  # some run of this sweep has finished, now or before
         self.first: Run | None = None
-        self.cores, self.cards = cores_here(), visible_cards()
+        self.cores = cores_here()
+        self.cards = visible_cards(plan.jobs * plan.processes > 1)
         self.running: dict[int, Child] = {}  # by place, 0 to jobs - 1
         self.elsewhere: dict[str, Elsewhere] = {}
         self.bar: Any = None

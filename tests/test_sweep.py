@@ -14,7 +14,7 @@ import yaml
 from conftest import PROJECT, environment
 
 import sweep
-from sweeps.places import Cards, place_of, visible_cards
+from sweeps.places import Cards, count_intel_cards, place_of, visible_cards
 from sweeps.plan import parse_seeds
 from sweeps.words import last_words
 
@@ -347,9 +347,15 @@ def test_cards_are_those_of_the_driver_or_of_the_environment(folder, monkeypatch
     # without either word, torch is asked how many Intel cards it can use
     monkeypatch.delenv("ZE_AFFINITY_MASK")
     Path("nvidia-smi").write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
-    monkeypatch.setattr("sweeps.places.has_intel_card", lambda: True)
+    cards = folder / "drm"
+    for number, vendor in enumerate(["0x8086", "0x10de"]):
+        (cards / f"renderD{number}/device").mkdir(parents=True)
+        (cards / f"renderD{number}/device/vendor").write_text(f"{vendor}\n")
+    assert count_intel_cards(cards) == 1
+    monkeypatch.setattr("sweeps.places.count_intel_cards", lambda: 1)
     monkeypatch.setattr("sweeps.places.COUNT_INTEL", "print(2)")
     assert visible_cards() == Cards("ZE_AFFINITY_MASK", ("0", "1"))
+    assert visible_cards(several=False) == Cards()
 
 
 # ------------------------------------------------------------------------------- running
