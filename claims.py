@@ -250,12 +250,15 @@ class Claim:
         return time.monotonic() - self._begun
 
     def is_lost(self) -> bool:
-        """Whether somebody took the next number, or removed this one."""
+        """Whether somebody took the next number, or has begun to count anew."""
         try:
             if (self.folder / f"{self.number + 1}.json").exists():
                 return True
-            return not (self.folder / f"{self.number}.json").exists()
-        except OSError:  # of the volume
+            own = json.loads((self.folder / f"{self.number}.json").read_text(encoding="utf-8"))
+            return own["token"] != self.token
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError, KeyError, TypeError):  # of the volume
             return False
 
     def beat(self, child: dict[str, Any] | None = None) -> None:

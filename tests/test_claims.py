@@ -240,4 +240,7 @@ def test_a_script_waits_for_a_sign_of_another_machine(tmp_path, owners, monkeypa
     keeper.end()
     assert taken.folder.exists(), "who has lost a claim removes nothing"
     claims.Keeper(taken).end()
-    assert not (run / ".claim").exists()
+    assert not (run / ".claim").exists() and first.is_lost()
+    # the next one counts from 1 again, and is not the first
+    again = claims.claim_run(run, said.append)
+    assert again.number == first.number and first.is_lost() and not again.is_lost()
