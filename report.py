@@ -30,6 +30,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import claims
 import console
 from reports import folder, packed
 from sweeps.options import add_explain_options
@@ -122,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     page.add_argument("--output", type=Path, help="file (a folder with --markdown)")
     page.add_argument("--markdown", action="store_true", help="Markdown with picture files")
 
-    watch = command("watch", "a running or interrupted run in the terminal")
+    watch = command("watch", "a running or interrupted run, or sweep, in the terminal")
     watch.add_argument("run")
     watch.add_argument("--every", type=float, default=2.0, help="seconds between looks (default 2)")
     watch.add_argument("--once", action="store_true", help="print the state and stop")
@@ -274,9 +275,16 @@ def run_command(arguments: argparse.Namespace) -> str:
         )
         return f"page: {written}"
     if arguments.command == "watch":
+        if (Path(arguments.run) / "sweep.yaml").is_file():
+            from sweeps import status
+
+            return status.watch(Path(arguments.run), arguments.every, arguments.once)
         from reports import watch
 
-        watch.watch(Path(packed.folder_name(arguments.run)), arguments.every, arguments.once)
+        run = Path(packed.folder_name(arguments.run))
+        if not run.exists():  # of a sweep, and not at its end
+            run = claims.newest_attempt(run) or run
+        watch.watch(run, arguments.every, arguments.once)
         return ""
     if arguments.command == "intervals":
         from reports import recompute

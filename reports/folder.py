@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+import claims
 from evaluation import outcomes
 from reports import packed
 from settings import current_names
@@ -167,9 +168,19 @@ def find_runs(path: str | Path) -> list[RunFolder]:
         folders = [folder for folder in folders if not any(map(is_run, _between(folder, path)))]
         # nor do the trials behind a sweep's tuned settings count as results
         folders = [f for f in folders if "tune" not in f.relative_to(path).parts] or folders
+        # nor does what a sweep has not published: it may be there twice
+        places = {folder: claims.place_of(folder) for folder in folders}
+        waiting = {p for p in places.values() if p and not is_run(p)}
+        folders = [folder for folder in folders if places[folder] is None]
+        if not folders and waiting:
+            raise ValueError(f"{path}: none of its {len(waiting)} runs has ended (sweep.py status)")
         if not folders:
             raise ValueError(f"{path}: no run folder in it (none has a run.json)")
         runs = [load_run(folder) for folder in folders]
+        if waiting:
+            which = f"{len(waiting)} runs that have not ended, or failed, are"
+            which = "a run that has not ended, or failed, is" if len(waiting) == 1 else which
+            runs[0].notes.append(f"beside it, {which} left out (sweep.py status)")
         for link in (file for file in files if file.is_symlink() and not file.exists()):
             if not any(map(is_run, _between(link, path))):
                 runs[0].notes.append(f"beside it, the link {link.name} leads to nothing")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from claims import place_of
 from evaluation import comparisons
 from evaluation.metrics import with_interval
 from evaluation.stats import group_index
@@ -127,14 +128,16 @@ def build_ledger(paths: Sequence[str]) -> Ledger:
 
 
 def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
-    """All runs with test rows, the trials of a tuning and the tasks of a suite among them."""
+    """All runs with test rows, the trials of a tuning and the tasks of a suite among them; what a
+    sweep has not published may be there twice."""
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not packed.is_dir(path):
             raise ValueError(f"{path}: no such folder")
         files = packed.files_below(path)
         found = [f.parents[2] for f in files if f.match("test/metrics/predictions.csv")]
-        folders |= {folder.resolve(): folder for folder in sorted(found) if is_run(folder)}
+        runs = [folder for folder in sorted(found) if is_run(folder) and not place_of(folder)]
+        folders |= {folder.resolve(): folder for folder in runs}
     return [load_run(folder) for folder in folders.values()]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+import claims
 from files import cleared, disk_error, remove, walk
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".patch")  # what reports read, and inspect.json
@@ -88,6 +89,8 @@ def pack(folder: Path) -> Path:
     files = {}
     for path in walk(folder):
         inside = path.relative_to(folder).as_posix()
+        if not claims.is_counted(path):
+            continue
         if path.suffix in SUFFIXES and path.is_file() and "/weights/" not in f"/{inside}":
             files[inside] = path.read_bytes()
     if not any(Path(name).name == "run.json" for name in files):

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from claims import place_of
 from evaluation import sequential
 from evaluation.comparisons import MIN_SEEDS
 from files import json_lines
@@ -85,7 +86,8 @@ def _looks_in(path: Path) -> list[dict[str, list]]:
 
 
 def _plan_above(run: Path) -> Path | None:
-    for folder in list(run.absolute().parents)[:3]:
+    run = run.absolute()
+    for folder in list((place_of(run) or run).parents)[:3]:  # also while it is being made
         if packed.is_file(folder / PLAN):
             return folder / PLAN
     return None

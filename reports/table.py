@@ -110,7 +110,8 @@ def command_of(run: RunFolder) -> str:
     """The words that began a run, without those that only say where it lies."""
     words, kept = [str(word) for word in run.record.get("command") or ()], []
     for before, word in zip(["", *words], words, strict=False):
-        if not word.startswith(("--out=", "--page=")) and "--out" not in (before, word):
+        place = word.removeprefix("--").startswith(("out=", "page="))
+        if not place and "--out" not in (before, word):
             kept.append(word)
     processes = run.record.get("world_size") or 1
     launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]

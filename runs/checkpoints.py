@@ -17,11 +17,19 @@ EVALUATION = "evaluation.json"
 class Checkpoints:
     """All its methods that take a state are called by all ranks; rank 0 reads and writes."""
 
-    def __init__(self, folder: Path, world: World, keep_every: int | None, spent: Callable):
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        keep_every: int | None,
+        spent: Callable,
+        require: Callable[[], None],
+    ):
         """keep_every: steps whose checkpoints stay. spent(checkpoint_seconds=…,
-        checkpoint_bytes=…) is told what each write took."""
+        checkpoint_bytes=…) is told what each write took. require: raises where the folder is
+        another process's now."""
         self.weights, self.world = folder / "train/weights", world
-        self.keep_every, self.spent = keep_every, spent
+        self.keep_every, self.spent, self.require = keep_every, spent, require
         self._said: set[Path] = set()  # what could not be removed
         self.origin: dict[str, str] = {}  # run and commit, for the manifests
 
@@ -100,6 +108,7 @@ class Checkpoints:
         numbers = {name: getattr(state, name) for name in state.NUMBERS}
 
         def write() -> None:
+            self.require()
             before()
             folder = self.weights / f"step_{state.step:08d}"
             add_to_folder(folder, EVALUATION, json.dumps(numbers, indent=1))
@@ -118,6 +127,7 @@ class Checkpoints:
 
     def _write(self, folder: Path, fill: Callable[[Path], None], step: int) -> None:
         """write_folder, its time and size noted."""
+        self.require()
         started = time.perf_counter()
         write_folder(folder, fill, step=step, **self.origin)
         seconds = time.perf_counter() - started

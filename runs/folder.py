@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+import claims
 from core import State, World
 from device import device_name, peak_memory
 from evaluation import outcomes
@@ -73,6 +74,7 @@ class RunFolder:
         self.rows_at_start: dict[str, str] = {}  # fingerprints of the rows that the run began with
         self.path: Path | None = None
         self._lock: io.TextIOBase | None = None
+        self._keeper: claims.Keeper | None = None
 
     # -- which one
 
@@ -82,6 +84,16 @@ class RunFolder:
         Rank 0 only. ValueError where it holds another run, or one that is being written, or is no
         run and has names of its own that a run would write.
         """
+        try:
+            result = self._open()
+        except BaseException:
+            self.close()
+            raise
+        if result:
+            self.close()
+        return result
+
+    def _open(self) -> str:
         config, restarted = self.config, restarted_by_torchrun()
         earlier = [] if config.out else newest_first(self._home())
         folder = self._unfinished(earlier) if restarted or not config.fresh else None
@@ -89,7 +101,7 @@ class RunFolder:
             folder = Path(config.out) if config.out else self._new_folder()
             refuse_others(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            if not self._take_lock(folder):
+            if not self._take(folder):
                 raise ValueError(f"another process is writing to {folder}")
         self.path = folder
         deletes = read_json(folder / "run.json").get("exit_reason") == BEGINS_ANEW
@@ -140,12 +152,14 @@ class RunFolder:
         """The first of them that waits to be continued with these settings; locked."""
         for folder, record in runs:
             waits = record.get("status") not in (None, "finished")
-            if waits and not self.other_settings(folder) and self._take_lock(folder):
+            if waits and not self.other_settings(folder) and self._take(folder):
                 self.world.say(f"continuing {folder} (--fresh begins anew)")
                 return folder
         return None
 
-    def _take_lock(self, folder: Path) -> bool:
+    def _take(self, folder: Path) -> bool:
+        """Whether nobody else writes to the folder, and none will from now on. What a lock does not
+        know, of another machine or on a volume without locks, a claim does (claims.py)."""
         lock = open(folder / ".lock", "w")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,10 +167,23 @@ class RunFolder:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 lock.close()
                 return False
-            # a network volume may have no locks
-            self.world.say(f"note: {folder} has no file locks: start only one run there at a time")
-        self._lock = lock
+        claim = claims.claim_run(folder, self.world.say)
+        if claim is None:
+            lock.close()
+            return False
+        self._lock, self._keeper = lock, claims.Keeper(claim)
         return True
+
+    def require_claim(self) -> None:
+        """claims.ClaimLost where another process writes here now. Rank 0 only."""
+        if self._keeper is not None:
+            self._keeper.require()
+
+    def close(self) -> None:
+        """The next process need not wait for a sign of this one."""
+        if self._keeper is not None:
+            self._keeper.end()
+            self._keeper = None
 
     def other_settings(self, folder: Path) -> list[str]:
         """How the settings of the run there differ from these, a line each."""
@@ -256,6 +283,7 @@ class RunFolder:
 
     def write_record(self, state: State | None = None) -> None:
         """run.json; state: as far as it has come. Rank 0 only."""
+        self.require_claim()
         if state is not None:
             self.facts |= {
                 "seconds": round(state.seconds, 3),

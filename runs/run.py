@@ -88,7 +88,7 @@ class Run:
             self.record.read_record()
         self._log = Log(self.folder, self.world, self.monitor, self.course)
         self._checkpoints = Checkpoints(
-            self.folder, self.world, self.config.keep_every, self._spent
+            self.folder, self.world, self.config.keep_every, self._spent, self.record.require_claim
         )
         # last: were __enter__ left by an error, nothing would put the handlers back
         self._handle_signals()
@@ -111,6 +111,7 @@ class Run:
         try:
             return self._leave(kind, error)
         finally:
+            self.record.close()
             for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
 
@@ -348,6 +349,7 @@ class Run:
         self.end("finished", reason)
 
         def write() -> None:
+            self.record.require_claim()
             write_result(self.folder / "test", result)
             self.record.write_record(state)
 

@@ -105,6 +105,9 @@ def race(
             runner.run(missing)
         for label in racing:
             done[label] = [run for run in wanted[label] if is_finished(run)]
+        if runner.limited:
+            why = f"another run does not fit ({runner.limited})"
+            break
         if runner.stopping:
             return done, []
         lost = {label for label in racing if len(done[label]) < count}

@@ -1,5 +1,6 @@
 """No error after a step costs that step, and no file goes that a run did not write."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from test_resume import (
     training_steps,
 )
 
+import claims
 import core
 import files
 import gradients
@@ -612,3 +614,60 @@ def test_what_a_kill_left_of_a_write_is_replaced_by_the_next_one(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
     files.write_text(path, "whole")
     assert [each.name for each in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+# ------------------------------------------------------------------------ a second writer
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A volume without locks."""
+
+    def refuse(*words) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("runs.folder.fcntl.lockf", refuse)
+
+
+def claimed_by(folder: Path, process: dict, number: int = 1) -> None:
+    place = folder / claims.OWN / claims.CLAIMS
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{number}.json").write_text(json.dumps({"token": "other", **process}))
+
+
+def test_a_second_writer_is_refused_without_locks(settings, tmp_path, no_locks):
+    claimed_by(tmp_path / "run", claims.process(os.getppid()))  # which is there
+    with pytest.raises(SystemExit, match="another process is writing"):
+        train_here(*settings, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_run_that_was_taken_over_leaves_the_folder_to_its_owner(
+    settings, tmp_path, no_locks, monkeypatch
+):
+    """It was silent for long, and wakes: no checkpoint, no record, no result from then on."""
+    folder, write = tmp_path / "run", core.write_checkpoint
+
+    def write_and_fall_silent(state, beside: Path) -> None:
+        write(state, beside)
+        claimed_by(folder, {"host": "other", "machine": "another", "pid": 1, "began": "1"}, 2)
+
+    monkeypatch.setattr("runs.checkpoints.write_checkpoint", write_and_fall_silent)
+    with pytest.raises((SystemExit, ValueError), match="another one took the run over"):
+        train_here(*settings, "--out", str(folder))
+    assert [path.name for path in checkpoints(folder)] == ["step_00000007"]
+    assert record(folder)["status"] == "running" and not (folder / "train/weights/best").exists()
+    assert (folder / claims.OWN / claims.CLAIMS / "2.json").exists()
+
+
+def test_a_run_lets_go_of_its_folder(settings, tmp_path):
+    folder = tmp_path / "run"
+    train_here(*settings, "--stop_after", "3", "--out", str(folder))
+    assert not (folder / claims.OWN).exists()
+    # a kill leaves a claim of a process that is no more: nobody waits for it
+    gone = subprocess.Popen(["true"])
+    process = claims.process(gone.pid)
+    gone.wait()
+    claimed_by(folder, process)
+    train_here(*settings, "--stop_after", "3", "--out", str(folder))
+    assert record(folder)["steps"] == 6 and not (folder / claims.OWN).exists()

@@ -21,6 +21,7 @@ from reports import compare, one_run, table
 from reports.folder import load_run, load_runs
 from reports.published import sentences
 from settings import parse_settings, pop_published, published_run
+from sweeps.plan import words_of
 
 FOLDERS = ("preference", "alpaca", "gpt2", "headlines", "bert")
 CONFIGS = sorted(p for f in FOLDERS for p in (PROJECT / "configs" / f).rglob("*.yaml"))
@@ -119,7 +120,7 @@ def test_a_sweep_hands_on_the_file(tmp_path, monkeypatch):
     )
     for name in ("s.yaml", "again.yaml"):
         plan = sweep.Plan(sweep.parse_arguments(["--config", name, "--out", "o"]))
-        words = sweep.words_of(plan.runs(plan.arms[0], {})[0])
+        words = words_of(plan.runs(plan.arms[0], {})[0])
         run, _ = parse_settings(run_2_appendprompt.Config, words, "run_2")
         assert published_run(run)["changed"] == {"lr": [1e-5, 1e-3]}
         assert published_run(run)["name"] == "n" and run.batch == 16

@@ -16,6 +16,7 @@ from benchmarks import race as simulated
 from evaluation import comparisons, sequential
 from evaluation.stats import Influence
 from reports import compare
+from sweeps.plan import seeds_of_race
 
 # Trains nothing: 40 titles' losses, of which the setting `gain` takes something; seeds add noise.
 SCRIPT = """
@@ -245,7 +246,7 @@ def test_mistakes_in_a_race_are_one_line(folder, words, message):
      ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5])],
 )  # fmt: skip
 def test_the_seeds_of_a_race_are_those_that_are_named_and_more(given, seeds):
-    assert sweep.seeds_of_race(given, 5) == seeds
+    assert seeds_of_race(given, 5) == seeds
 
 
 def test_an_arms_own_seeds_are_those_of_all_in_a_race(folder):

@@ -447,12 +447,12 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", [b"lr: \xff\xfe", b"lr: " + b"[" * 5000, b"- a\n", b"lr: {"])
 def test_settings_that_cannot_be_read_name_their_file(tmp_path, content):
-    import sweep
     from settings import Settings, parse_settings
+    from sweeps.plan import read_yaml
 
     path = tmp_path / "own.yaml"
     path.write_bytes(content)
     with pytest.raises(SystemExit, match="own.yaml"):
         parse_settings(Settings, ["--config", str(path)])
     with pytest.raises(SystemExit, match="own.yaml"):
-        sweep.read_yaml(str(path))
+        read_yaml(str(path))

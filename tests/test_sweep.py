@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import yaml
 from conftest import PROJECT, environment
 
 import sweep
+from sweeps.places import Cards, count_intel_cards, place_of, visible_cards
+from sweeps.plan import parse_seeds
+from sweeps.words import last_words
 
 # Obeys the run-folder contract. Validation loss is lowest at lr 1e-3; steps take `pace` seconds.
 SCRIPT = """
@@ -32,7 +36,7 @@ with open("launches.txt", "a") as file:
     file.write(told["out"] + "\\n")
 if (out / "config.yaml").exists():
     theirs = json.loads((out / "config.yaml").read_text())
-    if other := [k for k in told if theirs[k] != told[k]]:
+    if other := [k for k in told if theirs[k] != told[k] and k != "out"]:
         sys.exit(f"{out} holds a run with other settings:\\n  "
                  + "\\n  ".join(f"{k}: {theirs[k]} there, {told[k]} now" for k in other))
 (out / "train/metrics").mkdir(parents=True, exist_ok=True)
@@ -122,8 +126,16 @@ def write(content: dict | str, name: str = "given.yaml") -> str:
 
 
 def launches() -> list[str]:
+    """The places of the runs that were launched; each wrote to an attempt's folder."""
     path = Path("launches.txt")
-    return path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [re.sub(r"attempts/\d+/", "", line) for line in lines]
+
+
+def attempt(run_folder: str, number: int = 1) -> str:
+    """Where a run is before it has ended: o/runs/seed_0 → o/attempts/1/runs/seed_0."""
+    out, _, name = run_folder.partition("/")
+    return f"{out}/attempts/{number}/{name}"
 
 
 def status(run_folder: str) -> str:
@@ -184,7 +196,7 @@ def test_values_are_yaml_and_reach_the_script_as_they_were_meant(folder):
     [("3", [0, 1, 2]), (2, [0, 1]), ("3,5,7", [3, 5, 7]), ("4,", [4]), ([9, 2], [9, 2])],
 )
 def test_seeds_are_a_number_or_a_list(given, seeds):
-    assert sweep.parse_seeds(given) == seeds
+    assert parse_seeds(given) == seeds
 
 
 def test_arms_and_grid_multiply_and_the_command_line_comes_last(folder):
@@ -301,27 +313,64 @@ def test_starting_is_fast():
         (0, 2, 1, 8, "", {}, {"OMP_NUM_THREADS": "4"}),
         (0, 2, 2, 2, "", {}, {"OMP_NUM_THREADS": "1"}),
         (0, 2, 1, 8, "", {"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3"}),
-        (1, 2, 2, 8, "0 1 2 3", {}, {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "2,3"}),
-        (1, 2, 1, 8, "5 7", {}, {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "7"}),
-        (1, 2, 2, 8, "0 1 2", {}, {"OMP_NUM_THREADS": "2"}),
-        (0, 1, 2, 8, "0 1 2 3", {}, {"OMP_NUM_THREADS": "4"}),
+        (1, 2, 2, 8, "0 1 2 3", {}, {"OMP_NUM_THREADS": "2", "CARDS": "2,3"}),
+        (1, 2, 1, 8, "5 7", {}, {"OMP_NUM_THREADS": "4", "CARDS": "7"}),
+        (2, 3, 1, 9, "5 7", {}, {"OMP_NUM_THREADS": "3", "CARDS": "5"}),
+        (0, 1, 2, 8, "0 1", {}, {"OMP_NUM_THREADS": "4"}),
+        (0, 1, 4, 8, "0 1", {}, {"OMP_NUM_THREADS": "2"}),
     ],
 )
-def test_runs_at_a_time_share_cores_and_gpus(slot, jobs, processes, cores, gpus, given, expected):
-    found = sweep.environment_of(slot, jobs, processes, cores, gpus.split(), given)
-    assert found == expected
+def test_runs_at_a_time_share_cores_and_cards(
+    folder, monkeypatch, slot, jobs, processes, cores, gpus, given, expected
+):
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    place = place_of(slot, jobs, processes, cores, Cards("CARDS", tuple(gpus.split())), given)
+    place.close()
+    assert place.environment == expected
 
 
-def test_visible_gpus_are_those_of_the_driver_or_of_the_environment(folder, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_sweeps_on_one_machine_take_different_cards(folder, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    cards = Cards("CARDS", ("0", "1", "2"))
+    places = [place_of(0, 1, 1, 8, cards, {}) for _ in range(4)]
+    assert [place.environment["CARDS"] for place in places] == ["0", "1", "2", "0"]
+    child = subprocess.Popen(["sleep", "60"], pass_fds=places[1].descriptors)
+    for place in places:  # the sweep lets go of them; the run, which lives, has its own
+        place.close()
+    try:
+        again = [place_of(0, 1, 1, 8, cards, {}) for _ in range(2)]
+        assert [place.environment["CARDS"] for place in again] == ["0", "2"]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_cards_are_those_of_the_driver_or_of_the_environment(folder, monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        monkeypatch.delenv(name, raising=False)
     Path("nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: fake'\necho 'GPU 1: fake'\n")
     Path("nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    assert sweep.visible_gpus() == ["0", "1"]
+    assert visible_cards() == Cards("CUDA_VISIBLE_DEVICES", ("0", "1"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
-    assert sweep.visible_gpus() == ["3", "5", "6"]
+    assert visible_cards().names == ("3", "5", "6")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert sweep.visible_gpus() == []
+    assert visible_cards().names == ()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("ZE_AFFINITY_MASK", "0.0,0.1")
+    assert visible_cards() == Cards("ZE_AFFINITY_MASK", ("0.0", "0.1"))
+    # without either word, torch is asked how many Intel cards it can use
+    monkeypatch.delenv("ZE_AFFINITY_MASK")
+    Path("nvidia-smi").write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    cards = folder / "drm"
+    for number, vendor in enumerate(["0x8086", "0x10de"]):
+        (cards / f"renderD{number}/device").mkdir(parents=True)
+        (cards / f"renderD{number}/device/vendor").write_text(f"{vendor}\n")
+    assert count_intel_cards(cards) == 1
+    monkeypatch.setattr("sweeps.places.count_intel_cards", lambda: 1)
+    monkeypatch.setattr("sweeps.places.COUNT_INTEL", "print(2)")
+    assert visible_cards() == Cards("ZE_AFFINITY_MASK", ("0", "1"))
+    assert visible_cards(several=False) == Cards()
 
 
 # ------------------------------------------------------------------------------- running
@@ -399,11 +448,13 @@ def test_a_failed_run_is_listed_and_the_rest_is_run(folder, capsys):
     assert "  killed/seed_0: killed by SIGKILL" in said
     assert status("o/good/seed_0") == status("o/last/seed_0") == "finished"
     assert Path("reports.txt").read_text() == "table o\ncompare o/good/seed_0 o/last/seed_0\n"
-    # the next error is that of the next session, in the same log
+    # the next error is that of the next session, in a log of its own
     bad = ["fake.py", "--config", write({"arms": {"bad": {"lrr": 1}}}), "--seeds", "1"]
     assert run(*bad, "--out", "o") == 1
     assert "  bad/seed_0: unknown setting lrr: see --help\n" in capsys.readouterr().out
-    assert "made of soap" in Path("o/bad/seed_0.log").read_text()
+    logs = [Path(f"o/claims/bad/seed_0/{number}.log").read_text() for number in (1, 2)]
+    assert "made of soap" in logs[0] and "unknown setting" in logs[1]
+    assert not Path("o/bad").exists(), "a run that failed is not published"
 
 
 def test_a_finished_run_with_other_settings_is_refused_by_the_script(folder, capsys):
@@ -440,7 +491,7 @@ def test_a_signal_reaches_each_run_once_and_the_same_command_continues(folder, n
     process = start(*words)
     begun = [f"o/runs/seed_{seed}" for seed in range(int(jobs))]
     for run_folder in begun:
-        wait_for(f"{run_folder}/train/metrics/metrics.jsonl")
+        wait_for(f"{attempt(run_folder)}/train/metrics/metrics.jsonl")
     os.killpg(process.pid, number)  # as a terminal does with Ctrl-C
     time.sleep(0.1)
     os.killpg(process.pid, number)  # an impatient second one is not passed on
@@ -448,8 +499,8 @@ def test_a_signal_reaches_each_run_once_and_the_same_command_continues(folder, n
     assert process.returncode == code, said
     assert said.endswith("stopped; the same command continues\n")
     for run_folder in begun:
-        assert status(run_folder) == "stopped"
-        signals = Path(run_folder, "signals.txt").read_text().split()
+        assert status(attempt(run_folder)) == "stopped" and not Path(run_folder).exists()
+        signals = Path(attempt(run_folder), "signals.txt").read_text().split()
         assert signals == [str(int(signal.SIGTERM))]
     assert len(launches()) == int(jobs), "a run was begun after the signal"
     assert run(*words) == 0
@@ -460,7 +511,7 @@ def test_a_signal_reaches_each_run_once_and_the_same_command_continues(folder, n
 
 def test_a_run_that_was_stopped_by_others_is_not_called_finished(folder, capsys):
     process = start("fake.py", "--set", "pace=0.3", "--seeds", "1", "--out", "o")
-    wait_for("o/runs/seed_0/train/metrics/metrics.jsonl")
+    wait_for(attempt("o/runs/seed_0") + "/train/metrics/metrics.jsonl")
     pids = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True)
     os.kill(int(pids.stdout), signal.SIGTERM)
     said, _ = process.communicate(timeout=20)
@@ -474,10 +525,10 @@ def test_errors_are_found_in_what_torchrun_prints():
         "E1122 torch/distributed/elastic/multiprocessing/api.py:984] failed\n"
         "Traceback (most recent call last):\nChildFailedError: \n=====\n"
     )
-    assert sweep.last_words(log) == "[rank 1] error: no such file x.csv: look there"
-    assert sweep.last_words("Traceback:\n  File x\nValueError: 3 rows\n\n") == "ValueError: 3 rows"
-    assert sweep.last_words("fine\n\x1b[31mthe end\n") == "[31mthe end"
-    assert sweep.last_words("") == "no output"
+    assert last_words(log) == "[rank 1] error: no such file x.csv: look there"
+    assert last_words("Traceback:\n  File x\nValueError: 3 rows\n\n") == "ValueError: 3 rows"
+    assert last_words("fine\n\x1b[31mthe end\n") == "[31mthe end"
+    assert last_words("") == "no output"
 
 
 # -------------------------------------------------------------------------------- tuning

@@ -38,8 +38,10 @@ import pretrain_bert
 import run_2_appendprompt
 import sweep
 import train_headlines
+from claims import is_counted
 from experiments import classification, glue, headlines, instructions, language, pretraining
 from settings import parse_settings
+from sweeps import running
 
 KILLS = int(os.environ.get("KILLS", "200"))
 TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes", "machine"}
@@ -339,8 +341,8 @@ def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
 
     def action(out: Path) -> Callable[[], int]:
         def run() -> int:
-            sweep.subprocess = type("forking", (), {"Popen": Forked, "STDOUT": subprocess.STDOUT})
-            sweep.subprocess.DEVNULL = subprocess.DEVNULL
+            running.subprocess = type("forking", (), {"Popen": Forked, "STDOUT": subprocess.STDOUT})
+            running.subprocess.DEVNULL = subprocess.DEVNULL
             sweep.check_settings = lambda plan: None
             sweep.report = lambda *words: None
             config = str(tmp_path / "plan.yaml")
@@ -351,7 +353,7 @@ def test_a_sweep_killed_at_random_moments(inputs, tmp_path):
     log, out = tmp_path / "log.txt", tmp_path / "sweep"
 
     def everything(out: Path) -> dict[str, Any]:
-        runs = sorted(path.parent for path in out.rglob("run.json"))
+        runs = sorted(path.parent for path in out.rglob("run.json") if is_counted(path))
         return {str(run.relative_to(out)): results(run) for run in runs} | {
             "tuned": (out / "tuned.yaml").read_text()
         }
