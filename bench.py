@@ -44,7 +44,7 @@ import console
 from benchmarks import Line, Measured, run_side
 
 # of verdicts, and what pages show: python -m benchmarks.NAME
-OTHERS = set("bank check coverage documents effects outcomes published race votes".split())
+OTHERS = set("bank check coverage documents effects noise outcomes published race votes".split())
 COMPARISONS = sorted(
     {p.stem for p in (Path(__file__).parent / "benchmarks").glob("[!_]*.py")} - OTHERS
 )

@@ -66,7 +66,7 @@ from device import (
     update_parameters,
 )
 from gradients import GradientSums
-from settings import Settings
+from settings import Settings, seed_of
 
 IGNORE_INDEX = -100
 REDUCE_DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # None: the gradients' own
@@ -326,7 +326,9 @@ class StepSampler(DistributedSampler):
     """
 
     def __init__(self, data: Any, config: Settings, world: World, micro_batch: int):
-        super().__init__(data.lengths, world.size, world.rank, shuffle=True, seed=config.seed)
+        super().__init__(
+            data.lengths, world.size, world.rank, shuffle=True, seed=seed_of(config, "order")
+        )
         self.lengths, self.tokens = np.asarray(data.lengths), np.asarray(data.tokens)
         self.batch, self.micro_batch = config.batch, micro_batch
         self.group_by_length, self.sharded = config.group_by_length, world.sharded
@@ -800,7 +802,9 @@ def sum_gradients(
         for number, (index, _) in enumerate(work.micro_batches, start=1):
             if cut_off := world.stop_requested():
                 break
-            seed_everything(mix_seed(state.config.seed, work.position, index, 2), world.device)
+            seed_everything(
+                mix_seed(seed_of(state.config, "masks"), work.position, index, 2), world.device
+            )
             if before_micro_batch is not None:
                 before_micro_batch(work.position, index)
             with out_of_memory_caught(world) as caught:

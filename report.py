@@ -14,6 +14,7 @@
     python report.py power --difference 0.02 --accuracy 0.65 --rows 1000
     python report.py gate results/base results/candidate --ledger loop.jsonl --json
     python report.py ledger results                          # who looked at which test rows
+    python report.py noise results/sweeps/noise              # starts, orders or masks?
     python report.py audit results/demo                      # do its files belong together?
     python report.py bundle results/demo --output demo.zip   # for others to check and to repeat
     python report.py card results/demo                       # a model card, for the hub
@@ -150,6 +151,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ledger.add_argument("runs", nargs="+", help="runs, or folders of runs")
     ledger.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
+
+    noise = command("noise", "which source of chance makes the spread: starts, orders or masks?")
+    noise.add_argument("folder", help="of a sweep with --noise")
+    noise.add_argument("--metric", help="whose spread; else the primary one")
+    noise.add_argument("--json", action="store_true", help="for programs: docs/statistics.md")
 
     audit = command("audit", "do the files of a run belong together? exits 1 where they do not")
     audit.add_argument("runs", nargs="+", help="runs, or folders of runs")
@@ -311,6 +317,11 @@ def run_command(arguments: argparse.Namespace) -> str:
         from reports import ledger
 
         found = ledger.build_ledger(arguments.runs)
+        return as_json(found.as_json()) if arguments.json else str(found)
+    if arguments.command == "noise":
+        from reports import noise
+
+        found = noise.build_noise(packed.folder_name(arguments.folder), arguments.metric)
         return as_json(found.as_json()) if arguments.json else str(found)
     if arguments.command == "audit":
         from reports import audit

@@ -45,6 +45,7 @@ from methods.optimizers import parameter_groups
 from models import pairs
 from runs.folder import environment_facts
 from runs.results import finite, last_lines, write_result
+from settings import seed_of
 
 try:
     import lightning as L
@@ -246,10 +247,10 @@ class Task(preference.Preference):
     def build_module(self) -> PairModule:
         """The same initial weights as run 2's."""
         encoder = self.load_encoder()
-        torch.manual_seed(core.mix_seed(self.config.seed, 4))
+        torch.manual_seed(core.mix_seed(seed_of(self.config, "init"), 4))
         hidden, classes = encoder.config.hidden_size, len(self.classes)
         head = pairs.build_head(self.config.head, hidden, self.config.dropout, classes)
-        L.seed_everything(self.config.seed)
+        L.seed_everything(seed_of(self.config, "masks"))
         # from_pretrained leaves evaluation mode on, and Lightning changes no modes
         return PairModule(self.config, core.PairClassifier(encoder, head)).train()
 

@@ -255,7 +255,14 @@ class Settings(Section):
     selection: SelectionSettings = dataclasses.field(default_factory=SelectionSettings)
     """batch selection"""
     seed: int = 0
-    """seed of initialisation, data order and dropout"""
+    """seed of initialisation, data order and dropout, where they have none of their own"""
+    seed_init: int | None = None
+    """seed of the first weights alone: a head, adapters, or a whole model; null: --seed"""
+    seed_order: int | None = None
+    """seed of the order of rows, and of which are chosen, alone; null: --seed"""
+    seed_masks: int | None = None
+    """seed of what is drawn in each micro-batch alone: dropout, layer drop, masked tokens, crops
+    and swaps of rows; null: --seed"""
     max_length: int = 512
     """tokens a sequence at most"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -362,6 +369,15 @@ C = TypeVar("C")
 
 # An older or published name: the name here, or a function from its value to the settings here.
 Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
+
+
+SEEDS = ("seed_init", "seed_order", "seed_masks")
+
+
+def seed_of(config: Any, source: Literal["init", "order", "masks"]) -> int:
+    """The seed of one source of noise: its own, else --seed."""
+    own = getattr(config, f"seed_{source}", None)
+    return config.seed if own is None else own
 
 
 def precision_words(value: str) -> dict[str, str]:

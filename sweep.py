@@ -8,6 +8,7 @@
     python sweep.py --config configs/sweeps/frozen.yaml --dry_run       # the commands, and stop
     python sweep.py --config configs/sweeps/models.yaml --dry_run --gpu A100   # and what they cost
     python sweep.py explain results/run_1 results/run_2 --seeds 3       # which setting did it?
+    python sweep.py run_5_models.py --config configs/preference/demo.yaml --noise   # which seed did
     python sweep.py --config configs/sweeps/models.yaml --race --margin 0.01 --max_seeds 12
     python sweep.py status results/sweeps/frozen          # who does what, and how much is left
     python sweep.py push HOST:FOLDER --config configs/sweeps/frozen.yaml    # and pull, home again
@@ -240,6 +241,9 @@ def finish(
     compared = [label for label in done if not args.aa or label in ("first", "second")]
     if plan.explain and done:
         report("effects", str(plan.out))
+    elif plan.noise:
+        if all(map(runner.has_ended, every)):
+            report("noise", str(plan.out))
     elif len(compared) > 1 and compared[0] == plan.arms[0].label:  # the baseline
         paths = [plan.out / label for label in compared]
         if sum(map(len, whole.values())) < len(every):  # a failed run's place may hold another

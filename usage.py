@@ -24,8 +24,8 @@ GROUPS: dict[str, tuple[str, str]] = {
         "stride train_stride detokenize group_by_length",
     ),
     "model": (
-        "model init size student_of freeze lora_r lora_alpha head features n_layer n_head n_embd",
-        "weights pooling untie_head dropout cache_features lora_scaling lora_dropout lora_qkv "
+        "model init size student_of freeze lora_r lora_alpha head n_layer n_head n_embd",
+        "weights pooling features untie_head dropout cache_features lora_scaling lora_dropout lora_qkv "
         "lora_layers lora_head positions rope_theta norm mlp bias qk_norm attention_gate "
         "layer_scale scale_residual_init",
     ),
@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "run": (
         "seed out fresh dry_run",
-        "save_every keep_every ckpt_path trackers page stop_after",
+        "seed_init seed_order seed_masks save_every keep_every ckpt_path trackers page stop_after",
     ),
 }
 COLUMN = 25  # where explanations begin

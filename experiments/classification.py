@@ -21,6 +21,7 @@ from methods.distillation import distillation_loss_sum
 from methods.feature_cache import cached_features, fingerprint
 from methods.losses import loss_sum
 from models import causal
+from settings import seed_of
 
 
 class Classification(Phases):
@@ -46,7 +47,7 @@ class Classification(Phases):
             length, steps = config.max_length, config.length_steps
             return TextData(ids, rows, split, self.tokenizer, length, steps, crop_seed)
 
-        self.train = part("train", config.seed if config.crop else None)
+        self.train = part("train", seed_of(config, "masks") if config.crop else None)
         self.train.feature_epochs = config.head_epochs
         self.val, self.test_data = part("val"), part("test")
         self.latest = LastEvaluation()

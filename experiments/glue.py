@@ -26,7 +26,7 @@ from experiments.experiment import LastEvaluation, Result, place, rows_each
 from experiments.training import Targets, Training, build_state
 from methods.optimizers import parameter_groups
 from models import pretrained
-from settings import Optimizer, Schedule, Settings, replace
+from settings import Optimizer, Schedule, Settings, replace, seed_of
 
 
 @dataclass
@@ -155,7 +155,7 @@ class FineTuning(Training):
         names = task.classes if task.num_outputs == len(task.classes) else ("score",)
         config.id2label = dict(enumerate(names))  # and so config.num_labels
         config.label2id = {name: number for number, name in enumerate(names)}
-        seed = core.mix_seed(self.config.seed, 4)
+        seed = core.mix_seed(seed_of(self.config, "init"), 4)
         torch.manual_seed(seed)
         model, _ = pretrained.load_with_head(
             AutoModelForSequenceClassification,

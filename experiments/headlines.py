@@ -32,7 +32,7 @@ from methods.muon import muon_flops
 from methods.optimizers import parameter_groups
 from methods.r_drop import r_drop
 from models import gpt, pretrained
-from settings import refuse
+from settings import refuse, seed_of
 
 A100_FLOPS = 312e12  # a second in bf16, by its data sheet
 A100_SHARE = 0.3  # of that, which so small a model may reach: an assumption
@@ -238,7 +238,7 @@ class Headlines(Training):
         if config.within_titles:  # a validation title is read as a whole, with its <eos>
             longest = max(longest, int(self.val_rows.lengths.max()) + 1)
         return gpt.build_gpt(
-            core.mix_seed(config.seed, 4),
+            core.mix_seed(seed_of(config, "init"), 4),
             config.init == "by_name",
             vocab_size=len(self.tokenizer),
             n_positions=max(config.max_length, longest),

@@ -30,7 +30,7 @@ from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import causal, generation, lora, packed, pretrained
 from models.decoding import Decoding
-from settings import replace
+from settings import replace, seed_of
 
 # Asked before and after every run, beside a few of the validation rows.
 FIXED = (
@@ -191,7 +191,7 @@ class InstructionTuning(Training):
 
     def load_model(self) -> nn.Module:
         """The model to train, with its adapters or its frozen part."""
-        config, seed = self.config, core.mix_seed(self.config.seed, 4)
+        config, seed = self.config, core.mix_seed(seed_of(self.config, "init"), 4)
         model = causal.load_model(
             self.source,
             self.model_config,

@@ -13,7 +13,6 @@ from data.records import strip_control
 from data.titles import TitleData
 from data.tokens import Ragged
 from device import to_device
-from models import gpt
 
 MOST_TOKENS = 20  # in the table and picture of frequencies
 
@@ -104,6 +103,8 @@ def token_frequencies(opened: Opened, rows: Ragged) -> dict[str, Any]:
 
     The latter is its probability, averaged over all places. In shares of all tokens.
     """
+    from models import gpt  # transformers: seconds, after a wrong setting
+
     size, eos = opened.model.config.vocab_size, opened.tokenizer.eos_token_id
     expected, counts = torch.zeros(size, dtype=torch.float64), torch.zeros(size)
     weight = opened.model.lm_head.weight

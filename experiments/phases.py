@@ -18,7 +18,7 @@ from experiments.training import Training, build_state, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import attention, causal, generation, pretrained
-from settings import refuse, replace
+from settings import refuse, replace, seed_of
 
 
 def with_recipe(config: Any, is_language: bool) -> Any:
@@ -131,7 +131,7 @@ class Phases(Training):
             self.classes,
             config.init,
             self.attention,
-            core.mix_seed(config.seed, 4),
+            core.mix_seed(seed_of(config, "init"), 4),
             self.tokenizer,
             self.world.say,
         )

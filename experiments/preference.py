@@ -49,7 +49,7 @@ from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import pairs, pretrained
 from models.heads import style_scale
-from settings import Settings
+from settings import Settings, seed_of
 
 HUB_DATA = "lmarena-ai/arena-human-preference-55k"
 
@@ -251,7 +251,7 @@ class Preference(Training):
             )
 
         augment = config.swap in ("augment", "both")
-        self.train = part("train", config.seed if augment else None)
+        self.train = part("train", seed_of(config, "masks") if augment else None)
         self.val, self.test_data = part("val"), part("test")
         if config.features:
             style = style_features(self.rows)
@@ -260,9 +260,9 @@ class Preference(Training):
         self.latest = LastEvaluation()
 
     def load_encoder(self, init: str = "pretrained") -> nn.Module:
-        config = self.config
+        config, seed = self.config, seed_of(self.config, "init")
         encoder = pretrained.load_encoder(
-            config.model, init, self.attention, config.seed, self.tokenizer, self.world.say
+            config.model, init, self.attention, seed, self.tokenizer, self.world.say
         )
         if config.dropout is not None:
             set_dropout(encoder, config.dropout)
@@ -273,7 +273,7 @@ class Preference(Training):
     def build_state(self, encoder: nn.Module) -> core.State:
         """Encoder and head, optimizer, loader and schedule, on the device."""
         config = self.config
-        torch.manual_seed(core.mix_seed(config.seed, 4))
+        torch.manual_seed(core.mix_seed(seed_of(config, "init"), 4))
         style = self.train.style
         scale = None if style is None else style_scale(style[self.train.index])
         hidden, classes = encoder.config.hidden_size, len(self.classes)

@@ -39,6 +39,7 @@ from settings import (
     Settings,
     SophiaSettings,
     precision_words,
+    seed_of,
 )
 
 
@@ -308,7 +309,7 @@ class Pretraining(Training):
                 "validation.fraction or validation.truncate_to"
             )
         masking = corpora.Masking(config.mask_frac)
-        self.train = corpora.MlmData(self.corpus, train_ids, config.seed, masking)
+        self.train = corpora.MlmData(self.corpus, train_ids, seed_of(config, "masks"), masking)
         self.val = corpora.MlmData(self.corpus, self.split.validation)
         self.frequencies = frequencies_alone(self.corpus, train_ids, self.val)
         world.say(
@@ -325,7 +326,7 @@ class Pretraining(Training):
         return bert.build_masked_lm(
             config.model,
             self.corpus.vocab_size,
-            config.seed,
+            seed_of(config, "init"),
             config.max_length,
             config.init == "by_name",
         )
@@ -396,7 +397,7 @@ class Pretraining(Training):
         # the clock stands still until the step is charged
         p = drop_probability(self.clock.fraction, drop.theta, drop.gamma)
         return sample_active_layers(
-            p, self.num_layers, gate_generator(self.config.seed, position, index)
+            p, self.num_layers, gate_generator(seed_of(self.config, "masks"), position, index)
         )
 
     # -- what a step does

@@ -33,7 +33,7 @@ from methods.optimizers import (
 )
 from methods.schedules import build_schedule, require_learning
 from models.pretrained import layer_of
-from settings import Settings, replace
+from settings import Settings, replace, seed_of
 
 A40_FLOPS = 149.7e12  # dense bf16 products a second, of NVIDIA's data sheet
 A40_SHARE = 0.3  # of them, that encoders of base size reach
@@ -214,7 +214,9 @@ class Training(abc.ABC):
             )
         chunk = min(128, config.batch)  # with a larger one a batch would wait for its turn
         chosen = config.selection
-        return SelectiveBackprop(config.batch, config.seed, chosen.beta, chosen.history, chunk)
+        return SelectiveBackprop(
+            config.batch, seed_of(config, "order"), chosen.beta, chosen.history, chunk
+        )
 
     def build_clock(self, model: nn.Module, total_steps: int) -> Any:
         """Steps of --epochs, or the clock of --budget."""
@@ -255,8 +257,8 @@ def build_state(
         groups = split_for_muon(groups, layers, (config.matrix_lr or config.lr) / config.lr)
     if config.optimizer == "sophiag":
         # rows of their own: the order of the training data stays the baseline's
-        seed = core.mix_seed(config.seed, 9) & 0xFFFFFFFF
-        own = replace(config, batch=config.sophia.rows, seed=seed)
+        seed = core.mix_seed(seed_of(config, "order"), 9) & 0xFFFFFFFF
+        own = replace(config, batch=config.sophia.rows, seed=seed, seed_order=None)
         estimates = SeekingLoader(experiment.curvature_data(seed), own, world)
         experiment.curvature = extras["curvature"] = Curvature(estimates, config.sophia.every)
     loader = loader or core.TrainLoader(experiment.train, config, world)

@@ -17,7 +17,7 @@ from reports.outcomes import lost_runs
 from reports.predictions import Predictions, load_predictions
 from reports.ruler import other_ruler
 from reports.scripts import resolved
-from settings import FREE_SETTINGS, flatten
+from settings import FREE_SETTINGS, SEEDS, flatten
 
 
 @dataclass
@@ -60,7 +60,8 @@ def _one_name(setting: str, digest: str, spelling: str) -> str:
 def settings_of(run: RunFolder) -> dict[str, Any]:
     """What defines the run's computation, but for its seed."""
     settings = {k: v for k, v in flatten(run.config).items() if k not in FREE_SETTINGS}
-    settings.pop("seed", None)
+    for name in ("seed", *SEEDS):
+        settings.pop(name, None)
     contents = run.record.get("contents")
     contents = dict(contents) if isinstance(contents, dict) else {}
     contents.pop("data", None)  # rows have a fingerprint

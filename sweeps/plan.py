@@ -24,13 +24,13 @@ from files import find_file, read_json
 from reports import scripts
 from reports.scripts import folder_name, text_of
 from settings import flatten, pop_published
-from sweeps import cost
+from sweeps import cost, noise
 from sweeps.notices import refusal_of
 from sweeps.words import last_words
 
 SWEEP_KEYS = (
     *("script", "processes", "seeds", "grid", "arms", "tune", "tune_seed", "tune_by"),
-    *("paired", "margin", "explain", "race"),
+    *("paired", "margin", "explain", "race", "noise"),
 )
 DECLARED = {"race": None, "paired": False, "margin": None}  # before the first result, or not at all
 ENGINES = ("slurm", "local")  # sweeps/on_….py
@@ -101,6 +101,9 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> argp
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--processes", type=int, help="processes of each run; more than one: torchrun (default: 1)")
     add("--aa", action="store_true", help="the A/A and shuffled-label controls")
+    add("--noise", nargs="*", metavar="SEED=DRAWS", help=(
+        "which source of chance makes the spread? (default: seed_init=4 seed_order=2 seed_masks=2)"
+    ))  # fmt: skip
     add("--dry_run", action="store_true", help="print the commands, and stop")
     add("--gpu", help=f"of --dry_run: the hours on {', '.join(cost.GPUS)}, by FLOPs")
     add("--margin", type=float, help="a difference of the primary metric that does not matter")
@@ -313,6 +316,8 @@ class Plan:
         self.race = read_race(args, keys)
         self.hours = args.hours
         given = keys.get("seeds", 3) if args.seeds is None else args.seeds
+        if args.noise is not None and args.seeds is None:
+            given = 1  # what is drawn has seeds of its own
         seeds = self.seeds_from(given)
         fixed = {name: parse_value(text) for name, text in parse_words("--set", args.fixed).items()}
         words = parse_words("--grid", args.grid)
@@ -326,6 +331,9 @@ class Plan:
             if keys.keys() & {"grid", "arms", "tune"} or grid:
                 raise refuse("--aa takes one experiment: no grid, arms or tune")
             arms = self.control_arms(script, seeds)
+        self.noise = self.noise_of(args, keys)
+        if self.noise and "arms" not in keys:
+            arms = noise.arms_of(self.noise)
         if not isinstance(arms, dict):
             raise refuse("arms: expected labels with settings")
         self.arms: list[Arm] = []
@@ -362,6 +370,18 @@ class Plan:
         self.declared = self.read_declared(keys)
         self.explain = keys.get("explain")  # the runs between two others: sweeps/explain.py
         self.check_arms()
+
+    def noise_of(self, args: argparse.Namespace, keys: Mapping[str, Any]) -> dict[str, int]:
+        """Draws of each source's seed, outermost first; {}: no such sweep."""
+        try:
+            if args.noise is None:
+                return noise.check_design(keys["noise"]) if "noise" in keys else {}
+            design = noise.parse_design(args.noise)
+        except ValueError as error:
+            raise refuse(str(error)) from None
+        if args.aa or self.race or self.tune or keys.keys() & {"grid", "arms"} or args.grid:
+            raise refuse("--noise takes one experiment: no grid, arms, tune, --aa or --race")
+        return design
 
     def seeds_from(self, given: Any) -> list[int]:
         return seeds_of_race(given, self.race) if self.race else parse_seeds(given)
@@ -464,6 +484,7 @@ class Plan:
             "tune_by": self.tune_by,
             **self.declared,
             **({"explain": self.explain} if self.explain else {}),
+            **({"noise": self.noise} if self.noise else {}),
             "arms": {
                 arm.label: {
                     "script": arm.script,
