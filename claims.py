@@ -35,7 +35,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -495,6 +495,26 @@ class Keeper:
             return
         self.claim.end("ended")
         shutil.rmtree(self.claim.root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def turn(root: Path, is_done: Callable[[], bool], say: Callable[[str], None]) -> Iterator[bool]:
+    """Whether to make what others may be making, too: False once one of them has made it. root: a
+    folder for the claim, which is gone afterwards."""
+    work, said = Claims(root, Path(".")), False
+    while not is_done():
+        if (claim := work.take()) is not None:
+            keeper = Keeper(claim)
+            try:
+                yield not is_done()
+            finally:
+                keeper.end()
+            return
+        if not said:
+            said = True
+            say(f"{work.look().who} is making what {root.name.partition('.')[0]} is for: waiting")
+        time.sleep(min(1.0, work.silent_after / 20))
+    yield False
 
 
 def beat_seconds() -> float:

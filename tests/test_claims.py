@@ -221,6 +221,25 @@ def test_a_script_takes_what_its_sweep_claimed_for_it_and_no_other_folder(tmp_pa
     assert other.kind == "beat" and other.folder == tmp_path / "elsewhere/.claim/claims"
 
 
+def test_what_several_need_is_made_by_one(tmp_path, owners, monkeypatch):
+    done, made, said = tmp_path / "done", [], []
+    other = Claims(tmp_path / "x.claim", Path(".")).take()
+
+    def wait(seconds: float) -> None:
+        other.beat()
+        done.touch()
+
+    monkeypatch.setattr(claims.time, "sleep", wait)
+    with claims.turn(tmp_path / "x.claim", done.exists, said.append) as mine:
+        made += [1] * mine
+    assert not made and said == ["other (process 1) is making what x is for: waiting"]
+    done.unlink()
+    other.end("ended")
+    with claims.turn(tmp_path / "x.claim", done.exists, said.append) as mine:
+        made += [2] * mine
+    assert made == [2] and not (tmp_path / "x.claim").exists()
+
+
 def test_a_script_waits_for_a_sign_of_another_machine(tmp_path, owners, monkeypatch):
     monkeypatch.setenv("ABLATE_STALE_SECONDS", "0.3")
     run = tmp_path / "run"

@@ -2,8 +2,10 @@
 what it says to others. Whole sweeps that are killed: tests/long/test_many_sweeps.py."""
 
 import http.server
+import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import threading
@@ -12,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 from test_sweep import SCRIPT, attempt, launches, status, write
 
 import claims
@@ -21,6 +24,7 @@ from files import PROJECT
 from reports.folder import find_runs, load_run
 from reports.ledger import looking_runs
 from reports.packed import pack
+from settings import parse_settings
 from sweeps import on_slurm
 from sweeps.limits import Limits
 from sweeps.notices import without_secrets
@@ -442,3 +446,26 @@ def test_keys_are_known_by_their_shape(monkeypatch):
 def test_a_dash_in_a_value_stays(folder):
     args = sweep.parse_arguments(["fake.py", "--out=my-sweep", "--max-cost=2", "--price", "1"])
     assert args.out == "my-sweep" and args.max_cost == 2.0
+
+
+RECIPES = sorted(p for p in (PROJECT / "configs/clouds").iterdir() if "volume" not in p.name)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_commands_of_recipes_are_commands_of_ours_and_write_to_the_volume(path, monkeypatch):
+    """The clouds' own words in them were read by SkyPilot and dstack: docs/many_machines.md."""
+    monkeypatch.chdir(PROJECT)
+    recipe = yaml.safe_load(path.read_text())
+    commands = recipe.get("commands") or [recipe["setup"], recipe["run"]]
+    volumes = recipe["volumes"]
+    where = next(iter(volumes)) if isinstance(volumes, dict) else volumes[0]["path"]
+    setup, command = (shlex.split(text.replace("\\\n", " ")) for text in commands)
+    assert setup == ["bash", "startup.sh", "setup"] and command[0] == ".venv/bin/python"
+    if command[1] == "sweep.py":
+        out = sweep.Plan(sweep.parse_arguments(command[2:])).out
+    else:
+        name = command[1].removesuffix(".py")
+        out = parse_settings(importlib.import_module(name).Config, command[2:])[0].out
+    assert str(out).startswith(f"{where}/")
+    cache = recipe.get("envs", {}).get("ABLATE_CACHE") or recipe["env"][0].partition("=")[2]
+    assert cache.startswith(f"{where}/")
