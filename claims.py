@@ -167,7 +167,9 @@ class Claims:
         if seen != self._seen:
             self._seen, self._since = seen, now
         look = Look(number, owner, beats, ended, now - self._since >= self.silent_after)
-        if owner and all(is_gone(each) or is_own(each) for each in look.processes):
+        here = owner.get("machine") == machine()
+        copied = here and owner.get("root") not in (None, os.path.realpath(self.root))
+        if copied or owner and all(is_gone(each) or is_own(each) for each in look.processes):
             return Look(number, owner, beats, ended, silent=True)  # known, without waiting
         return look
 
@@ -189,6 +191,7 @@ class Claims:
         token, number = secrets.token_hex(8), look.number + 1
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         content = {"token": token, "since": since, **facts, **process()}
+        content["root"] = os.path.realpath(self.root)  # of a copy on this machine it is another
         path = self.folder / f"{number}.json"
         try:
             with open(path, "x", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
     owner.kill()
     owner.wait()
     assert observer(tmp_path).take().number == 2
+
+
+def test_a_copy_of_a_folder_is_not_the_others(tmp_path, monkeypatch):
+    parent = claims.process(os.getppid())
+    monkeypatch.setattr(claims, "process", lambda pid=None: dict(parent))
+    assert observer(tmp_path / "run").take()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert observer(tmp_path / "run").take() is None
+    assert observer(tmp_path / "copy").take().number == 2
 
 
 def test_one_attempt_is_published_whoever_comes_first(tmp_path, owners, monkeypatch):

@@ -137,8 +137,7 @@ def test_a_dry_run_names_hours_and_what_it_does_not_know(tmp_path, capsys, monke
     )
     config = f"--config={tmp_path / 's.yaml'}"
     settings = lambda plan: {  # noqa: E731 - the script's own, without a process for it
-        arm.label: settings_of(arm.script, words_of(plan.runs(arm, {})[0]))
-        for arm in plan.arms
+        arm.label: settings_of(arm.script, words_of(plan.runs(arm, {})[0])) for arm in plan.arms
     }
     monkeypatch.setattr(sweep, "check_settings", settings)
     assert sweep.main([config, "--dry_run", "--gpu", "a100"]) == 0
