@@ -30,7 +30,7 @@ from sweeps.limits import Limits
 from sweeps.notices import without_secrets
 from sweeps.on_slurm import minutes_of
 from sweeps.plan import signals_to_handle
-from sweeps.status import Sweep, summary
+from sweeps.status import Sweep, summary, watch
 
 OTHER = {"host": "other", "machine": "another boot", "pid": 7, "began": "1"}
 
@@ -240,12 +240,28 @@ def test_status_says_who_does_what_and_how_much_is_left(folder, capsys, monkeypa
     assert "left: 5 to start, about" in said and "with 2 at a time" in said
     assert "cost so far: " in said
     assert max(map(len, said.splitlines())) <= 80
+    watch(Path("o"), once=True)
+    assert capsys.readouterr().out == said
     # who looks on sees a machine fall silent, whatever its clock says
     monkeypatch.setenv("ABLATE_STALE_SECONDS", "0.6")
     looking = Sweep.open(Path("o"))
     looking.states()
     time.sleep(0.7)
     assert "2 silent" in summary(looking, looking.states())[0]
+
+
+def test_watch_says_what_changes_until_nothing_is_left(folder, capsys):
+    write({"script": "fake.py", "seeds": 2}, "s.yaml")
+    assert run("--config", "s.yaml", "--seeds", "1") == 0
+    shutil.copy("s.yaml", "o/sweep.yaml")
+    other = Other("runs/seed_1")
+    thread = other.do(other.publish, beat_seconds=0.5)
+    capsys.readouterr()
+    watch(Path("o"), every_seconds=0.1)
+    thread.join()
+    said = capsys.readouterr().out
+    assert said.startswith("o: 2 runs: 1 finished, 1 running")
+    assert "runs/seed_1  finished  (other)" in said and said.endswith("nothing is left\n")
 
 
 def test_status_of_what_is_no_sweep_is_one_line(folder):
