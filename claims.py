@@ -35,7 +35,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,9 @@ class Claims:
         if seen != self._seen:
             self._seen, self._since = seen, now
         look = Look(number, owner, beats, ended, now - self._since >= self.silent_after)
-        if owner and all(is_gone(each) or is_own(each) for each in look.processes):
+        here = owner.get("machine") == machine()
+        copied = here and owner.get("root") not in (None, os.path.realpath(self.root))
+        if copied or owner and all(is_gone(each) or is_own(each) for each in look.processes):
             return Look(number, owner, beats, ended, silent=True)  # known, without waiting
         return look
 
@@ -189,6 +191,7 @@ class Claims:
         token, number = secrets.token_hex(8), look.number + 1
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         content = {"token": token, "since": since, **facts, **process()}
+        content["root"] = os.path.realpath(self.root)  # of a copy on this machine it is another
         path = self.folder / f"{number}.json"
         try:
             with open(path, "x", encoding="utf-8") as file:
@@ -495,6 +498,26 @@ class Keeper:
             return
         self.claim.end("ended")
         shutil.rmtree(self.claim.root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def turn(root: Path, is_done: Callable[[], bool], say: Callable[[str], None]) -> Iterator[bool]:
+    """Whether to make what others may be making, too: False once one of them has made it. root: a
+    folder for the claim, which is gone afterwards."""
+    work, said = Claims(root, Path(".")), False
+    while not is_done():
+        if (claim := work.take()) is not None:
+            keeper = Keeper(claim)
+            try:
+                yield not is_done()
+            finally:
+                keeper.end()
+            return
+        if not said:
+            said = True
+            say(f"{work.look().who} is making what {root.name.partition('.')[0]} is for: waiting")
+        time.sleep(min(1.0, work.silent_after / 20))
+    yield False
 
 
 def beat_seconds() -> float:

@@ -17,6 +17,7 @@ shards, and one table of irreducible losses, serve every fraction and seed. The 
 of each group, less than one sequence in 64.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -37,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import claims
 import console
 import files
 from core import IGNORE_INDEX, World
@@ -343,9 +345,12 @@ def load_corpus(
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with open(folder.with_name(f"{digest}.lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making them: wait for it
-                if not folder.is_dir():
-                    _build(source, folder, tokenizer, vocab_size, seq_length, workers, world)
+                with contextlib.suppress(OSError):  # a volume without locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making them: wait for it
+                claim = folder.with_name(f"{digest}.claim")  # or another machine
+                with claims.turn(claim, folder.is_dir, world.say) as mine:
+                    if mine:
+                        _build(source, folder, tokenizer, vocab_size, seq_length, workers, world)
     return Corpus(folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from claims import place_of
 from evaluation import beyond_style, outcomes
 from evaluation.metrics import CONSTANTS, doubtful_groups
 from evaluation.outcomes import FAILED
@@ -79,10 +80,8 @@ def page_of_run(run: RunFolder) -> Page:
     ]
     # the last to be made: what could not be read above is said here
     verdicts = section("Verdicts", [*findings(run), *learned(run)])
-    commands = [
-        clean(command_of(run)),
-        f"python report.py page {shlex.quote(clean(str(run.path)))}",
-    ]
+    path = place_of(run.path) or run.path  # of a sweep's run, which comes there in a moment
+    commands = [clean(command_of(run)), f"python report.py page {shlex.quote(clean(str(path)))}"]
     return Page(clean(run.name), subtitle(run), verdicts + body, list(filter(None, commands)))
 
 

@@ -1,7 +1,6 @@
 """--on slurm: the same command as jobs of a cluster, through submitit.
 
-An engine is a module with this one function; `sweep.py --on NAME` imports sweeps/on_NAME.py alone.
-
+An engine is a module with one function; `sweep.py --on NAME` imports sweeps/on_NAME.py alone:
     submit(commands, folder, {"partition": "gpu", "gpus": "4", "time": "4:00:00"}) → ids of the jobs
 
 Ahead of its time limit, or when it is preempted, a job gets SIGUSR2 from Slurm: its command gets

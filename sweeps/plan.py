@@ -136,7 +136,7 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> argp
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
         name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
         hint = f"did you mean {near[0]}?" if near else "settings of the script go after --set"
         raise refuse(f"unknown: {unknown[0]}: {hint}")
     if args.jobs < 1:

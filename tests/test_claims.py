@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path):
     owner.kill()
     owner.wait()
     assert observer(tmp_path).take().number == 2
+
+
+def test_a_copy_of_a_folder_is_not_the_others(tmp_path, monkeypatch):
+    parent = claims.process(os.getppid())
+    monkeypatch.setattr(claims, "process", lambda pid=None: dict(parent))
+    assert observer(tmp_path / "run").take()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert observer(tmp_path / "run").take() is None
+    assert observer(tmp_path / "copy").take().number == 2
 
 
 def test_one_attempt_is_published_whoever_comes_first(tmp_path, owners, monkeypatch):
@@ -219,6 +229,25 @@ def test_a_script_takes_what_its_sweep_claimed_for_it_and_no_other_folder(tmp_pa
     assert own.kind == "child" and own.token == claim.token
     other = claims.claim_run(tmp_path / "elsewhere", print)
     assert other.kind == "beat" and other.folder == tmp_path / "elsewhere/.claim/claims"
+
+
+def test_what_several_need_is_made_by_one(tmp_path, owners, monkeypatch):
+    done, made, said = tmp_path / "done", [], []
+    other = Claims(tmp_path / "x.claim", Path(".")).take()
+
+    def wait(seconds: float) -> None:
+        other.beat()
+        done.touch()
+
+    monkeypatch.setattr(claims.time, "sleep", wait)
+    with claims.turn(tmp_path / "x.claim", done.exists, said.append) as mine:
+        made += [1] * mine
+    assert not made and said == ["other (process 1) is making what x is for: waiting"]
+    done.unlink()
+    other.end("ended")
+    with claims.turn(tmp_path / "x.claim", done.exists, said.append) as mine:
+        made += [2] * mine
+    assert made == [2] and not (tmp_path / "x.claim").exists()
 
 
 def test_a_script_waits_for_a_sign_of_another_machine(tmp_path, owners, monkeypatch):

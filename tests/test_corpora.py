@@ -1,6 +1,7 @@
 """data/corpora.py: documents in, the same sequences out, whoever packs them and however often."""
 
 import collections
+import errno
 import gzip
 import json
 import math
@@ -331,6 +332,16 @@ def test_a_killed_run_continues_to_the_same_bytes(workers, tmp_path, tokenizer_f
     assert whole.fingerprint == continued.fingerprint
     names = content(whole.folder)
     assert {name: content(continued.folder)[name] for name in names} == names
+
+
+def test_rows_are_packed_where_there_are_no_locks(tmp_path, tokenizer_folder, monkeypatch):
+    def refuse(*words) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("data.corpora.fcntl.flock", refuse)
+    path = write_json_lines(tmp_path / "texts.jsonl", make_texts(50))
+    packed = pack(path, tokenizer_folder)
+    assert len(packed) and not packed.folder.with_name(f"{packed.folder.name}.claim").exists()
 
 
 def test_a_torn_shard_is_made_again(tmp_path, tokenizer_folder, monkeypatch):

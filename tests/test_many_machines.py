@@ -2,8 +2,10 @@
 what it says to others. Whole sweeps that are killed: tests/long/test_many_sweeps.py."""
 
 import http.server
+import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import threading
@@ -12,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 from test_sweep import SCRIPT, attempt, launches, status, write
 
 import claims
@@ -21,12 +24,13 @@ from files import PROJECT
 from reports.folder import find_runs, load_run
 from reports.ledger import looking_runs
 from reports.packed import pack
+from settings import parse_settings
 from sweeps import on_slurm
 from sweeps.limits import Limits
 from sweeps.notices import without_secrets
 from sweeps.on_slurm import minutes_of
 from sweeps.plan import signals_to_handle
-from sweeps.status import Sweep, summary
+from sweeps.status import Sweep, summary, watch
 
 OTHER = {"host": "other", "machine": "another boot", "pid": 7, "began": "1"}
 
@@ -236,12 +240,28 @@ def test_status_says_who_does_what_and_how_much_is_left(folder, capsys, monkeypa
     assert "left: 5 to start, about" in said and "with 2 at a time" in said
     assert "cost so far: " in said
     assert max(map(len, said.splitlines())) <= 80
+    watch(Path("o"), once=True)
+    assert capsys.readouterr().out == said
     # who looks on sees a machine fall silent, whatever its clock says
     monkeypatch.setenv("ABLATE_STALE_SECONDS", "0.6")
     looking = Sweep.open(Path("o"))
     looking.states()
     time.sleep(0.7)
     assert "2 silent" in summary(looking, looking.states())[0]
+
+
+def test_watch_says_what_changes_until_nothing_is_left(folder, capsys):
+    write({"script": "fake.py", "seeds": 2}, "s.yaml")
+    assert run("--config", "s.yaml", "--seeds", "1") == 0
+    shutil.copy("s.yaml", "o/sweep.yaml")
+    other = Other("runs/seed_1")
+    thread = other.do(other.publish, beat_seconds=0.5)
+    capsys.readouterr()
+    watch(Path("o"), every_seconds=0.1)
+    thread.join()
+    said = capsys.readouterr().out
+    assert said.startswith("o: 2 runs: 1 finished, 1 running")
+    assert "runs/seed_1  finished  (other)" in said and said.endswith("nothing is left\n")
 
 
 def test_status_of_what_is_no_sweep_is_one_line(folder):
@@ -442,3 +462,26 @@ def test_keys_are_known_by_their_shape(monkeypatch):
 def test_a_dash_in_a_value_stays(folder):
     args = sweep.parse_arguments(["fake.py", "--out=my-sweep", "--max-cost=2", "--price", "1"])
     assert args.out == "my-sweep" and args.max_cost == 2.0
+
+
+RECIPES = sorted(p for p in (PROJECT / "configs/clouds").iterdir() if "volume" not in p.name)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_commands_of_recipes_are_commands_of_ours_and_write_to_the_volume(path, monkeypatch):
+    """The clouds' own words in them were read by SkyPilot and dstack: docs/many_machines.md."""
+    monkeypatch.chdir(PROJECT)
+    recipe = yaml.safe_load(path.read_text())
+    commands = recipe.get("commands") or [recipe["setup"], recipe["run"]]
+    volumes = recipe["volumes"]
+    where = next(iter(volumes)) if isinstance(volumes, dict) else volumes[0]["path"]
+    setup, command = (shlex.split(text.replace("\\\n", " ")) for text in commands)
+    assert setup == ["bash", "startup.sh", "setup"] and command[0] == ".venv/bin/python"
+    if command[1] == "sweep.py":
+        out = sweep.Plan(sweep.parse_arguments(command[2:])).out
+    else:
+        name = command[1].removesuffix(".py")
+        out = parse_settings(importlib.import_module(name).Config, command[2:])[0].out
+    assert str(out).startswith(f"{where}/")
+    cache = recipe.get("envs", {}).get("ABLATE_CACHE") or recipe["env"][0].partition("=")[2]
+    assert cache.startswith(f"{where}/")
