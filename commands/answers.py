@@ -159,4 +159,5 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
         raise ValueError(f"{config.labels}: no line has the id of a row that is judged")
     if strange:
         console.say(f"note: {strange} labels of {config.labels} are of other rows, and left out")
-    return np.array([np.mean(each) if each else math.nan for each in found.values()])
+    each_row = [found[row["id"]] for row in rows]
+    return np.array([np.mean(each) if each else math.nan for each in each_row])

@@ -227,11 +227,10 @@ def of_labels(
     """The figure corrected by labels; a row that the judge did not score counts for neither."""
     if labels is None:
         return {}
-    there = ~np.isnan(scores).all(axis=1) if name == "judge" else ~np.isnan(scores).any(axis=1)
-    groups = [row["group"] for row, scored in zip(rows, there, strict=True) if scored]
-    found = (
-        corrected(np.nanmean(scores[there], axis=1), groups, labels[there]) if any(there) else None
-    )
+    # a pair counts with both orders, a score with any repeat
+    unscored = np.isnan(scores).all(axis=1) if name == "judge" else np.isnan(scores).any(axis=1)
+    groups = [row["group"] for row, without in zip(rows, unscored, strict=True) if not without]
+    found = corrected(asking.mean_of_repeats(scores[~unscored]), groups, labels[~unscored])
     if found is None:
         return {f"{name}_labels": 0}
     facts = {f"{name}_corrected": found.value, f"{name}_labels": found.labelled}

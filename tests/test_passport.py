@@ -290,6 +290,25 @@ def test_answers_to_other_rows_are_not_compared(change, problem, tmp_path):
     assert not seen
 
 
+def test_wins_have_an_interval_of_a_share_and_labels_find_rows_of_one_id(tmp_path):
+    from commands.answers import read_labels
+
+    always = asking.pair_metrics(np.full((20, 2), 100.0), range(20))
+    low, high = always["judge_wins_ci95"]
+    assert 80 < low < high == 100 and always["judge_wins"] == 100
+    half = asking.pair_metrics(np.array([[100.0, 0.0]] * 9), range(9))
+    assert half["judge_wins"] == 50 and half["judge_wins_order_agreement"] == 0
+    lost = asking.pair_metrics(np.array([[100.0, np.nan]]), ["a"])
+    assert lost == {"judge_wins_n": 0, "judge_wins_unscored": 1}
+    (tmp_path / "labels.jsonl").write_text('{"id": 1, "human": 20}\n{"id": 1, "human": 40}\n')
+    config = judging.JudgeConfig(answers="x", labels=str(tmp_path / "labels.jsonl"))
+    found = read_labels(config, [{"id": "1"}, {"id": "2"}, {"id": "1"}])
+    assert found[[0, 2]].tolist() == [30, 30] and np.isnan(found[1])
+    unscored = np.full((3, 1), np.nan)
+    rows = [{"group": "a"}] * 3
+    assert judging.of_labels("judge", unscored, rows, found) == {"judge_labels": 0}
+
+
 def test_settings_that_say_nothing_there_are_refused():
     for words in (["--passport=x", "--against=y"], ["--answers=x", "--prompts=pair"]):
         with pytest.raises(SystemExit, match="would change nothing"):
