@@ -132,14 +132,12 @@ def run_judge(config: JudgeConfig) -> None:
     with processes(config.device) as world:
         # before any answer is written: a missing key shows at once
         world.on_rank_0(lambda: backends.append(build_backend(config)))
-        other_is_run = config.against is not None and Path(config.against).is_dir()
-        for source, is_run in (
-            (config.run_folder, True),
-            (config.answers, False),
-            (config.against, other_is_run),
-        ):
-            if source is not None:
-                files.append(answers_of_run(config, source, world) if is_run else Path(source))
+        if config.passport is None:
+            own = Path(config.answers) if config.answers else answers_of_run(config, world)
+            files.append(own)
+        if other := config.against:
+            is_run = Path(other).is_dir()
+            files.append(answers_of_run(config, world, other) if is_run else Path(other))
     if backends and config.passport:
         passports.issue(config, *backends, asker(config, *backends))
     elif backends and config.against:
