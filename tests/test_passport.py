@@ -241,6 +241,8 @@ def test_corrected_means_are_prediction_powered_inference():
     everything = passport.corrected(judged, range(400), truth)
     assert everything.weight == 0 and everything.value == pytest.approx(truth.mean())
     assert np.isnan(passport.corrected(judged[:2], "ab", truth[:2]).low)
+    assert "too few" in passport.corrected(judged[:2], "ab", truth[:2]).problem
+    assert "do not differ" in passport.corrected(judged[:9], range(9), np.full(9, 50.0)).problem
     assert passport.corrected(judged, range(400), np.full(400, np.nan)) is None
 
 
