@@ -43,7 +43,7 @@ from experiments.training import schedule_of
 from files import write_text
 from methods.optimizers import parameter_groups
 from models import pairs
-from runs.folder import environment_facts
+from runs.folder import environment_facts, parameter_facts
 from runs.results import finite, last_lines, write_result
 from settings import seed_of
 
@@ -348,6 +348,8 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
     record = run.record
     record.facts |= task.facts | environment_facts(task.world, task.precision, run.folder)
     record.facts |= {"world_size": config.devices, "lightning": L.__version__}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    record.facts |= parameter_facts(module, trained)
     try:
         trainer.fit(module, task.train_loader(), task.val_loader(), ckpt_path=saved)
     except SystemExit:  # how Lightning ends after Ctrl-C and SIGTERM

@@ -23,8 +23,10 @@ from files import read_json, read_yaml
 FIELDS = ("instruction", "output", "model_response")  # of a line of an answers file
 
 
-def answers_of_run(config: Any, folder: str, world: core.World) -> Path:
-    """The run's answers to its test rows, written once. ValueError for other rows by now."""
+def answers_of_run(config: Any, world: core.World, other: str | None = None) -> Path:
+    """The answers of --run_folder, or of another run, to its test rows, written once. ValueError
+    for other rows by now."""
+    folder = other or config.run_folder
     run = Path(folder)
     try:
         settings = read_yaml(run / "config.yaml")
@@ -46,7 +48,7 @@ def answers_of_run(config: Any, folder: str, world: core.World) -> Path:
     rows = subset(rows, config.limit)
     if not rows:
         raise ValueError(f"{run}: it has no test rows to answer")
-    base = config.base if folder == config.run_folder else None
+    base = None if other else config.base
     opening = OpenConfig(folder, config.weights, base, config.device)
     facts = {
         "decoding": config.record(),
@@ -159,4 +161,5 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
         raise ValueError(f"{config.labels}: no line has the id of a row that is judged")
     if strange:
         console.say(f"note: {strange} labels of {config.labels} are of other rows, and left out")
-    return np.array([np.mean(each) if each else math.nan for each in found.values()])
+    each_row = [found[row["id"]] for row in rows]
+    return np.array([np.mean(each) if each else math.nan for each in each_row])

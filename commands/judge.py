@@ -132,14 +132,12 @@ def run_judge(config: JudgeConfig) -> None:
     with processes(config.device) as world:
         # before any answer is written: a missing key shows at once
         world.on_rank_0(lambda: backends.append(build_backend(config)))
-        other_is_run = config.against is not None and Path(config.against).is_dir()
-        for source, is_run in (
-            (config.run_folder, True),
-            (config.answers, False),
-            (config.against, other_is_run),
-        ):
-            if source is not None:
-                files.append(answers_of_run(config, source, world) if is_run else Path(source))
+        if config.passport is None:
+            own = Path(config.answers) if config.answers else answers_of_run(config, world)
+            files.append(own)
+        if other := config.against:
+            is_run = Path(other).is_dir()
+            files.append(answers_of_run(config, world, other) if is_run else Path(other))
     if backends and config.passport:
         passports.issue(config, *backends, asker(config, *backends))
     elif backends and config.against:
@@ -227,11 +225,10 @@ def of_labels(
     """The figure corrected by labels; a row that the judge did not score counts for neither."""
     if labels is None:
         return {}
-    there = ~np.isnan(scores).all(axis=1) if name == "judge" else ~np.isnan(scores).any(axis=1)
-    groups = [row["group"] for row, scored in zip(rows, there, strict=True) if scored]
-    found = (
-        corrected(np.nanmean(scores[there], axis=1), groups, labels[there]) if any(there) else None
-    )
+    # a pair counts with both orders, a score with any repeat
+    unscored = np.isnan(scores).all(axis=1) if name == "judge" else np.isnan(scores).any(axis=1)
+    groups = [row["group"] for row, without in zip(rows, unscored, strict=True) if not without]
+    found = corrected(asking.mean_of_repeats(scores[~unscored]), groups, labels[~unscored])
     if found is None:
         return {f"{name}_labels": 0}
     facts = {f"{name}_corrected": found.value, f"{name}_labels": found.labelled}

@@ -164,8 +164,7 @@ def by_scores(rows: Sequence[PairRow], ask: Callable[..., np.ndarray]) -> Found:
         prompt, a, b = map(turns, texts_of(row))
         prompt = instructions.format_prompt(prompt, "")
         answers += [Answer(f"{row.id}, A", prompt, b, a), Answer(f"{row.id}, B", prompt, a, b)]
-    with np.errstate(invalid="ignore"):
-        scores = np.nanmean(ask(asking.score_answers, answers), axis=1).reshape(-1, 2)
+    scores = asking.mean_of_repeats(ask(asking.score_answers, answers)).reshape(-1, 2)
     apart = scores[:, 0] - scores[:, 1]
     shares = np.where(np.isnan(apart), np.nan, (np.sign(apart) + 1) / 2)
     return opinions_of(rows, passport.verdicts_of(shares), shares)

@@ -24,7 +24,15 @@ from evaluation.judge import Backend, Pause, Refused, Reply, Stopped, Unreachabl
 from evaluation.metrics import Metrics, add_interval
 from evaluation.passport import both_orders
 from evaluation.questions import Answer, Question, pair_question, parse_score, score_question
-from evaluation.stats import interval, proportion_interval
+from evaluation.stats import (
+    Ratio,
+    checked,
+    group_index,
+    influence,
+    interval,
+    interval_of,
+    proportion_interval,
+)
 
 MOST_FAILURES = 3  # questions one after the other without any reply: the server is gone
 
@@ -224,12 +232,16 @@ def compare_answers(
         for name, sides in (("A", (pair.a, pair.b)), ("B", (pair.b, pair.a)))
     ]
     scores = ask_all(questions, backend, cache, repeats, **of_asking)
-    there = ~np.isnan(scores)
-    with np.errstate(invalid="ignore"):
-        first = np.where(there, scores, 0).sum(1) / there.sum(1)  # of whoever stood first
-    first = first.reshape(-1, 2)
+    first = mean_of_repeats(scores).reshape(-1, 2)  # of whoever stood first
     empty = [without_asking(pair) is not None for pair in pairs]  # a fact about A already
     return np.column_stack([first[:, 0], np.where(empty, first[:, 1], 100 - first[:, 1])])
+
+
+def mean_of_repeats(scores: np.ndarray) -> np.ndarray:
+    """(rows,) of (rows, repeats); NaN where no repeat has a score."""
+    there = ~np.isnan(scores)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, scores, 0).sum(axis=1) / there.sum(axis=1)
 
 
 def without_asking(pair: Pair) -> Known | None:
@@ -278,9 +290,10 @@ def pair_metrics(wins: np.ndarray, groups: Sequence[str]) -> Metrics:
     if not there.any():
         return result
     wins, groups = wins[there], [g for g, scored in zip(groups, there, strict=True) if scored]
-    means = wins.mean(axis=1)
-    result["judge_wins"] = float(means.mean())
-    add_interval(result, "judge_wins", interval(means, groups))
+    share = influence(checked(wins.mean(axis=1) / 100, groups), Ratio(kind="share"))
+    result["judge_wins"] = 100 * share.value
+    found = interval_of(share, group_index(groups), "share")
+    add_interval(result, "judge_wins", found._replace(low=100 * found.low, high=100 * found.high))
     orders, verdicts = both_orders(wins / 100)
     same = orders[:, 0] == orders[:, 1]
     result["judge_wins_order_agreement"] = float(same.mean())

@@ -231,8 +231,10 @@ def _limits(value: float, parts: Sequence[Groups]) -> Interval:
     own = [(float(g.variance), float(g.freedom)) for g in parts]
     below = sum(v**2 / max(f, 1e-12) for v, f in own)
     freedom = sum(v for v, _ in own) ** 2 / below if below else 0.0
-    if freedom < LEAST_FREEDOM or math.sqrt(variance) <= NO_SPREAD * abs(value):
+    spread = math.sqrt(variance) > NO_SPREAD * abs(value)
+    if not spread or freedom < LEAST_FREEDOM:
         groups = int((parts[0].leverage > 0).sum())
-        return Interval(math.nan, math.nan, freedom, f"too few labels: {groups} groups of rows")
+        why = f"{groups} groups of rows are too few" if spread else "the labels do not differ"
+        return Interval(math.nan, math.nan, freedom, why)
     half = float(quantile(0.95, np.float64(freedom))) * math.sqrt(variance)
     return Interval(value - half, value + half, freedom)

@@ -13,11 +13,13 @@ import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 import claims
 from core import State, World
@@ -334,6 +336,14 @@ def number_of(record: dict[str, Any]) -> int:
     """Which run of results/MODEL it is; 0 for those of older versions."""
     number = record.get("number")
     return number if isinstance(number, int) else 0
+
+
+def parameter_facts(model: nn.Module, trained: Iterable[nn.Parameter]) -> dict[str, int]:
+    """How many numbers a model has, each once, and how many of them are trained."""
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in trained),
+    }
 
 
 def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
 from runs import spikes
 from runs.checkpoints import Checkpoints
-from runs.folder import RunFolder
+from runs.folder import RunFolder, parameter_facts
 from runs.log import Log
 from runs.results import last_lines, summary_lines, write_result
 from settings import Settings, as_dict, left_out, read_so_far, require_read
@@ -194,10 +194,10 @@ class Run:
 
     def _count_parameters(self, state: State) -> None:
         """For run.json: in total, each once, and those that are trained, in the phase of most."""
-        trained = sum(p.numel() for p in state.parameters)
-        facts = self.record.facts
-        facts["parameters"] = sum(p.numel() for p in state.model.parameters())
-        facts["trained_parameters"] = max(trained, facts.get("trained_parameters", 0))
+        before = self.record.facts.get("trained_parameters", 0)
+        self.record.facts |= parameter_facts(state.model, state.parameters)
+        trained = self.record.facts["trained_parameters"]
+        self.record.facts["trained_parameters"] = max(before, trained)
 
     # -- training
 

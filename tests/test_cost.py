@@ -11,7 +11,7 @@ from benchmarks._peak import flop_counter
 from models import lora, pretrained
 from settings import as_dict, flatten, parse_settings
 from sweeps import cost
-from sweeps.plan import words_of
+from sweeps import plan as plans
 
 # of rows that come with a package, or from a user's file
 OWN_FILES = {"bert_methods", "frozen", "sentiment", "headlines_all_titles", "headlines_side"}
@@ -30,9 +30,9 @@ def settings_of(script: str, words: list[str]) -> dict:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_published_table_says_what_it_costs(path, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    plan = sweep.Plan(sweep.parse_arguments([f"--config={path}", "--dry_run"]))
+    plan = plans.Plan(plans.parse_arguments([f"--config={path}", "--dry_run"]))
     for arm in plan.arms[:1]:
-        settings = settings_of(arm.script, words_of(plan.runs(arm, {})[0]))
+        settings = settings_of(arm.script, plans.words_of(plan.runs(arm, {})[0]))
         found = cost.cost_of(arm.script, settings)
         hours = found.hours(cost.GPUS["A100"], settings["precision"])
         assert 0.005 < hours < 24, (arm.label, hours)
@@ -137,7 +137,8 @@ def test_a_dry_run_names_hours_and_what_it_does_not_know(tmp_path, capsys, monke
     )
     config = f"--config={tmp_path / 's.yaml'}"
     settings = lambda plan: {  # noqa: E731 - the script's own, without a process for it
-        arm.label: settings_of(arm.script, words_of(plan.runs(arm, {})[0])) for arm in plan.arms
+        arm.label: settings_of(arm.script, plans.words_of(plan.runs(arm, {})[0]))
+        for arm in plan.arms
     }
     monkeypatch.setattr(sweep, "check_settings", settings)
     assert sweep.main([config, "--dry_run", "--gpu", "a100"]) == 0
@@ -147,4 +148,4 @@ def test_a_dry_run_names_hours_and_what_it_does_not_know(tmp_path, capsys, monke
     wrong = {"is for --dry_run": ["--gpu=A100"], "expected one of": ["--dry_run", "--gpu=P"]}
     for problem, words in wrong.items():
         with pytest.raises(SystemExit, match=problem):
-            sweep.parse_arguments([config, *words])
+            plans.parse_arguments([config, *words])

@@ -241,6 +241,8 @@ def test_corrected_means_are_prediction_powered_inference():
     everything = passport.corrected(judged, range(400), truth)
     assert everything.weight == 0 and everything.value == pytest.approx(truth.mean())
     assert np.isnan(passport.corrected(judged[:2], "ab", truth[:2]).low)
+    assert "too few" in passport.corrected(judged[:2], "ab", truth[:2]).problem
+    assert "do not differ" in passport.corrected(judged[:9], range(9), np.full(9, 50.0)).problem
     assert passport.corrected(judged, range(400), np.full(400, np.nan)) is None
 
 
@@ -288,6 +290,25 @@ def test_answers_to_other_rows_are_not_compared(change, problem, tmp_path):
     with simulated(honest) as (site, seen), pytest.raises(ValueError, match=problem):
         run_judge(site, *words)
     assert not seen
+
+
+def test_wins_have_an_interval_of_a_share_and_labels_find_rows_of_one_id(tmp_path):
+    from commands.answers import read_labels
+
+    always = asking.pair_metrics(np.full((20, 2), 100.0), range(20))
+    low, high = always["judge_wins_ci95"]
+    assert 80 < low < high == 100 and always["judge_wins"] == 100
+    half = asking.pair_metrics(np.array([[100.0, 0.0]] * 9), range(9))
+    assert half["judge_wins"] == 50 and half["judge_wins_order_agreement"] == 0
+    lost = asking.pair_metrics(np.array([[100.0, np.nan]]), ["a"])
+    assert lost == {"judge_wins_n": 0, "judge_wins_unscored": 1}
+    (tmp_path / "labels.jsonl").write_text('{"id": 1, "human": 20}\n{"id": 1, "human": 40}\n')
+    config = judging.JudgeConfig(answers="x", labels=str(tmp_path / "labels.jsonl"))
+    found = read_labels(config, [{"id": "1"}, {"id": "2"}, {"id": "1"}])
+    assert found[[0, 2]].tolist() == [30, 30] and np.isnan(found[1])
+    unscored = np.full((3, 1), np.nan)
+    rows = [{"group": "a"}] * 3
+    assert judging.of_labels("judge", unscored, rows, found) == {"judge_labels": 0}
 
 
 def test_settings_that_say_nothing_there_are_refused():

@@ -9,7 +9,7 @@ import pytest
 from systems import build_systems
 
 import report
-from commands import judge, predict
+from commands import predict, preference_judge
 from data import instructions, layouts
 from data.arena import load_arena
 from files import add_to_folder
@@ -75,12 +75,12 @@ def test_predict_knows_the_classes_of_a_run(run, system, tmp_path):
 def test_a_run_judges_answers_without_ties(run, monkeypatch):
     """An answer equal to the reference gets 50."""
     with pytest.raises(ValueError, match="not better than the constant answer"):
-        judge.check_preference_run(run)
-    monkeypatch.setattr(judge, "check_preference_run", lambda run: None)
+        preference_judge.check_preference_run(run)
+    monkeypatch.setattr(preference_judge, "check_preference_run", lambda *words: None)
     asked = {"instruction": "write", "input": "", "group": "g", "output": "a good film"}
     asked["prompt"] = instructions.format_prompt("write")
     rows = [asked | {"model_response": text} for text in ("a good film", "slow and sad")]
-    found = judge.PreferenceJudge(run, "cpu").score(rows)
+    found = preference_judge.PreferenceJudge(run, "cpu").score(rows)
     assert found[0, 0] == pytest.approx(50, abs=1e-3) and 0 < found[1, 0] < 100
 
 
