@@ -66,6 +66,7 @@ from device import (
     update_parameters,
 )
 from gradients import GradientSums
+from sending import filled, outline, send_each
 from settings import Settings
 
 IGNORE_INDEX = -100
@@ -126,6 +127,18 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def state_from_rank_0(self, saved: dict | None) -> dict | None:
+        """Rank 0's state of a checkpoint on every rank, tensor by tensor: as one pickled object it
+        would be in memory several times. The optimizer's are on the device, others on the host."""
+        if self.size == 1:
+            return saved
+        large: list[Tensor] = []
+        form = self.from_rank_0(outline(saved, large) if self.rank == 0 else None)
+        if self.rank:
+            return filled(form, self.device)
+        send_each(large, self.device)
+        return saved
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -962,7 +975,9 @@ def read_checkpoint(state: State, folder: Path) -> dict:
     """
     from safetensors.torch import load_model
 
-    # on the CPU: each rank's optimizer moves the values to its own device
-    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    # on the CPU: each rank's optimizer moves the values to its own device. First only mapped: what
+    # is refused must have changed no weights, and two copies of these would stand beside the rest
+    where = {"map_location": "cpu", "weights_only": True}
+    torch.load(folder / "state.pt", mmap=True, **where)
     load_model(state.kept, folder / "model.safetensors")
-    return saved
+    return torch.load(folder / "state.pt", **where)

@@ -176,9 +176,10 @@ class Run:
             self._checkpoints.origin = {"run": facts["id"], "commit": facts["commit"]}
 
         self.world.on_rank_0(load)
-        saved = self.world.from_rank_0(saved)
+        saved = self.world.state_from_rank_0(saved)
         if saved is not None and self.world.rank != 0:
             state.load_state_dict(saved)
+        saved = None  # what the state has not taken over
         state.share()
         if state.step:
             self.world.say(f"continuing at step {state.step}")

@@ -21,13 +21,15 @@ MORE = {"sophiag": 2}
 SCORING = "with_rows_that_fit"  # batch selection has to read what it ranks by
 
 
-def observe(folder: Path, runs: dict[str, list[str]], **environment: str) -> dict[str, dict]:
+def observe(
+    folder: Path, runs: dict[str, list[str]], seconds: int = 300, **environment: str
+) -> dict[str, dict]:
     """What stand_in saw of each run."""
     (folder / "runs.json").write_text(json.dumps(runs))
     words = ["tests/stand_in.py", str(folder / "seen.json"), str(folder), str(folder / "runs.json")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
     with open(folder / "log", "w") as log:
-        code = forked.Process(words, env, log, log).wait(timeout=300)
+        code = forked.Process(words, env, log, log).wait(timeout=seconds)
     assert code == 0, (folder / "log").read_text()[-2000:]
     return json.loads((folder / "seen.json").read_text())
 
