@@ -14,7 +14,7 @@ import numpy as np
 
 import console
 from core import State, Stopped, World
-from device import peak_memory
+from device import memory_note, peak_memory
 from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
 from experiments.experiment import Experiment, Result
@@ -220,6 +220,10 @@ class Run:
         if self._steps_here == 1:
             # some are for rank 0 alone, which trains the tokenizer
             require_read(self.config, self.world.gather_rows(read_so_far(self.config)))
+        if self._steps_here == 3:
+            rows = state.loader.micro_batch
+            if note := memory_note(self.world.device, rows, config.batch):
+                self.world.say(f"note: {note}")
         if state.skipped_steps and state.precision != "fp16":
             self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
         outcomes.require_gradients(state.skipped_steps, state.precision, state.step)

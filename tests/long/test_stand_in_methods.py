@@ -24,7 +24,8 @@ METHOD_RUNS = {
     for name in NAMES
     if (name, method) not in REFUSED and method != "RHO-loss"
 }
-IL = "--selection.il_losses=RUNS/losses"
+RHO = ["--selection.name=rho_loss", "--selection.mega_batch=20"]
+RHO += ["--selection.il_losses=RUNS/losses"]
 OTHERS = {
     "preference": ["preference", "--freeze=bottom:2", "--features=true", "--swap=both"],
     "frozen": ["preference", "--freeze=all", "--pooling=mean"],
@@ -35,13 +36,7 @@ OTHERS = {
         *("pretrain_bert.py", "extract_il_losses", "--run_folder=RUNS/il"),
         *("--output=RUNS/losses", "--device=cuda"),
     ],
-    "RHO-loss": [
-        "bert",
-        *FEW["bert"],
-        "--selection.name=rho_loss",
-        IL,
-        "--selection.mega_batch=20",
-    ],
+    "RHO-loss": ["bert", *FEW["bert"], *RHO],
     "stacking": ["bert", *FEW["bert"], "--stacking.enabled=true", "--stacking.initial_layers=1"],
     "layer drop": ["bert", *FEW["bert"], "--layer_drop.enabled=true"],
     "judge": [
