@@ -24,7 +24,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from dealing import cut_micro_batches, deal, join_neighbours, mix_seed
 from device import (
     LossScale,
     Machine,
@@ -281,37 +282,6 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
 # ------------------------------------------------------------------------ data loading
 
 
-def mix_seed(*parts: int) -> int:
-    """A 63-bit seed from whole numbers, by SplitMix64 (Steele, Lea, Flood 2014).
-
-    Fixed arithmetic: the same in every process and every version of Python.
-    """
-    state = 0
-    for part in parts:
-        state = (state ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
-
-
-def cut_micro_batches(rows: np.ndarray, lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rows sorted by length (longest first, ties by row number), cut into parts of `size`."""
-    order = np.lexsort((rows, -lengths[rows]))
-    return [rows[order[start : start + size]] for start in range(0, len(rows), size)]
-
-
-def deal(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Item numbers for each worker: largest first, each to the least loaded one."""
-    hands: list[list[int]] = [[] for _ in range(workers)]
-    load = [0.0] * workers
-    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = load.index(min(load))
-        hands[least].append(item)
-        load[least] += costs[item]
-    return [sorted(hand) for hand in hands]
-
-
 @dataclass
 class Work:
     """One rank's part of a global batch. `micro_batches`: (index in the batch, rows or tensors)."""
@@ -343,7 +313,7 @@ class StepSampler(DistributedSampler):
         self.lengths, self.tokens = np.asarray(data.lengths), np.asarray(data.tokens)
         self.batch, self.micro_batch = config.batch, micro_batch
         self.group_by_length, self.sharded = config.group_by_length, world.sharded
-        self.start = 0
+        self.start = self.join_tokens = 0
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -384,6 +354,8 @@ class StepSampler(DistributedSampler):
             hands = deal(costs, self.num_replicas)
             rows = np.concatenate(parts)
             mine = [(index, parts[index]) for index in hands[self.rank]]
+            if self.join_tokens:
+                mine = join_neighbours(mine, self.lengths, self.join_tokens)
             if self.sharded:  # without rows, where others have more to do
                 blanks = max(map(len, hands)) - len(mine)
                 mine += [(len(parts) + number, rows[:0]) for number in range(blanks)]
@@ -421,6 +393,7 @@ class TrainLoader:
             raise ValueError("there are no training rows")
         self.data, self.config, self.world = data, config, world
         self.micro_batch = config.micro_batch or math.ceil(config.batch / 4)
+        self.join_tokens = 0  # of neighbouring micro-batches that are computed together
         self.position = 0
         self.waited_seconds = 0.0  # for batches, in this process
         self._batches: Iterator[Work] | None = None
@@ -449,7 +422,7 @@ class TrainLoader:
         started = time.perf_counter()
         if self._batches is None:
             sampler = StepSampler(self.data, self.config, self.world, self.micro_batch)
-            sampler.start = self.position
+            sampler.start, sampler.join_tokens = self.position, self.join_tokens
             self._batches = iter(
                 DataLoader(
                     _Collator(self.data),
@@ -468,6 +441,10 @@ class TrainLoader:
 
     def halve(self) -> str:
         """Out of memory: micro-batches of half the size, from the last batch on; says so."""
+        if self.join_tokens:
+            self.join_tokens = self.join_tokens // 2 if self.join_tokens > 512 else 0
+            self.seek(self.position - 1)
+            return f"micro-batches of {self.join_tokens or 'no'} tokens together from here on"
         if self.micro_batch == 1:
             raise RuntimeError(
                 "out of memory with one row a forward pass: use a smaller --max_length or model"
@@ -701,6 +678,8 @@ class State:
         "skipped_steps",
     )
 
+    LOADER = ("position", "micro_batch", "join_tokens")  # of the loader
+
     def __post_init__(self) -> None:
         self.kept = self.model if self.kept is None else self.kept
         if self.average is not None:
@@ -768,7 +747,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "clock": self.clock.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loader": {"position": self.loader.position, "micro_batch": self.loader.micro_batch},
+            "loader": {n: getattr(self.loader, n) for n in self.LOADER},
             "extras": {name: part.state_dict() for name, part in self.extras.items()},
         }
 
@@ -779,7 +758,8 @@ class State:
         self.clock.load_state_dict(saved["clock"])
         if saved["scaler"]:  # empty where the session before computed in fp32 or bf16
             self.scaler.load_state_dict(saved["scaler"])
-        self.loader.micro_batch = saved["loader"]["micro_batch"]
+        for name in self.LOADER:  # of older runs not all
+            setattr(self.loader, name, saved["loader"].get(name, getattr(self.loader, name)))
         self.loader.seek(saved["loader"]["position"])
         for name, part in self.extras.items():
             part.load_state_dict(saved["extras"][name])

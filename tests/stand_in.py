@@ -265,6 +265,7 @@ def install() -> None:
     gpu.synchronize = lambda *args: seen.wait("synchronize")
     gpu.manual_seed = gpu.manual_seed_all = torch.default_generator.manual_seed
     gpu._is_in_bad_fork = gpu.is_current_stream_capturing = lambda: False
+    gpu.default_generators = (torch.default_generator,)
     gpu.Stream = Stream
     gpu.stream = lambda stream: contextlib.nullcontext()
     gpu.current_stream = lambda *args: Stream()
