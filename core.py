@@ -196,7 +196,8 @@ class World:
 def single_world(asked_device: str) -> World:
     """A world of one on the best device, without a process group."""
     machine = look_at_machine()
-    return World(torch.device(choose_device(asked_device, machine)), machine)
+    kind = choose_device(asked_device, machine)
+    return World(torch.device(kind, 0) if kind in ("cuda", "xpu") else torch.device(kind), machine)
 
 
 def say_device(world: World, precision: str, attention: str) -> None:

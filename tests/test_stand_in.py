@@ -18,6 +18,7 @@ RUNS = {
 }
 # Sophia's estimate, at every second step, is summed as a step is and looked at for overflow
 MORE = {"sophiag": 2}
+JOINED = {"headlines", "alpaca", "bert", "selection", "sophiag"}  # no dropout, or a few rows
 SCORING = "with_rows_that_fit"  # batch selection has to read what it ranks by
 
 
@@ -63,7 +64,8 @@ def test_a_step_waits_for_its_two_vectors_and_a_micro_batch_for_nothing(seen, na
 @pytest.mark.parametrize("name", RUNS)
 def test_batches_are_pinned_and_moved_while_the_one_before_computes(seen, name):
     steps = len(seen[name]["steps"])
-    assert seen[name]["streams"] >= 2 * steps - 1  # one for each micro-batch
+    passes = steps if name in JOINED else 2 * steps - 1  # the last batch is one micro-batch
+    assert passes <= seen[name]["streams"] <= 2 * passes + 2  # Sophia's estimates have theirs
     # single numbers and places in small vectors, of steps and of evaluations
     assert seen[name]["unpinned"] <= 10 * steps, seen[name]["unpinned"]
 
@@ -73,7 +75,7 @@ def test_an_intel_gpu_without_float64_waits_as_little(seen_on_xpu, name):
     run = seen_on_xpu[name]
     assert not run["error"], run["error"]
     assert all(sum(waits.values()) <= 2 for waits in run["steps"]), run["steps"]
-    assert run["streams"] >= 2 * len(run["steps"]) - 1
+    assert run["streams"] >= len(run["steps"])
 
 
 def test_the_stand_in_refuses_what_a_gpu_refuses(seen, seen_on_xpu):

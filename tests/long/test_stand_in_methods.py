@@ -29,7 +29,7 @@ RHO += ["--selection.il_losses=RUNS/losses"]
 OTHERS = {
     "preference": ["preference", "--freeze=bottom:2", "--features=true", "--swap=both"],
     "frozen": ["preference", "--freeze=all", "--pooling=mean"],
-    "alpaca": ["alpaca", "--packing=false", "--lora_r=2", "--freeze=none"],
+    "alpaca": ["alpaca", "--packing=false", "--lora_r=2"],
     "by turns": ["gpt2", "--head_epochs=1"],
     "il": ["bert", *FEW["bert"], "--validation.il_model=true"],
     "extract": [
