@@ -217,7 +217,8 @@ class Settings(Section):
     """batches of rows of similar length: faster, but another experiment"""
     join_tokens: int | None = None
     """tokens of neighbouring micro-batches that are computed together where nothing is drawn in the
-    forward pass, so that rounding alone changes; 0: none; null: 0 on a CPU, 16384 on a GPU"""
+    forward pass, so that rounding alone changes; 0: none; null: 16384 on a GPU unless --micro_batch
+    is given, else 0"""
     lr: float = 2e-5
     """peak learning rate"""
     schedule: Schedule = "linear"

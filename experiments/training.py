@@ -307,7 +307,9 @@ def joined_tokens(experiment: Training, state: core.State) -> int:
     ValueError where --join_tokens asks for it and more than rounding would change.
     """
     config, world, asked = state.config, state.world, state.config.join_tokens
-    tokens = (JOIN_TOKENS if pins(world.device) else 0) if asked is None else asked
+    # one that somebody has sized may be all that fits
+    unasked = JOIN_TOKENS if pins(world.device) and config.micro_batch is None else 0
+    tokens = unasked if asked is None else asked
     if not tokens:
         return 0
     why = ""
