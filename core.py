@@ -24,7 +24,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from dealing import cut_micro_batches, deal, join_neighbours, mix_seed
 from device import (
     LossScale,
     Machine,
@@ -66,6 +67,7 @@ from device import (
     update_parameters,
 )
 from gradients import GradientSums
+from sending import filled, outline, send_each
 from settings import Settings, seed_of
 
 IGNORE_INDEX = -100
@@ -127,6 +129,18 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def state_from_rank_0(self, saved: dict | None) -> dict | None:
+        """Rank 0's state of a checkpoint on every rank, tensor by tensor: as one pickled object it
+        would be in memory several times. The optimizer's are on the device, others on the host."""
+        if self.size == 1:
+            return saved
+        large: list[Tensor] = []
+        form = self.from_rank_0(outline(saved, large) if self.rank == 0 else None)
+        if self.rank:
+            return filled(form, self.device)
+        send_each(large, self.device)
+        return saved
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -182,7 +196,8 @@ class World:
 def single_world(asked_device: str) -> World:
     """A world of one on the best device, without a process group."""
     machine = look_at_machine()
-    return World(torch.device(choose_device(asked_device, machine)), machine)
+    kind = choose_device(asked_device, machine)
+    return World(torch.device(kind, 0) if kind in ("cuda", "xpu") else torch.device(kind), machine)
 
 
 def say_device(world: World, precision: str, attention: str) -> None:
@@ -268,37 +283,6 @@ def broadcast_parameters(model: nn.Module, world: World) -> None:
 # ------------------------------------------------------------------------ data loading
 
 
-def mix_seed(*parts: int) -> int:
-    """A 63-bit seed from whole numbers, by SplitMix64 (Steele, Lea, Flood 2014).
-
-    Fixed arithmetic: the same in every process and every version of Python.
-    """
-    state = 0
-    for part in parts:
-        state = (state ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
-
-
-def cut_micro_batches(rows: np.ndarray, lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rows sorted by length (longest first, ties by row number), cut into parts of `size`."""
-    order = np.lexsort((rows, -lengths[rows]))
-    return [rows[order[start : start + size]] for start in range(0, len(rows), size)]
-
-
-def deal(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Item numbers for each worker: largest first, each to the least loaded one."""
-    hands: list[list[int]] = [[] for _ in range(workers)]
-    load = [0.0] * workers
-    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = load.index(min(load))
-        hands[least].append(item)
-        load[least] += costs[item]
-    return [sorted(hand) for hand in hands]
-
-
 @dataclass
 class Work:
     """One rank's part of a global batch. `micro_batches`: (index in the batch, rows or tensors)."""
@@ -332,7 +316,7 @@ class StepSampler(DistributedSampler):
         self.lengths, self.tokens = np.asarray(data.lengths), np.asarray(data.tokens)
         self.batch, self.micro_batch = config.batch, micro_batch
         self.group_by_length, self.sharded = config.group_by_length, world.sharded
-        self.start = 0
+        self.start = self.join_tokens = 0
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -373,6 +357,8 @@ class StepSampler(DistributedSampler):
             hands = deal(costs, self.num_replicas)
             rows = np.concatenate(parts)
             mine = [(index, parts[index]) for index in hands[self.rank]]
+            if self.join_tokens:
+                mine = join_neighbours(mine, self.lengths, self.join_tokens)
             if self.sharded:  # without rows, where others have more to do
                 blanks = max(map(len, hands)) - len(mine)
                 mine += [(len(parts) + number, rows[:0]) for number in range(blanks)]
@@ -410,6 +396,7 @@ class TrainLoader:
             raise ValueError("there are no training rows")
         self.data, self.config, self.world = data, config, world
         self.micro_batch = config.micro_batch or math.ceil(config.batch / 4)
+        self.join_tokens = 0  # of neighbouring micro-batches that are computed together
         self.position = 0
         self.waited_seconds = 0.0  # for batches, in this process
         self._batches: Iterator[Work] | None = None
@@ -438,7 +425,7 @@ class TrainLoader:
         started = time.perf_counter()
         if self._batches is None:
             sampler = StepSampler(self.data, self.config, self.world, self.micro_batch)
-            sampler.start = self.position
+            sampler.start, sampler.join_tokens = self.position, self.join_tokens
             self._batches = iter(
                 DataLoader(
                     _Collator(self.data),
@@ -457,6 +444,10 @@ class TrainLoader:
 
     def halve(self) -> str:
         """Out of memory: micro-batches of half the size, from the last batch on; says so."""
+        if self.join_tokens:
+            self.join_tokens = self.join_tokens // 2 if self.join_tokens > 512 else 0
+            self.seek(self.position - 1)
+            return f"micro-batches of {self.join_tokens or 'no'} tokens together from here on"
         if self.micro_batch == 1:
             raise RuntimeError(
                 "out of memory with one row a forward pass: use a smaller --max_length or model"
@@ -690,6 +681,8 @@ class State:
         "skipped_steps",
     )
 
+    LOADER = ("position", "micro_batch", "join_tokens")  # of the loader
+
     def __post_init__(self) -> None:
         self.kept = self.model if self.kept is None else self.kept
         if self.average is not None:
@@ -757,7 +750,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "clock": self.clock.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loader": {"position": self.loader.position, "micro_batch": self.loader.micro_batch},
+            "loader": {n: getattr(self.loader, n) for n in self.LOADER},
             "extras": {name: part.state_dict() for name, part in self.extras.items()},
         }
 
@@ -768,7 +761,8 @@ class State:
         self.clock.load_state_dict(saved["clock"])
         if saved["scaler"]:  # empty where the session before computed in fp32 or bf16
             self.scaler.load_state_dict(saved["scaler"])
-        self.loader.micro_batch = saved["loader"]["micro_batch"]
+        for name in self.LOADER:  # of older runs not all
+            setattr(self.loader, name, saved["loader"].get(name, getattr(self.loader, name)))
         self.loader.seek(saved["loader"]["position"])
         for name, part in self.extras.items():
             part.load_state_dict(saved["extras"][name])
@@ -966,7 +960,9 @@ def read_checkpoint(state: State, folder: Path) -> dict:
     """
     from safetensors.torch import load_model
 
-    # on the CPU: each rank's optimizer moves the values to its own device
-    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    # on the CPU: each rank's optimizer moves the values to its own device. First only mapped: what
+    # is refused must have changed no weights, and two copies of these would stand beside the rest
+    where = {"map_location": "cpu", "weights_only": True}
+    torch.load(folder / "state.pt", mmap=True, **where)
     load_model(state.kept, folder / "model.safetensors")
-    return saved
+    return torch.load(folder / "state.pt", **where)

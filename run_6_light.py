@@ -59,6 +59,7 @@ ALIASES = {"accelerator": lambda name: {"device": {"gpu": "cuda"}.get(name, name
 # What our loop does and Lightning's does not, or not in the same sense.
 NOT_HERE = (
     "micro_batch",
+    "join_tokens",
     "group_by_length",
     "budget",
     "budget_unit",

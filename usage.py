@@ -46,8 +46,8 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "machine": (
         "device precision",
-        "compile backend reduce_dtype attention deterministic workers shard checkpointing "
-        "machine_log devices strategy",
+        "compile backend reduce_dtype attention deterministic workers join_tokens shard "
+        "checkpointing machine_log devices strategy",
     ),
     "run": (
         "seed out fresh dry_run",

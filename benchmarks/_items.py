@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks import PROJECT, lines_of_run
 
 Figures = dict[str, Any]
-HALVED = "out of memory; micro-batches of"
+HALVED = "out of memory; "
 
 
 class LeftOut(Exception):
@@ -465,7 +465,7 @@ def checkpoints(place: Place) -> Figures:
     world = core.single_world(place.device)
     model = BertModel(config, False).to(world.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loader = SimpleNamespace(position=0, micro_batch=1, seek=lambda position: None)
+    loader = SimpleNamespace(position=0, micro_batch=1, join_tokens=0, seek=lambda position: None)
     clock = core.StepClock(1)
     parts = (Settings(), world, model, optimizer, loader, clock, lambda fraction: 1.0)
     state = core.State(*parts)

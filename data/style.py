@@ -185,13 +185,17 @@ def style_features(rows: Sequence[PairRow]) -> np.ndarray:
 
 
 _COUNT = len(SIDE)
-_EXCHANGED = np.arange(len(NAMES))  # where each column's value is after the exchange
-_EXCHANGED[: 2 * _COUNT] = np.roll(_EXCHANGED[: 2 * _COUNT], _COUNT)
 
 
 def exchanged(features: F) -> F:
     """The features (rows, len(NAMES)), of numpy or torch, of the same rows with A and B exchanged,
     to the last bit."""
-    turned = features[:, _EXCHANGED]
-    turned[:, 2 * _COUNT : 3 * _COUNT] *= -1
-    return turned
+    n = _COUNT
+    of_a, of_b = features[:, :n], features[:, n : 2 * n]
+    apart, rest = features[:, 2 * n : 3 * n], features[:, 3 * n :]
+    parts = [of_b, of_a, -apart, rest]
+    if isinstance(features, np.ndarray):
+        return np.concatenate(parts, axis=1)
+    import torch
+
+    return torch.cat(parts, dim=1)  # columns by number would be sent to a device each time

@@ -85,8 +85,10 @@ class Experiment(Protocol):
 
 def place(model: nn.Module, world: core.World) -> nn.Module:
     """The model on its device, with the faster dropout and attention where that is a CPU, and
-    attention that waits for nobody where it is none."""
-    model.to(world.device)
+    attention that waits for nobody where it is none. What is to be sharded stays on the host, from
+    where it is dealt out layer by layer: one device may not have room for all of it."""
+    if not world.sharded:
+        model.to(world.device)
     if world.device.type == "cpu":
         use_word_dropout(model)
     else:

@@ -1,6 +1,5 @@
 """Instruction tuning around the loop of alpaca_sft.py: model, rows, figures, samples, weights."""
 
-import copy
 import functools
 import json
 import math
@@ -221,7 +220,7 @@ class InstructionTuning(Training):
         """Optimizer, loader and schedule, on the device."""
         config, world = self.config, self.world
         if world.sharded and world.rank == 0:
-            self.whole = copy.deepcopy(model)
+            self.whole = sharding.whole_copy(model)
         place(model, world)
         if config.packing:
             packed.use_packing(model, config.max_length)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import core
-from device import to_device
+from device import pins, to_device
 from experiments.experiment import Data
 from methods import clock as clocks
 from methods.averaging import WeightAverage, WindowAverage
@@ -296,7 +296,57 @@ def build_state(
         charge=experiment.charge,
         **more,
     )
+    state.loader.join_tokens = joined_tokens(experiment, state)
     return state
+
+
+JOIN_TOKENS = 16_384  # of a forward pass, with which a GPU is busy
+
+
+def joined_tokens(experiment: Training, state: core.State) -> int:
+    """Tokens of neighbouring micro-batches that are computed together; 0: each by itself. Says so.
+
+    ValueError where --join_tokens asks for it and more than rounding would change.
+    """
+    config, world, asked = state.config, state.world, state.config.join_tokens
+    # one that somebody has sized may be all that fits
+    unasked = JOIN_TOKENS if pins(world.device) and config.micro_batch is None else 0
+    tokens = unasked if asked is None else asked
+    if not tokens:
+        return 0
+    why = ""
+    if world.sharded:
+        why = "with --shard all ranks have to compute as often"
+    elif isinstance(state.loader, SelectingLoader):
+        why = "batch selection cuts its own batches"
+    elif hasattr(config, "layer_drop") and config.layer_drop.enabled:
+        why = "layers are dropped for each micro-batch"
+    elif draws(experiment, state):
+        why = "dropout is drawn for each micro-batch"
+    if asked and why:
+        raise ValueError(f"--join_tokens: {why}")
+    if not why:
+        world.say(f"micro-batches are computed together up to {tokens:,} tokens (--join_tokens)")
+    return 0 if why else tokens
+
+
+@torch.no_grad()
+def draws(experiment: Training, state: core.State) -> bool:
+    """Whether a forward pass in training draws a number, seen at the generators' states."""
+    device, rows = state.world.device, np.arange(min(2, len(experiment.train.lengths)))
+    generators = [torch.default_generator]
+    if pins(device):
+        generators.append(getattr(torch, device.type).default_generators[device.index or 0])
+    before = [generator.get_state() for generator in generators]
+    core.train_but_frozen(state.model)
+    if hasattr(experiment, "choose_layers"):
+        experiment.choose_layers(0, 0)
+    with state.autocast():
+        experiment.loss_sum(state.model, to_device(experiment.train.collate(rows, 0), device))
+    after = [generator.get_state() for generator in generators]
+    for generator, its in zip(generators, before, strict=True):
+        generator.set_state(its)
+    return any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def free_work(config: Settings) -> set[str]:

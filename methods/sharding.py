@@ -1,6 +1,6 @@
 """Training a model that is too large for one device: PyTorch's FSDP2 around core's steps.
 
-    whole = copy.deepcopy(model) if world.rank == 0 else None     # on the CPU
+    whole = whole_copy(model) if world.rank == 0 else None        # on the CPU, as the model is
     shard(model, layers, world)                                   # each rank keeps its part
     state = ShardedState(whole=whole, model=model, …)
 
@@ -13,6 +13,7 @@ All ranks must compute the same number of times, so that core deals micro-batche
 ranks have less to do, a signal is noticed by all at once, and memory that runs out ends the run.
 """
 
+import copy
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ import core
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module], world: core.World) -> None:
-    """Split the parameters over the ranks, in place; the model lies on the device already.
-    layers: its blocks, which are put together one at a time.
+    """Split the parameters over the ranks, in place. The model lies on the CPU: each of the layers,
+    its blocks, is moved to the device, cut up and freed before the next one, and later put together
+    by itself.
 
     Afterwards what reads parameters outside the model's own forward goes through `inside`.
     """
@@ -43,6 +45,15 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], world: core.World) -> N
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     model.computed = types.MethodType(lambda self, function, *rest: function(self, *rest), model)
     register_fsdp_forward_method(model, "computed")
+
+
+def whole_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model on the CPU that takes no memory: its parameters are views of the model's,
+    which are left to it when the model is sharded."""
+    shared: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, shared)
 
 
 def inside(model: nn.Module, function: Callable, *arguments: Any) -> Any:

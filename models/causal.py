@@ -422,7 +422,13 @@ class _ChunkedLoss(torch.autograd.Function):
         t,
         weight,
     ):
-        wanted = ctx.needs_input_grad[:5]
+        wanted, device = ctx.needs_input_grad[:5], hidden.device.type
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        # once, or every chunk would cast the whole of it
+        cast = matrix.to(dtype)
+        teacher_cast = None if teacher_matrix is None else teacher_matrix.to(dtype)
         d_hidden = torch.zeros_like(hidden) if wanted[0] else None
         d_matrix = torch.zeros_like(matrix) if wanted[1] else None
         d_bias = torch.zeros_like(bias) if wanted[2] else None
@@ -431,10 +437,10 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for part in _chunks(len(hidden), matrix):
             states, targets = hidden[part], labels[part, None]
-            logits = F.linear(states, matrix, bias)
+            logits = F.linear(states, cast, bias)
             if low is not None:
                 logits = torch.addmm(logits, low[part], up.T)
-            dtype, logits = logits.dtype, logits.float()
+            logits = logits.float()
             softer = None
             if teacher_hidden is not None:
                 softer = F.log_softmax(logits / t, dim=-1)
@@ -443,7 +449,7 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = logits.exp_()
             gradient.scatter_add_(1, targets, -torch.ones_like(targets, dtype=gradient.dtype))
             if softer is not None:
-                teacher = F.linear(teacher_hidden[part], teacher_matrix, teacher_bias).float()
+                teacher = F.linear(teacher_hidden[part], teacher_cast, teacher_bias).float()
                 teacher = F.log_softmax(teacher / t, dim=-1)
                 total += weight * t * t * (teacher.exp() * (teacher - softer)).sum()
                 gradient *= 1 - weight
@@ -452,7 +458,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_bias += gradient.sum(dim=0)
             gradient = gradient.to(dtype)
             if d_hidden is not None:
-                d_hidden[part] = gradient @ matrix.to(dtype)
+                d_hidden[part] = gradient @ cast
             if d_matrix is not None and dtype == d_matrix.dtype:
                 d_matrix.addmm_(gradient.T, states.to(dtype))
             elif d_matrix is not None:

@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     cut: int  # tokens in the middle of the prompt that the model has no positions for
 
 
+TOKENS_EACH = 32_768  # keys and values of GPT-2 medium take 3 GB then, in 16 bits
+
 # What a generation_config.json may ask for, of which nothing is followed.
 FOREIGN = (
     "do_sample",
@@ -96,11 +98,13 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[str],
     decoding: Decoding,
-    rows_each: int = 8,
+    rows_each: int | None = None,
 ) -> list[Answer]:
     """What the model writes behind each prompt, up to its end of text.
 
-    rows_each: prompts that are answered together; fewer where memory runs out.
+    rows_each: prompts that are answered together; None: on a CPU 8, on a GPU as many as TOKENS_EACH
+    allow, for there a token of eight rows takes as long as one of a hundred. Fewer where memory
+    runs out.
     """
     from transformers import LogitsProcessorList
 
@@ -133,6 +137,8 @@ def generate(
         )
         return outputs[:, width:].tolist()
 
+    if rows_each is None and device.type == "cpu":
+        rows_each = 8
     for group in _groups(encoded, limits, rows_each):
         for rows, lines in rows_in_parts(write, np.array(group), device):
             for row, line in zip(rows.tolist(), lines, strict=True):
@@ -157,13 +163,18 @@ class _Choice:
 
 
 def _groups(
-    encoded: Sequence[Sequence[int]], limits: Sequence[int], rows_each: int
+    encoded: Sequence[Sequence[int]], limits: Sequence[int], rows_each: int | None
 ) -> Iterator[list[int]]:
     """Rows that are answered together: of one limit, and of lengths that are near each other.
 
     One limit, because a row that has reached its own would be given positions that do not exist.
+    rows_each: None for TOKENS_EACH, prompts and answers together, at least 8 rows.
     """
     order = sorted(range(len(encoded)), key=lambda row: (-limits[row], -len(encoded[row]), row))
     for _, rows in itertools.groupby(order, key=lambda row: limits[row]):
-        rows = list(rows)
-        yield from (rows[start : start + rows_each] for start in range(0, len(rows), rows_each))
+        waiting = list(rows)
+        while waiting:  # the longest comes first
+            longest = len(encoded[waiting[0]]) + limits[waiting[0]]
+            each = rows_each or max(8, TOKENS_EACH // longest)
+            yield waiting[:each]
+            del waiting[:each]

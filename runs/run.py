@@ -14,7 +14,7 @@ import numpy as np
 
 import console
 from core import State, Stopped, World
-from device import peak_memory
+from device import memory_note, peak_memory
 from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
 from experiments.experiment import Experiment, Result
@@ -176,9 +176,10 @@ class Run:
             self._checkpoints.origin = {"run": facts["id"], "commit": facts["commit"]}
 
         self.world.on_rank_0(load)
-        saved = self.world.from_rank_0(saved)
+        saved = self.world.state_from_rank_0(saved)
         if saved is not None and self.world.rank != 0:
             state.load_state_dict(saved)
+        saved = None  # what the state has not taken over
         state.share()
         if state.step:
             self.world.say(f"continuing at step {state.step}")
@@ -219,6 +220,10 @@ class Run:
         if self._steps_here == 1:
             # some are for rank 0 alone, which trains the tokenizer
             require_read(self.config, self.world.gather_rows(read_so_far(self.config)))
+        if self._steps_here == 3:
+            rows = state.loader.micro_batch
+            if note := memory_note(self.world.device, rows, config.batch):
+                self.world.say(f"note: {note}")
         if state.skipped_steps and state.precision != "fp16":
             self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
         outcomes.require_gradients(state.skipped_steps, state.precision, state.step)

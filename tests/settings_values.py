@@ -181,6 +181,7 @@ DECLARED: dict[str, str] = {
     "selection.mega_batch": "RHO-loss, which test_methods.py trains",
     "selection.il_losses": "RHO-loss, which test_methods.py trains",
     "micro_batch": "which masks of dropout are drawn; else " + ROUNDING,
+    "join_tokens": ROUNDING,
     "attention": ROUNDING,
     "reduce_dtype": "how processes sum: of one process nothing is summed (tests/test_gradients.py)",
     "compile": ROUNDING,

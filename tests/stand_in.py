@@ -265,6 +265,7 @@ def install() -> None:
     gpu.synchronize = lambda *args: seen.wait("synchronize")
     gpu.manual_seed = gpu.manual_seed_all = torch.default_generator.manual_seed
     gpu._is_in_bad_fork = gpu.is_current_stream_capturing = lambda: False
+    gpu.default_generators = (torch.default_generator,)
     gpu.Stream = Stream
     gpu.stream = lambda stream: contextlib.nullcontext()
     gpu.current_stream = lambda *args: Stream()
@@ -387,8 +388,15 @@ def refusals() -> dict[str, str]:
     return errors
 
 
+def start(script: str, words: list[str]) -> None:
+    """A script as from the command line."""
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
+
+
 def run_systems(out: Path, folder: Path, runs: dict[str, list[str]]) -> None:
-    """A run of each name, [system of systems.py, words…]: what was seen of all, as JSON."""
+    """A run of each name, [system of systems.py, words…] or [script.py, words…]: what was seen of
+    all, as JSON. RUNS in a word is the folder of the runs before it."""
     from systems import build_systems
 
     os.environ["ABLATE_CACHE"] = str(folder / "cache")
@@ -399,6 +407,10 @@ def run_systems(out: Path, folder: Path, runs: dict[str, list[str]]) -> None:
     with Device():
         results["refused"] = refusals()
         for name, (system, *words) in runs.items():
+            words = [word.replace("RUNS", str(folder / "runs")) for word in words]
+            if system.endswith(".py"):
+                results[name] = observed(functools.partial(start, system, words))
+                continue
             words = [f"--device={KIND}", "--precision=bf16", *words]  # the last one counts
             action = functools.partial(systems[system].train, folder / "runs" / name, *words)
             results[name] = observed(action)
@@ -408,9 +420,8 @@ def run_systems(out: Path, folder: Path, runs: dict[str, list[str]]) -> None:
 def run_script(out: Path, script: str, words: list[str]) -> None:
     install()
     watch_steps()
-    sys.argv = [script, *words]
     with Device():
-        result = observed(functools.partial(runpy.run_path, script, run_name="__main__"))
+        result = observed(functools.partial(start, script, words))
     out.write_text(json.dumps(result, indent=1))
     print(result["error"], end="")
 

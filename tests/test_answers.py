@@ -68,7 +68,7 @@ def test_answers_that_were_interrupted_continue(run, rows, tmp_path, capsys, mon
     run_command(capsys, "generate", *words)
     wanted = file.read_text()
     file.unlink()
-    monkeypatch.setattr(generate, "ROWS_EACH", 3)
+    monkeypatch.setattr(generate, "ROWS_EACH", {"cpu": 3})
     answers, calls = generation.generate, []
 
     def dies(*given):

@@ -27,6 +27,8 @@ from device import (
     ipex_matches,
     look_at_machine,
     machine_warnings,
+    memory_note,
+    room_left,
     sum_dtype,
 )
 from experiments import experiment, pretraining
@@ -342,6 +344,15 @@ def test_a_driver_that_is_too_old_is_said_loudly(tmp_path, monkeypatch):
 def test_texts_of_memory_that_ran_out(text):
     assert devices.is_out_of_memory(RuntimeError(text))
     assert not devices.is_out_of_memory(ValueError(text))
+
+
+def test_what_is_left_of_a_gpus_memory_is_said():
+    gb = 10**9
+    text = room_left(peak=8 * gb, kept=2 * gb, total=16 * gb, rows=4, most=64)
+    assert "8.0 of 16 GB used: micro-batches of 8 rows would fit in place of 4" in text
+    assert room_left(peak=14 * gb, kept=2 * gb, total=16 * gb, rows=4, most=64) == ""
+    assert "of 6 rows" in room_left(gb, gb // 2, 16 * gb, rows=2, most=6)  # the whole batch
+    assert memory_note(torch.device("cpu"), 4, 64) == ""
 
 
 def test_emulated_bf16_of_an_xpu_does_not_count(monkeypatch):

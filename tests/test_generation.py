@@ -107,6 +107,10 @@ def test_an_answer_does_not_depend_on_its_company(kind, decoding, models):
     prompts = prompts_of(tokenizer, [252, 9, 255, 21, 216, 3])
     alone = [generation.generate(model, tokenizer, [prompt], decoding)[0] for prompt in prompts]
     assert generation.generate(model, tokenizer, prompts, decoding) == alone
+    together = generation._groups([[0] * 900, *[[0] * 8] * 600], [100, *[24] * 600], None)
+    assert list(map(len, together)) == [1, 600]
+    long = generation._groups([[0] * 1000] * 70, [24] * 70, None)
+    assert list(map(len, long)) == [32, 32, 6]
     backwards = generation.generate(model, tokenizer, prompts[::-1], decoding, rows_each=3)
     assert backwards == alone[::-1]
     if not decoding.temperature:

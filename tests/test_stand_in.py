@@ -9,7 +9,8 @@ import pytest
 
 FEW = ["bert", "--epochs=0.15"]
 RUNS = {
-    **{name: [name] for name in ("preference", "glue", "gpt2", "headlines", "alpaca")},
+    **{name: [name] for name in ("preference", "glue", "gpt2", "headlines")},
+    "alpaca": ["alpaca", "--join_tokens=16384"],
     "bert": [*FEW, "--label_smoothing=0.1", "--optimizer=muon", "--matrix_lr=2e-3"],
     "fp16": ["gpt2 lm", "--precision=fp16"],
     "selection": [*FEW, "--selection.name=selective_backprop"],
@@ -18,16 +19,19 @@ RUNS = {
 }
 # Sophia's estimate, at every second step, is summed as a step is and looked at for overflow
 MORE = {"sophiag": 2}
+JOINED = {"alpaca"}  # all micro-batches of a step in one forward pass
 SCORING = "with_rows_that_fit"  # batch selection has to read what it ranks by
 
 
-def observe(folder: Path, runs: dict[str, list[str]], **environment: str) -> dict[str, dict]:
+def observe(
+    folder: Path, runs: dict[str, list[str]], seconds: int = 300, **environment: str
+) -> dict[str, dict]:
     """What stand_in saw of each run."""
     (folder / "runs.json").write_text(json.dumps(runs))
     words = ["tests/stand_in.py", str(folder / "seen.json"), str(folder), str(folder / "runs.json")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
     with open(folder / "log", "w") as log:
-        code = forked.Process(words, env, log, log).wait(timeout=300)
+        code = forked.Process(words, env, log, log).wait(timeout=seconds)
     assert code == 0, (folder / "log").read_text()[-2000:]
     return json.loads((folder / "seen.json").read_text())
 
@@ -61,7 +65,8 @@ def test_a_step_waits_for_its_two_vectors_and_a_micro_batch_for_nothing(seen, na
 @pytest.mark.parametrize("name", RUNS)
 def test_batches_are_pinned_and_moved_while_the_one_before_computes(seen, name):
     steps = len(seen[name]["steps"])
-    assert seen[name]["streams"] >= 2 * steps - 1  # one for each micro-batch
+    passes = steps if name in JOINED else 2 * steps - 1  # the last batch is one micro-batch
+    assert passes <= seen[name]["streams"] <= 2 * passes + 2  # Sophia's estimates have theirs
     # single numbers and places in small vectors, of steps and of evaluations
     assert seen[name]["unpinned"] <= 10 * steps, seen[name]["unpinned"]
 
@@ -71,7 +76,7 @@ def test_an_intel_gpu_without_float64_waits_as_little(seen_on_xpu, name):
     run = seen_on_xpu[name]
     assert not run["error"], run["error"]
     assert all(sum(waits.values()) <= 2 for waits in run["steps"]), run["steps"]
-    assert run["streams"] >= 2 * len(run["steps"]) - 1
+    assert run["streams"] >= len(run["steps"])
 
 
 def test_the_stand_in_refuses_what_a_gpu_refuses(seen, seen_on_xpu):

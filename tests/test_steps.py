@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -596,6 +597,27 @@ def collectives(world) -> SimpleNamespace:
     )
 
 
+def resumed(world) -> SimpleNamespace:
+    """A state of some megabytes that rank 0 has read, and the largest object that was pickled."""
+    sizes, send = [], dist.broadcast_object_list
+
+    def watched(box, **more):
+        send(box, **more)
+        sizes.append(len(pickle.dumps(box)))
+
+    saved = {
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(700, 700)}}},
+        "extras": {"average": [torch.randn(2000), {"weights": torch.arange(5000)}], "name": "x"},
+    }
+    dist.broadcast_object_list = watched
+    try:
+        got = world.state_from_rank_0(saved if world.rank == 0 else None)
+        none = world.state_from_rank_0(None)
+    finally:
+        dist.broadcast_object_list = send
+    return SimpleNamespace(saved=got, none=none, largest=max(sizes))
+
+
 def evaluated_rows(world) -> np.ndarray:
     state = build(world)
     return core.evaluate_rows(state, Rows(), lambda model, batch: batch["x"], rows_each=8)
@@ -612,6 +634,7 @@ def two_processes(rank: int, folder: str) -> None:
         "infinite": step_infinite(world),
         "stopped": step_stopped(world),
         "collectives": collectives(world),
+        "resumed": resumed(world),
     }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -623,6 +646,17 @@ def two(tmp_path_factory) -> list[dict]:
     folder = str(tmp_path_factory.mktemp("two"))
     torch.multiprocessing.spawn(two_processes, (folder,), nprocs=2)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def test_a_state_travels_tensor_by_tensor(two):
+    first, second = (rank["resumed"] for rank in two)
+    assert first.none is None and second.none is None
+    assert max(first.largest, second.largest) < 10_000  # of 2 MB
+    one, other = (found.saved["optimizer"]["state"][0] for found in (first, second))
+    assert torch.equal(one["exp_avg"], other["exp_avg"]) and other["step"] == 3
+    (values, inner), name = second.saved["extras"]["average"], second.saved["extras"]["name"]
+    assert torch.equal(values, first.saved["extras"]["average"][0]) and name == "x"
+    assert torch.equal(inner["weights"], torch.arange(5000))
 
 
 def test_two_processes_take_the_steps_of_one(two):
