@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from conftest import PROJECT
 from run_folders import write_run
 from systems import build_systems
 
 import core
 import report
+from benchmarks import noise as noise_benchmark
 from evaluation.components import components
 from reports.noise import build_noise
 from sweeps import noise
@@ -121,6 +123,10 @@ def test_planted_shares_are_in_their_intervals(shares, monkeypatch):
         within = [e.low <= s <= e.high for e, s in zip(found.sources, shares, strict=True)]
         held += [*within, found.low <= 1 <= found.high]
     assert (held / count > 0.91).all() and (held / count < 0.99).all(), held / count
+
+
+def test_the_page_has_what_was_measured():
+    assert noise_benchmark.summary() in (PROJECT / "docs/statistics.md").read_text()
 
 
 def test_what_has_no_spread_is_refused():
