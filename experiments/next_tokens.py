@@ -13,7 +13,6 @@ from data.records import strip_control
 from data.titles import TitleData
 from data.tokens import Ragged
 from device import to_device
-from models import gpt
 
 MOST_TOKENS = 20  # in the table and picture of frequencies
 
@@ -104,12 +103,14 @@ def token_frequencies(opened: Opened, rows: Ragged) -> dict[str, Any]:
 
     The latter is its probability, averaged over all places. In shares of all tokens.
     """
+    from models import gpt  # slow to import
+
     size, eos = opened.model.config.vocab_size, opened.tokenizer.eos_token_id
     expected, counts = torch.zeros(size, dtype=torch.float64), torch.zeros(size)
     weight = opened.model.lm_head.weight
     for batch in validation_batches(opened, rows):
         hidden = opened.model.model(batch["input_ids"]).last_hidden_state
-        hidden, labels = gpt.at_targets(hidden, batch["labels"])
+        hidden, labels = gpt.at_targets(hidden, batch["labels"], batch["places"])
         for part in hidden.split(512):
             expected += (part @ weight.T).float().softmax(-1).sum(0).cpu().double()
         counts += torch.bincount(labels.cpu(), minlength=size)

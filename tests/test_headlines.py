@@ -21,6 +21,7 @@ from commands import inspect
 from commands import titles as title_commands
 from data import titles
 from experiments import headlines
+from experiments.next_tokens import token_text
 from methods.averaging import WeightAverage
 from methods.r_drop import r_drop
 from methods.schedules import warmup_stable_decay
@@ -609,7 +610,7 @@ def test_expected_frequencies_add_up_in_windows_too(titles_file, tmp_path):
             shares = opened.model(batch["input_ids"]).logits.softmax(-1)
         expected += shares[batch["labels"] != core.IGNORE_INDEX].sum(0)
     expected = (expected / found["tokens"]).tolist()
-    names = {title_commands.token_text(opened.tokenizer, i): p for i, p in enumerate(expected)}
+    names = {token_text(opened.tokenizer, i): p for i, p in enumerate(expected)}
     for token in found["commonest"]:
         assert token["model"] == pytest.approx(names[token["token"]], rel=1e-4)
 
