@@ -323,6 +323,9 @@ def install() -> None:
         write(tensors, path)
 
     safetensors.torch.save_file, safetensors.torch.save_model = write, write_model
+    for module in list(sys.modules.values()):  # that have it by name
+        if getattr(module, "save_file", None) is save_file:
+            module.save_file = write
     safetensors.torch.load_model = lambda model, path: model.load_state_dict(
         safetensors.torch.load_file(path), strict=False
     )

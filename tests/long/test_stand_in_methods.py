@@ -39,8 +39,8 @@ OTHERS = {
     "RHO-loss": ["bert", *FEW["bert"], *RHO],
     "stacking": ["bert", *FEW["bert"], "--stacking.enabled=true", "--stacking.initial_layers=1"],
     "layer drop": ["bert", *FEW["bert"], "--layer_drop.enabled=true"],
-    "judge": [
-        *("alpaca_sft.py", "judge", "--run_folder=RUNS/alpaca", "--by=RUNS/preference"),
+    "answers": [
+        *("alpaca_sft.py", "generate", "--model=RUNS/alpaca", "--instruction=Name a film"),
         *("--device=cuda", "--max_new_tokens=4"),
     ],
     "copa": ["glue", "--suite=copa", "--data=RUNS/../superglue"],
