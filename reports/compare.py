@@ -5,6 +5,7 @@ Arms are compared with the first one. An arm is one run, or several seeds of the
 compared with like, and what they do is no noise.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -296,21 +297,38 @@ def compare(
     return results
 
 
-def share_error(family: Sequence[Comparison | ByRanks], margin: float | None) -> None:
-    """Correct the levels and p-values of comparisons that share the 5 %."""
+def pairwise(
+    arms: Sequence[Arm], metric: str, plan: Plan | None = None, unmade: int = 0
+) -> dict[tuple[int, int], Comparison | ByRanks]:
+    """{(i, j): arm j against arm i by this metric}, i < j: all share the 5 %, and with them
+    `unmade` pairs that nobody asks about. All arms have the same test rows (`refusal`)."""
+    higher, results = direction(metric) >= 0, {}
+    for i, j in itertools.combinations(range(len(arms)), 2):
+        results[i, j] = by_ranks(metric, higher, arms[i], arms[j]) or _compare_metric(
+            metric, arms[i], arms[j], paired=True, by=None, plan=plan, judged=True
+        )
+    share_error([*results.values()], None, unmade)
+    return results
+
+
+def share_error(
+    family: Sequence[Comparison | ByRanks], margin: float | None, unmade: int = 0
+) -> None:
+    """Correct the levels and p-values of comparisons that share the 5 %; `unmade`: as if so many
+    more had been made, and had shown nothing."""
     for comparison in family if len(family) > 1 else ():
         if isinstance(comparison, Comparison):
             comparison.difference = comparison.difference.among_others()
-    raw = [comparison.difference.p for comparison in family]
+    raw = [comparison.difference.p for comparison in family] + [1.0] * unmade
     fixed = margin is not None
     for comparison, level, p in zip(
         family,
         comparisons.levels(raw, fixed),
         comparisons.corrected(raw, fixed),
-        strict=True,
+        strict=False,
     ):
         comparison.level, comparison.p = level, p
-        comparison.family, comparison.margin = len(family), margin
+        comparison.family, comparison.margin = len(raw), margin
 
 
 def _levels_of_race(
