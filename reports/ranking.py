@@ -24,21 +24,36 @@ from reports.steps import figure_cell
 from reports.table import Cell
 
 MOST_COMPARED = 60  # arms: 1,770 pairs; those below them in a ranking are listed without letters
-MOST_GROUPS = 400
+MOST_GROUPS = 12  # that a reader can tell apart by letters
+LARGEST = 1000  # sets while groups are made
 
 
 @dataclass
 class Place:
-    """An arm in a ranking: its metric with its interval, and the groups it belongs to."""
+    """An arm in a ranking: its metric with its interval, the letters of its groups, and the places
+    (from 1, its own among them) that it was not told apart from."""
 
     arm: Arm
     cell: Cell
     groups: list[str] = field(default_factory=list)
+    peers: list[int] = field(default_factory=list)
+
+    @property
+    def among(self) -> str:
+        """1–4, 7"""
+        runs: list[list[int]] = []
+        for place in self.peers:
+            if runs and place == runs[-1][-1] + 1:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+        return ", ".join(f"{r[0]}–{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
 
 
 @dataclass
 class Ranking:
-    """The best arm first. letters: of all groups; why: there are none, or what has to be said."""
+    """The best arm first. letters: of all groups, none where they are too many to be read; why:
+    arms were not compared, or what has to be said."""
 
     metric: str
     rows: int
@@ -113,7 +128,7 @@ def rank(arms: Sequence[Arm], split: str = "") -> Ranking:
     except ValueError:
         found.best = None
     plan = plan_of([run for arm in arms for run in arm.runs])
-    if plan.race:
+    if any(plan_of(arm.runs).race for arm in arms):
         found.why = (
             "a race judges each arm against the first one: looks at all pairs were not planned"
         )
@@ -124,19 +139,18 @@ def rank(arms: Sequence[Arm], split: str = "") -> Ranking:
     compared = ordered[:MOST_COMPARED]
     unmade = math.comb(len(ordered), 2) - math.comb(len(compared), 2)
     results = pairwise(compared, metric, plan, unmade)
-    # of a figure of no known direction: higher and lower
-    differ = [pair for pair, result in results.items() if not _is_open(result.decision)]
-    try:
-        groups = letter_groups(len(compared), differ)
-    except ValueError as error:
-        found.why = str(error)
-        return found
-    found.letters = [letter(number) for number in range(len(groups))]
+    # better or worse; of a figure of no known direction, higher or lower
+    differ = {pair for pair, r in results.items() if not _is_open(r.decision)}
+    for i, place in enumerate(places[: len(compared)]):
+        pairs = ((j, (min(i, j), max(i, j))) for j in range(len(compared)))
+        place.peers = [j + 1 for j, pair in pairs if pair not in differ]
+    groups = letter_groups(len(compared), sorted(differ))
+    found.letters = list(ascii_lowercase[: len(groups)])
     for name, members in zip(found.letters, groups, strict=True):
         for member in members:
             places[member].groups.append(name)
     if unmade:
-        found.why = f"letters for the best {len(compared)}, corrected for the pairs of all arms"
+        found.why = f"the best {len(compared)} are compared, and corrected for the pairs of all"
     return found
 
 
@@ -144,12 +158,15 @@ def _is_open(decision: str) -> bool:
     return decision.startswith(("undecided", "the same"))
 
 
-def letter_groups(count: int, differ: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The largest sets of 0 … count − 1 in which no two differ, in the order of their first member.
+def letter_groups(
+    count: int, differ: Iterable[tuple[int, int]], most: int = MOST_GROUPS
+) -> list[list[int]]:
+    """The largest sets of 0 … count − 1 in which no two differ, in the order of their first member;
+    none where they are more than `most`.
 
-    Two share a set exactly where they do not differ: insert and absorb, Piepho 2004. All
-    begin in one set; each pair that differs splits every set that has both, and sets inside others
-    are absorbed. ValueError where there are more than a reader could tell apart.
+    Two share a set exactly where they do not differ: insert and absorb, Piepho 2004. All begin in
+    one set; each pair that differs splits every set that has both, and sets inside others are
+    absorbed.
     """
     sets = [frozenset(range(count))] if count else []
     for i, j in differ:
@@ -158,12 +175,6 @@ def letter_groups(count: int, differ: Iterable[tuple[int, int]]) -> list[list[in
         for new in (each - {gone} for each in both for gone in (i, j)):
             if not any(new <= other for other in sets):
                 sets = [other for other in sets if not other < new] + [new]
-        if len(sets) > MOST_GROUPS:
-            raise ValueError(f"more than {MOST_GROUPS} groups: letters would say nothing")
-    return sorted(map(sorted, sets))
-
-
-def letter(number: int) -> str:
-    """a … z, then a2 … z2, a3 …"""
-    again, place = divmod(number, len(ascii_lowercase))
-    return ascii_lowercase[place] + (str(again + 1) if again else "")
+        if len(sets) > LARGEST:  # while they are made; they seldom become fewer
+            return []
+    return sorted(map(sorted, sets)) if len(sets) <= most else []

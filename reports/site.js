@@ -6,6 +6,7 @@
   const collator = new Intl.Collator("en", { numeric: true });
   const MOST_DRAWN = 30; // six colours × five kinds of dashes
   const FIRST_COLUMNS = 14;
+  const AT_ONCE = 60; // rows
   const MISSING = new Set(["", "-"]);
 
   const make = (tag, attributes = {}, ...children) => {
@@ -127,6 +128,9 @@
       const cell = make("th", { scope: "col", "aria-sort": "none" },
         make("button", { type: "button" }, text));
       if (numbers) cell.className = "number";
+      // as wide whichever rows are on top
+      const longest = columnOf(name)?.texts.reduce((most, each) => Math.max(most, each.length), 0);
+      if (longest) cell.style.minWidth = `${Math.min(longest, 60) * 0.85}ch`;
       if (view.sort?.name === name) {
         cell.setAttribute("aria-sort", view.sort.down ? "descending" : "ascending");
       }
@@ -157,49 +161,69 @@
 
   // new columns or another view
   const showTable = () => {
-    view.rows = view.names.map((_, line) => buildRow(line));
+    view.rows = [];
     byId("table").tHead.replaceChildren(make("tr", {}, ...headings()));
     showLines();
   };
 
-  const body = byId("table").tBodies[0];
+  // Rows are built when they are scrolled to: a browser takes longest to lay them out.
+  const box = byId("table-box"), body = byId("table").tBodies[0];
+  let lines = []; // that are shown, in their order
+  const showMore = (upTo) => {
+    const from = body.childElementCount;
+    if (from >= Math.min(upTo, lines.length)) return;
+    const more = lines.slice(from, upTo);
+    body.append(...more.map((line) => view.rows[line] ??= buildRow(line)));
+    markChosen(more);
+  };
   const showLines = () => {
-    const lines = shownLines();
-    body.replaceChildren(...lines.map((line) => view.rows[line]));
+    lines = shownLines();
+    body.replaceChildren();
+    box.scrollTop = 0;
+    byId("table").setAttribute("aria-rowcount", lines.length + 1);
+    showMore(AT_ONCE);
     if (!lines.length) {
       const words = "nothing has all of that";
       body.append(make("tr", {}, make("td", { colspan: "20", class: "empty" }, words)));
     }
-    if (!body.querySelector("input[tabindex='0']")) {
-      const first = body.querySelector("input");
-      if (first) first.tabIndex = 0;
-    }
+    stopAt(body.querySelector("input"));
     showChosen();
   };
-
-  const showChosen = () => {
-    let shown = 0;
-    const all = byId("table").tHead.querySelector("input");
-    let on = 0;
-    for (const row of body.children) {
-      const box = row.querySelector("input");
-      if (!box) continue;
-      const runs = view.runs[row.dataset.line];
-      const some = runs.filter((run) => chosen.has(run)).length;
-      box.checked = some === runs.length;
-      box.indeterminate = some > 0 && some < runs.length;
-      row.classList.toggle("chosen", some > 0);
-      shown += 1;
-      on += box.checked;
+  // one stop of the tab key in all rows
+  const stopAt = (input) => {
+    for (const other of body.querySelectorAll("input[tabindex='0']")) other.tabIndex = -1;
+    if (input) input.tabIndex = 0;
+  };
+  box.addEventListener("scroll", () => {
+    if (box.scrollTop + 2 * box.clientHeight > box.scrollHeight) {
+      showMore(body.childElementCount + AT_ONCE);
     }
-    all.checked = shown > 0 && on === shown;
-    all.indeterminate = on > 0 && on < shown;
+  });
+  addEventListener("beforeprint", () => showMore(lines.length));
+
+  const numChosen = (line) => view.runs[line].filter((run) => chosen.has(run)).length;
+  const markChosen = (some) => {
+    for (const line of some) {
+      const row = view.rows[line];
+      if (!row) continue;
+      const count = numChosen(line), input = row.querySelector("input");
+      input.checked = count === view.runs[line].length;
+      input.indeterminate = count > 0 && !input.checked;
+      row.classList.toggle("chosen", count > 0);
+    }
+  };
+  const showChosen = () => {
+    markChosen(lines.slice(0, body.childElementCount));
+    const on = lines.filter((line) => numChosen(line) === view.runs[line].length).length;
+    const all = byId("table").tHead.querySelector("input");
+    all.checked = on > 0 && on === lines.length;
+    all.indeterminate = on > 0 && on < lines.length;
     for (const button of document.querySelectorAll("button[data-arm]")) {
       const runs = runsOf[button.dataset.arm];
       button.setAttribute("aria-pressed", String(runs.every((run) => chosen.has(run))));
     }
     const what = view === views.arms ? "settings" : "runs";
-    byId("status").textContent = `${shown.toLocaleString("en")} of ` +
+    byId("status").textContent = `${lines.length.toLocaleString("en")} of ` +
       `${view.names.length.toLocaleString("en")} ${what} shown, ` +
       `${chosen.size.toLocaleString("en")} ${chosen.size === 1 ? "run" : "runs"} chosen`;
   };
@@ -212,7 +236,7 @@
     showChosen();
     later();
   };
-  const chooseShown = (on) => choose(shownLines().flatMap((line) => view.runs[line]), on);
+  const chooseShown = (on) => choose(lines.flatMap((line) => view.runs[line]), on);
 
   body.addEventListener("change", (event) => {
     const line = event.target.closest("tr").dataset.line;
@@ -220,26 +244,23 @@
   });
   body.addEventListener("click", (event) => {
     if (event.target.closest("a, input")) return;
-    const box = event.target.closest("tr")?.querySelector("input");
-    if (!box || String(getSelection())) return; // somebody marks text
-    box.focus({ preventScroll: true });
-    box.click();
+    const input = event.target.closest("tr")?.querySelector("input");
+    if (!input || String(getSelection())) return; // somebody marks text
+    input.focus({ preventScroll: true });
+    input.click();
   });
   body.addEventListener("focusin", (event) => {
-    if (event.target.type !== "checkbox") return;
-    for (const box of body.querySelectorAll("input[tabindex='0']")) box.tabIndex = -1;
-    event.target.tabIndex = 0; // one stop of the tab key, at the row where one was
+    if (event.target.type === "checkbox") stopAt(event.target); // tab comes back to this row
   });
   body.addEventListener("keydown", (event) => {
-    const row = event.target.closest("tr");
-    const rows = [...body.children];
-    const at = rows.indexOf(row);
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + 10, PageUp: at - 10,
-                 Home: 0, End: rows.length - 1 }[event.key];
-    if (to === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
+    const at = [...body.children].indexOf(event.target.closest("tr"));
+    const wanted = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + 10, PageUp: at - 10,
+                     Home: 0, End: lines.length - 1 }[event.key];
+    if (wanted === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    const next = rows[Math.min(Math.max(to, 0), rows.length - 1)].querySelector("input");
-    if (next) next.focus();
+    const to = Math.min(Math.max(wanted, 0), lines.length - 1);
+    showMore(to + 1);
+    body.children[to].querySelector("input")?.focus();
   });
 
   const showPicks = () => {
@@ -498,7 +519,7 @@
       svg.append(group);
       const sample = draw("svg", { viewBox: "0 0 32 10", class: color, "aria-hidden": "true" });
       sample.append(draw("path", { class: `curve ${dashes}`, d: "M0 5L32 5" }));
-      const seeds = each.lines.length > 1 ? ` (${each.lines.length} runs)` : "";
+      const seeds = each.lines.length > 1 ? ` × ${each.lines.length}` : "";
       each.value = make("span", { class: "value" });
       each.end = known.length ? known[known.length - 1][0] : null;
       legend.append(make("li", {}, sample,
@@ -570,9 +591,9 @@
       choose(runsOf[button.dataset.arm], button.getAttribute("aria-pressed") !== "true"));
   }
   if (runsOf.length === count) byId("view-arms").parentNode.hidden = true;
-  // something is drawn at once: the first few lines
-  const first = view.runs.slice(0, 4).flat();
   showView(view);
-  choose(first, true);
+  // something is drawn at once: the first few lines that have curves
+  const drawable = (runs) => runs.some((run) => lineOf(run, byId("figure").value, "step"));
+  choose(view.runs.filter(drawable).slice(0, 4).flat(), true);
   new ResizeObserver(later).observe(byId("chart"));
 })();

@@ -199,7 +199,7 @@ def curves_of(runs: Sequence[RunFolder]) -> dict[str, Any]:
 
 
 def curves_of_run(run: RunFolder, figures: Sequence[str], points: int) -> dict[str, Any]:
-    training, evaluations = run.lines
+    training, evaluations = (sorted(lines, key=lambda line: line["step"]) for lines in run.lines)
     found: dict[str, Any] = {}
     if training:
         step, loss = (column(training, name) for name in ("step", "train_loss"))
@@ -211,10 +211,15 @@ def curves_of_run(run: RunFolder, figures: Sequence[str], points: int) -> dict[s
             if np.isfinite(values).all():
                 binned = plots.binned(step, values, points)[1]
                 found["x"][name] = list(map(rounded, binned.tolist()))
-    if evaluations:
-        places = np.linspace(0, len(evaluations) - 1, min(points, len(evaluations))).round()
-        kept = [evaluations[int(i)] for i in places]
-        found["at"] = [line["step"] for line in kept]
+    at_step: dict[int, dict[str, Any]] = {}
+    for line in evaluations:
+        known = {name: value for name, value in line.items() if number(value) is not None}
+        at_step.setdefault(line["step"], {}).update(known)
+    if at_step:
+        steps = list(at_step)
+        places = np.linspace(0, len(steps) - 1, min(points, len(steps))).round().astype(int)
+        kept = [at_step[steps[place]] for place in places]
+        found["at"] = [steps[place] for place in places]
         for name in figures:
             values = [rounded(line.get(name)) for line in kept]
             if any(value is not None for value in values):
@@ -243,28 +248,36 @@ def comparisons_of(arms: Sequence[Arm]) -> list[Comparison]:
 
 def compared(kind: str, name: str, arms: list[Arm]) -> Comparison:
     plan = plan_of([run for arm in arms for run in arm.runs])
-    title = f"sweep {Path(name).name}" if kind == "sweep" else f"test rows {name or 'unknown'}"
-    first = arms[0].label
-    if isinstance(planned := plan.content.get("arms"), dict):
-        order = [str(label) for label in planned]
-        folders = {id(arm): arm.runs[0].path.absolute().parent.name for arm in arms}
-        arms = sorted(
-            arms, key=lambda a: order.index(folders[id(a)]) if folders[id(a)] in order else 1e9
-        )
-        first = arms[0].label
-        if order and folders[id(arms[0])] != order[0]:
-            why = f"its baseline {order[0]} has no run that has ended"
-            return Comparison(clean(title), "", notes=[clean(f"not compared: {why}")])
-    found = Comparison(clean(title), clean(first))
+    title = f"sweep {Path(name).name}" if kind == "sweep" else f"test rows {name}, runs of no sweep"
+    order = list(map(str, planned)) if isinstance(planned := plan.content.get("arms"), dict) else []
+    folders = {id(arm): arm.runs[0].path.absolute().parent.name for arm in arms}
+    if order:
+        known = {label: place for place, label in enumerate(order)}
+        arms = sorted(arms, key=lambda arm: known.get(folders[id(arm)], len(known)))
     there = [arm for arm in arms if arm.predictions or lost_runs(arm.runs)]
-    if arms[0] not in there or len(there) < 2:
-        found.notes.append(f"not compared: {first} or all others have no test rows")
+    if not there or (order and folders[id(there[0])] != order[0]):
+        why = f"its baseline {order[0]}" if order else "none of them"
+        return Comparison(clean(title), "", notes=[clean(f"not compared: {why} has test rows")])
+    found = Comparison(clean(title), clean(there[0].label))
+    if not order:
+        found.notes.append("No sweep file names a baseline: it is the first of them.")
+    if plan.content.get("explain"):
+        found.notes.append("Which setting did it, and what they do together: report.py effects.")
+    if left := [arm.label for arm in arms if arm not in there]:
+        found.notes.append(clean(f"Without test rows: {', '.join(left)}."))
+    kept = there[:1]
+    for arm in there[1:]:
+        if why := refusal([there[0], arm]):
+            found.notes.append(clean(f"{arm.label} is not compared: {why}."))
+        else:
+            kept.append(arm)
+    if len(kept) < 2:
         return found
     try:
-        if why := refusal(there):
+        if why := refusal(kept):
             raise ValueError(why)
-        [found.metric], _ = metrics_of(there)
-        results = compare(there, [found.metric], margin=plan.margin, plan=plan)
+        [found.metric], _ = metrics_of(kept)
+        results = compare(kept, [found.metric], margin=plan.margin, plan=plan)
     except ValueError as error:
         found.notes.append(clean(f"not compared: {error}"))
         return found
@@ -281,8 +294,6 @@ def compared(kind: str, name: str, arms: list[Arm]) -> Comparison:
                 clean(result.sentence),
             )
         )
-    left = [arm.label for arm in arms if arm not in there]
-    found.notes += [clean(f"without test rows: {', '.join(left)}")] if left else []
     found.notes += map(clean, [*plan.notes, *caveats(results)])
     return found
 
@@ -331,6 +342,7 @@ def render(data: dict[str, Any], **parts: Any) -> str:
         clean=clean,
         letters_of=letters_of,
         cells_of=cells_of,
+        sentence=lambda text: clean(f"{str(text)[:1].upper()}{str(text)[1:]}."),
     )
 
 

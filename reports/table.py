@@ -116,7 +116,8 @@ class Cell:
 
 def command_of(run: RunFolder) -> str:
     """The words that began a run, without those that only say where it lies."""
-    words, kept = [str(word) for word in run.record.get("command") or ()], []
+    command = run.record.get("command")
+    words, kept = list(map(str, command)) if isinstance(command, list) else [], []
     for before, word in zip(["", *words], words, strict=False):
         place = word.removeprefix("--").startswith(("out=", "page="))
         if not place and "--out" not in (before, word):
