@@ -370,9 +370,8 @@
       const lines = runs.map((run) => lineOf(run, figure, over)).filter(Boolean);
       if (!lines.length) continue;
       const arm = data.arm[runs[0]];
-      const whole = banded && runs.length === runsOf[arm].length && runs.length > 1;
-      const label = whole || (banded && runs.length > 1) ? data.arms.names[arm]
-        : data.runs.names[runs[0]];
+      const one = !banded || (runs.length === 1 && runsOf[arm].length > 1);
+      const label = one ? data.runs.names[runs[0]] : data.arms.names[arm];
       const points = lines.length > 1 ? bandOf(lines)
         : { mean: lines[0].xs.map((x, i) => [x, lines[0].ys[i]]) };
       found.push({ label, lines, ...points });

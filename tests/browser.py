@@ -101,15 +101,18 @@ class Browser:
             self.asked.append(facts["request"]["url"])
         return message
 
-    def open(self, page: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
+    def open(
+        self, page: Path | str, width: int = 1400, height: int = 900, dark: bool = False
+    ) -> None:
+        address = page if isinstance(page, str) else page.resolve().as_uri()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=False)  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=address)
+        loaded = f"document.readyState === 'complete' && location.href === {json.dumps(address)}"
         end = time.time() + 60
-        while not self.run(f"document.readyState === 'complete' && "
-                           f"location.href === {json.dumps(page.resolve().as_uri())}"):  # fmt: skip
+        while not self.run(loaded):
             assert time.time() < end, f"{page} does not load"
             time.sleep(0.05)
         self.settle()
