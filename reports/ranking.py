@@ -103,11 +103,11 @@ def _split_of(run) -> tuple[str, str]:
 
 
 def _rows_of(run, predictions) -> tuple[str, ...]:
-    """Which test rows, with which labels and groups, and by which metric they are judged."""
+    """Which test rows, with which labels and groups."""
     answers = predictions.groups if predictions.labels is None else predictions.labels
     both = "\n".join(map(str, (*answers, *predictions.groups)))
     digest = hashlib.sha256(both.encode("utf-8", "replace")).hexdigest()
-    return (*_split_of(run), rows_digest(predictions), digest, predictions.primary)
+    return (*_split_of(run), rows_digest(predictions), digest)
 
 
 def rank(arms: Sequence[Arm], split: str = "") -> Ranking:

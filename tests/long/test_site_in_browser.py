@@ -178,6 +178,7 @@ def test_search_and_filters_choose_lines(many, browser):
     browser.run("(e => { e.value = '1'; e.dispatchEvent(new Event('change')) })"
                 "(document.querySelector('#picks select'))")  # fmt: skip
     assert browser.run(STATUS).startswith("50 of 100")
+    browser.click("#choose-none")
     browser.click("#choose-all")
     assert "250 runs chosen" in browser.run(STATUS)
     assert (
