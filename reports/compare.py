@@ -693,13 +693,19 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
             "Seeds that are added because of this look make a false call likelier (three in ten "
             "after thirty looks): a new comparison has all its seeds planned."
         )
-    if of_rows := [result for result in results if isinstance(result, Comparison)]:
-        rows = of_rows[0].baseline.predictions[0]
-        weights = rows.influence(of_rows[0].metric).leverage
-        facts = interval_facts(of_rows[0].metric, rows.groups, weights)
-        if groups := doubtful_groups({"n": len(rows), **facts}):
-            lines.append(f"Only {groups} (docs/statistics.md).")
-    return lines
+    return [*lines, *few_groups(results)]
+
+
+def few_groups(results: Sequence[Comparison | ByRanks]) -> list[str]:
+    """What is known to go wrong where the test rows have few or unequal groups."""
+    of_rows = [result for result in results if isinstance(result, Comparison)]
+    if not of_rows or not of_rows[0].baseline.predictions:
+        return []
+    rows = of_rows[0].baseline.predictions[0]
+    weights = rows.influence(of_rows[0].metric).leverage
+    facts = interval_facts(of_rows[0].metric, rows.groups, weights)
+    groups = doubtful_groups({"n": len(rows), **facts})
+    return [f"Only {groups} (docs/statistics.md)."] if groups else []
 
 
 def _head(arms: Sequence[Arm]) -> list[str]:

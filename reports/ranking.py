@@ -15,7 +15,7 @@ from string import ascii_lowercase
 
 from evaluation.comparisons import MIN_SEEDS
 from reports.arms import Arm, refusal
-from reports.compare import figure_of, metrics_of, pairwise
+from reports.compare import few_groups, figure_of, metrics_of, pairwise
 from reports.ledger import Best, best_of
 from reports.outcomes import lost_runs
 from reports.plan import plan_of
@@ -130,11 +130,11 @@ def rank(arms: Sequence[Arm], split: str = "") -> Ranking:
     plan = plan_of([run for arm in arms for run in arm.runs])
     if any(plan_of(arm.runs).race for arm in arms):
         found.why = (
-            "a race judges each arm against the first one: looks at all pairs were not planned"
+            "A race judges each arm against the first one: looks at all pairs were not planned."
         )
         return found
     if any(p.num_groups < 2 for arm in arms for p in arm.predictions):
-        found.why = "all test rows are in one group: how groups differ cannot be known"
+        found.why = "All test rows are in one group: how groups differ cannot be known."
         return found
     compared = ordered[:MOST_COMPARED]
     unmade = math.comb(len(ordered), 2) - math.comb(len(compared), 2)
@@ -149,8 +149,10 @@ def rank(arms: Sequence[Arm], split: str = "") -> Ranking:
     for name, members in zip(found.letters, groups, strict=True):
         for member in members:
             places[member].groups.append(name)
+    said = few_groups([*results.values()])
     if unmade:
-        found.why = f"the best {len(compared)} are compared, and corrected for the pairs of all"
+        said.append(f"The best {len(compared)} are compared, and corrected for the pairs of all.")
+    found.why = " ".join(said)
     return found
 
 

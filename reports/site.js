@@ -105,7 +105,7 @@
     const name = view.names[line];
     const box = make("input", { type: "checkbox", tabindex: "-1", "aria-label": `draw ${name}` });
     const row = make("tr", { "data-line": line }, make("td", {}, box),
-      make("th", { scope: "row", title: name }, name));
+      make("th", { scope: "row", title: name }, make("span", {}, name)));
     if (hasPages) {
       const pages = pagesOf(line);
       row.append(make("td", {}, ...pages.flatMap((page, i) => {
@@ -443,9 +443,10 @@
     const legend = byId("legend");
     chart.replaceChildren();
     legend.replaceChildren();
-    const missing = "with no such figure";
-    byId("drawn").textContent = !chosen.size ? "Nothing is chosen yet."
-      : !every.length ? `The chosen runs are ones ${missing}.`
+    byId("drawn").textContent = !curves.some((curve) => curve.train || curve.at)
+      ? "None of these runs has its log with it."
+      : !chosen.size ? "Nothing is chosen yet."
+      : !every.length ? "None of the chosen runs has this figure."
       : every.length > MOST_DRAWN ? `The first ${MOST_DRAWN} of ${every.length} are drawn.` : "";
     const allowed = ([, y]) => y != null && (!logarithmic || y > 0);
     const points = series.flatMap((each) => [...each.mean, ...(each.low ?? []),

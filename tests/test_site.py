@@ -222,6 +222,15 @@ def test_what_diverged_is_last_and_a_race_has_no_letters(tmp_path):
     assert "race" in found.why and not found.letters and not found.places[0].peers
 
 
+def test_a_ranking_says_that_its_rows_have_few_groups(tmp_path):
+    for name, strength in (("a", 1.0), ("b", 2.0)):
+        for seed in range(3):
+            rows = classifier(120, strength, seed, per_group=15)
+            write_run(tmp_path / name / f"seed_{seed}", rows, seed=seed)
+    [found], _ = ranking.rankings(arms_in(tmp_path / "a", tmp_path / "b"))
+    assert found.why.startswith("Only 8 groups")
+
+
 # ------------------------------------------------------------------------- curves and files
 
 
