@@ -7,6 +7,7 @@
     python report.py effects results/sweeps/explain_1_2      # which of them did it, in a grid
     python report.py table results --sort -accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
+    python report.py site results --output site             # many runs: site/index.html
     python report.py watch results/demo
     python report.py intervals results                       # older runs' by today's method
     python report.py commands results                        # what makes each of them again
@@ -123,6 +124,10 @@ def build_parser() -> argparse.ArgumentParser:
     page.add_argument("runs", nargs="+", help="a run, or several on shared axes")
     page.add_argument("--output", type=Path, help="file (a folder with --markdown)")
     page.add_argument("--markdown", action="store_true", help="Markdown with picture files")
+
+    site = command("site", "many runs as one page to sort, search and draw: DIR/index.html")
+    site.add_argument("runs", nargs="+", help="runs, or folders of runs")
+    site.add_argument("--output", type=Path, required=True, metavar="DIR")
 
     watch = command("watch", "a running or interrupted run, or sweep, in the terminal")
     watch.add_argument("run")
@@ -280,6 +285,10 @@ def run_command(arguments: argparse.Namespace) -> str:
             [Path(run) for run in arguments.runs], arguments.output, arguments.markdown
         )
         return f"page: {written}"
+    if arguments.command == "site":
+        from reports import site
+
+        return site.write_site(arguments.runs, arguments.output)
     if arguments.command == "watch":
         if (Path(arguments.run) / "sweep.yaml").is_file():
             from sweeps import status

@@ -172,8 +172,19 @@ def plain(value: Any) -> str:
 
 
 def to_html(page: Page) -> str:
-    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
+
+    together = [
+        (kind, list(group)) for kind, group in itertools.groupby(page.blocks, lambda b: b.kind)
+    ]
+    return template("page.html.j2").render(
+        page=page, groups=together, colors=plots.COLORS, svg=lambda picture: Markup(picture.svg())
+    )
+
+
+def template(name: str) -> Any:
+    """A template of this folder, with escaping."""
+    from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -182,12 +193,7 @@ def to_html(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    together = [
-        (kind, list(group)) for kind, group in itertools.groupby(page.blocks, lambda b: b.kind)
-    ]
-    return environment.get_template("page.html.j2").render(
-        page=page, groups=together, colors=plots.COLORS, svg=lambda picture: Markup(picture.svg())
-    )
+    return environment.get_template(name)
 
 
 def to_markdown(page: Page) -> str:

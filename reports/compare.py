@@ -5,6 +5,7 @@ Arms are compared with the first one. An arm is one run, or several seeds of the
 compared with like, and what they do is no noise.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -296,21 +297,38 @@ def compare(
     return results
 
 
-def share_error(family: Sequence[Comparison | ByRanks], margin: float | None) -> None:
-    """Correct the levels and p-values of comparisons that share the 5 %."""
+def pairwise(
+    arms: Sequence[Arm], metric: str, plan: Plan | None = None, unmade: int = 0
+) -> dict[tuple[int, int], Comparison | ByRanks]:
+    """{(i, j): arm j against arm i by this metric}, i < j: all share the 5 %, and with them
+    `unmade` pairs that nobody asks about. All arms have the same test rows (`refusal`)."""
+    higher, results = direction(metric) >= 0, {}
+    for i, j in itertools.combinations(range(len(arms)), 2):
+        results[i, j] = by_ranks(metric, higher, arms[i], arms[j]) or _compare_metric(
+            metric, arms[i], arms[j], paired=True, by=None, plan=plan, judged=True
+        )
+    share_error([*results.values()], None, unmade)
+    return results
+
+
+def share_error(
+    family: Sequence[Comparison | ByRanks], margin: float | None, unmade: int = 0
+) -> None:
+    """Correct the levels and p-values of comparisons that share the 5 %; `unmade`: as if so many
+    more had been made, and had shown nothing."""
     for comparison in family if len(family) > 1 else ():
         if isinstance(comparison, Comparison):
             comparison.difference = comparison.difference.among_others()
-    raw = [comparison.difference.p for comparison in family]
+    raw = [comparison.difference.p for comparison in family] + [1.0] * unmade
     fixed = margin is not None
     for comparison, level, p in zip(
         family,
         comparisons.levels(raw, fixed),
         comparisons.corrected(raw, fixed),
-        strict=True,
+        strict=False,
     ):
         comparison.level, comparison.p = level, p
-        comparison.family, comparison.margin = len(family), margin
+        comparison.family, comparison.margin = len(raw), margin
 
 
 def _levels_of_race(
@@ -675,13 +693,19 @@ def caveats(results: Sequence[Comparison]) -> list[str]:
             "Seeds that are added because of this look make a false call likelier (three in ten "
             "after thirty looks): a new comparison has all its seeds planned."
         )
-    if of_rows := [result for result in results if isinstance(result, Comparison)]:
-        rows = of_rows[0].baseline.predictions[0]
-        weights = rows.influence(of_rows[0].metric).leverage
-        facts = interval_facts(of_rows[0].metric, rows.groups, weights)
-        if groups := doubtful_groups({"n": len(rows), **facts}):
-            lines.append(f"Only {groups} (docs/statistics.md).")
-    return lines
+    return [*lines, *few_groups(results)]
+
+
+def few_groups(results: Sequence[Comparison | ByRanks]) -> list[str]:
+    """What is known to go wrong where the test rows have few or unequal groups."""
+    of_rows = [result for result in results if isinstance(result, Comparison)]
+    if not of_rows or not of_rows[0].baseline.predictions:
+        return []
+    rows = of_rows[0].baseline.predictions[0]
+    weights = rows.influence(of_rows[0].metric).leverage
+    facts = interval_facts(of_rows[0].metric, rows.groups, weights)
+    groups = doubtful_groups({"n": len(rows), **facts})
+    return [f"Only {groups} (docs/statistics.md)."] if groups else []
 
 
 def _head(arms: Sequence[Arm]) -> list[str]:

@@ -31,16 +31,16 @@ def write_page(paths: list[Path], output: Path | None = None, markdown: bool = F
     if markdown:
         folder = output or home / "report"
         for figure in page.figures:
-            _write(folder / file_name(figure), figure.picture.png())
-        return _write(folder / "page.md", to_markdown(page).encode())
+            write_whole(folder / file_name(figure), figure.picture.png())
+        return write_whole(folder / "page.md", to_markdown(page).encode())
     if one and output is None and home == one.path:
         for figure in page.figures:
             part, name = figure.picture.name.split("/")
-            _write(one.path / part / "analysis" / f"{name}.png", figure.picture.png())
-    return _write(output or home / "report.html", to_html(page).encode())
+            write_whole(one.path / part / "analysis" / f"{name}.png", figure.picture.png())
+    return write_whole(output or home / "report.html", to_html(page).encode())
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
     """All of it or nothing: somebody may be looking at the page of before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")

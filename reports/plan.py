@@ -50,7 +50,7 @@ class Plan:
 
 def plan_of(runs: Sequence[RunFolder]) -> Plan:
     """The plan that all runs lie under: the same sweep.yaml in a folder above each."""
-    plans = {_plan_above(run.path) for run in runs}
+    plans = {plan_above(run.path) for run in runs}
     if len(plans) != 1 or (path := plans.pop()) is None:
         return Plan()
     try:
@@ -85,7 +85,8 @@ def _looks_in(path: Path) -> list[dict[str, list]]:
     ]
 
 
-def _plan_above(run: Path) -> Path | None:
+def plan_above(run: Path) -> Path | None:
+    """The sweep file that a run belongs to."""
     run = run.absolute()
     for folder in list((place_of(run) or run).parents)[:3]:  # also while it is being made
         if packed.is_file(folder / PLAN):

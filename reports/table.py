@@ -94,6 +94,14 @@ class Cell:
     high: float = math.nan
     seeds: str = ""
 
+    @property
+    def number(self) -> float:
+        """What a column is sorted by; NaN of a text."""
+        try:
+            return float(self.value)
+        except (TypeError, ValueError, OverflowError):
+            return math.nan
+
     def text(self, digits: int = 4) -> str:
         if isinstance(self.value, float | int) and abs(self.value) >= 1e7:  # FLOPs, bytes
             counted = isinstance(self.value, int) and abs(self.value) < 1e10  # parameters
@@ -108,7 +116,8 @@ class Cell:
 
 def command_of(run: RunFolder) -> str:
     """The words that began a run, without those that only say where it lies."""
-    words, kept = [str(word) for word in run.record.get("command") or ()], []
+    command = run.record.get("command")
+    words, kept = list(map(str, command)) if isinstance(command, list) else [], []
     for before, word in zip(["", *words], words, strict=False):
         place = word.removeprefix("--").startswith(("out=", "page="))
         if not place and "--out" not in (before, word):
@@ -273,13 +282,7 @@ def sort_lines(lines: list[dict[str, Cell]], by: str) -> list[dict[str, Cell]]:
     if lines and name not in lines[0]:
         raise ValueError(f"--sort {by}: the table has {', '.join(lines[0])}")
 
-    def number_of(cell: Cell) -> float:
-        try:
-            return float(cell.value)
-        except (TypeError, ValueError):
-            return math.nan
-
-    numbers = np.array([number_of(line[name]) for line in lines])
+    numbers = np.array([line[name].number for line in lines])
     if np.isnan(numbers).all():
         return sorted(lines, key=lambda line: show(line[name].value), reverse=downwards)
     order = np.argsort(-numbers if downwards else numbers, kind="stable")  # NaN last either way
@@ -295,7 +298,7 @@ def render_terminal(
 ) -> str:
     """The columns in this order, figures as exactly as their intervals allow. Columns beyond
     `width` are left out and named below."""
-    cells = {name: [line[name].text(_digits(name, lines)) for line in lines] for name in columns}
+    cells = cell_texts(columns, lines)
     shown, left, used = [], [], 0
     for name in columns:
         longest = max(len(name) + 2, *map(len, cells[name]))  # as tabulate pads headers
@@ -314,6 +317,11 @@ def render_terminal(
     )
     more = f"{len(left)} more columns (--wide): {', '.join(left)}"
     return f"{table}\n{textwrap.fill(more, width)}" if left and width else str(table)
+
+
+def cell_texts(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> dict[str, list[str]]:
+    """Each column's cells, with as many digits as its best known figure allows."""
+    return {name: [line[name].text(_digits(name, lines)) for line in lines] for name in columns}
 
 
 def figures_first(columns: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
