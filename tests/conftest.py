@@ -12,6 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# before torch is imported: a process a core, and models so small that threads wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import forked
 import pytest
 import torch
