@@ -7,7 +7,7 @@
     python report.py effects results/sweeps/explain_1_2      # which of them did it, in a grid
     python report.py table results --sort -accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
-    python report.py site results --output site             # many runs: site/index.html
+    python report.py site results --output results/site     # many runs on one page
     python report.py watch results/demo
     python report.py intervals results                       # older runs' by today's method
     python report.py commands results                        # what makes each of them again

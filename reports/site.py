@@ -181,15 +181,14 @@ def curves_of(runs: Sequence[RunFolder]) -> dict[str, Any]:
     """
     known: Counter[str] = Counter()
     for run in runs:
-        of_run = {name for line in run.lines[1] for name in line if name.startswith("val_")}
-        known.update(
-            name
-            for name in of_run
-            if any(number(line.get(name)) is not None for line in run.lines[1])
+        _, evaluations = run.ends
+        of_run = (
+            n for line in evaluations for n, value in line.items() if number(value) is not None
         )
+        known.update(sorted({name for name in of_run if name.startswith("val_")}))
     figures = [name for name, _ in known.most_common() if name != "val_loss"][:MOST_FIGURES]
     figures = ["val_loss"] * ("val_loss" in known) + figures
-    num_curves = sum(bool(run.lines[0]) for run in runs) + sum(known[name] for name in figures)
+    num_curves = sum(bool(run.ends[0]) for run in runs) + sum(known[name] for name in figures)
     points = min(MOST, max(FEWEST, POINTS // max(1, num_curves)))
     return {
         "names": ["train_loss", *figures],
@@ -200,6 +199,7 @@ def curves_of(runs: Sequence[RunFolder]) -> dict[str, Any]:
 
 def curves_of_run(run: RunFolder, figures: Sequence[str], points: int) -> dict[str, Any]:
     training, evaluations = (sorted(lines, key=lambda line: line["step"]) for lines in run.lines)
+    del run.lines  # read again where they are asked for: all runs' logs together may be large
     found: dict[str, Any] = {}
     if training:
         step, loss = (column(training, name) for name in ("step", "train_loss"))

@@ -321,7 +321,8 @@ def render_terminal(
 
 def cell_texts(columns: Sequence[str], lines: Sequence[dict[str, Cell]]) -> dict[str, list[str]]:
     """Each column's cells, with as many digits as its best known figure allows."""
-    return {name: [line[name].text(_digits(name, lines)) for line in lines] for name in columns}
+    digits = {name: _digits(name, lines) for name in columns}
+    return {name: [line[name].text(digits[name]) for line in lines] for name in columns}
 
 
 def figures_first(columns: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
