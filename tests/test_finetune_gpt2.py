@@ -317,7 +317,7 @@ def test_without_settings_or_hub_three_small_runs_are_compared(monkeypatch, tmp_
         for name, value in {"limit": 60, "max_length": 16, "epochs": 1.0}.items():
             monkeypatch.setitem(settings, name, value)
         monkeypatch.delitem(settings, "stride", raising=False)
-    config = parse(f"--out={tmp_path}")
+    config = parse(f"--out={tmp_path}", "--page=false")
     finetune_gpt2.main(config, given=False)
     out = capfd.readouterr().out
     assert "embedded default" in out and "split by us" in out

@@ -667,7 +667,7 @@ def test_controls_of_a_script_without_labels_are_the_pair(folder, capsys):
 
 def test_a_real_run_is_recognised_as_finished(folder, tiny_bert, pair_csv, cache_folder, capsys):
     settings = f"model={tiny_bert} data={pair_csv} max_length=32 epochs=0.6 head_lr=null".split()
-    settings += ["lr=1e-3", "precision=fp32", "device=cpu"]
+    settings += ["lr=1e-3", "precision=fp32", "device=cpu", "page=false"]
     words = [PROJECT / "run_5_models.py", "--set", *settings, "--seeds", "1", "--out", "o"]
     assert run(*words) == 0, Path("o/runs/seed_0.log").read_text()
     finished = (folder / "o/runs/seed_0/run.json").stat().st_mtime_ns
