@@ -12,12 +12,15 @@ workers are copies nevertheless, by forked_worker.py, which torchrun takes for t
 import contextlib
 import json
 import os
+import pickle
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -104,6 +107,27 @@ def run_ranks(
         out.seek(0), err.seek(0)
         code = codes[0] if processes == 1 else int(any(codes))
         return code, out.read(), err.read()
+
+
+def spawn(function: Callable, arguments: tuple, nprocs: int, timeout: float = 180) -> None:
+    """As torch.multiprocessing.spawn, with copies: function(rank, *arguments) in each of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        what = Path(folder) / "what"
+        what.write_bytes(pickle.dumps((function.__module__, function.__name__, arguments)))
+        words = [str(Path(__file__).with_name("call.py")), str(what)]
+        with open(what.with_name("log"), "w+") as log:
+            ranks = [
+                Process([*words, str(rank)], dict(os.environ), log, log) for rank in range(nprocs)
+            ]
+            end = time.monotonic() + timeout
+            while None in (codes := [each.poll() for each in ranks]) and time.monotonic() < end:
+                if any(codes):  # one failed: the others would wait for it
+                    break
+                time.sleep(0.005)
+            for each in ranks:
+                each.kill()
+            log.seek(0)
+            assert codes == [0] * nprocs, f"exit codes {codes}\n{log.read()}"
 
 
 # ------------------------------------------------------------------------- the other side

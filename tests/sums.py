@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import forked
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -142,5 +143,5 @@ def processes(rank: int, size: int, folder: str) -> None:
 
 def found_by(size: int, folder: str) -> list[dict]:
     """By rank."""
-    torch.multiprocessing.spawn(processes, (size, folder), nprocs=size)
+    forked.spawn(processes, (size, folder), nprocs=size)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size)]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -156,7 +157,7 @@ def _with_errors_on_one_rank(rank: int, words: list[str], folder: str) -> None:
 
 
 def test_memory_that_runs_out_on_one_rank_of_two_costs_no_step(settings, tmp_path):
-    torch.multiprocessing.spawn(_with_errors_on_one_rank, (settings, str(tmp_path)), nprocs=2)
+    forked.spawn(_with_errors_on_one_rank, (settings, str(tmp_path)), nprocs=2)
     *harmed, reference = (tmp_path / str(number) for number in range(4))
     for folder in harmed[1:]:  # once more with freed memory: nothing else changed
         assert_same_results(folder, reference)

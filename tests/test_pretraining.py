@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -244,7 +245,7 @@ def _both_ranks(rank: int, words: list[str], folder: str) -> None:
 
 
 def test_two_processes_are_the_same_run_as_one(words, whole, tmp_path):
-    torch.multiprocessing.spawn(_both_ranks, (words, str(tmp_path)), nprocs=2)
+    forked.spawn(_both_ranks, (words, str(tmp_path)), nprocs=2)
     for number, name in enumerate(METHODS):
         one, two = whole[name], tmp_path / str(number)
         assert metrics_of(two)["work"] == metrics_of(one)["work"], name

@@ -6,6 +6,7 @@ import math
 import pickle
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -644,7 +645,7 @@ def two_processes(rank: int, folder: str) -> None:
 def two(tmp_path_factory) -> list[dict]:
     """What two gloo processes found, by rank."""
     folder = str(tmp_path_factory.mktemp("two"))
-    torch.multiprocessing.spawn(two_processes, (folder,), nprocs=2)
+    forked.spawn(two_processes, (folder,), nprocs=2)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
 
 
