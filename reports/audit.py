@@ -25,7 +25,7 @@ from files import content_digest, damage
 from methods.schedules import learning_rate_factor
 from reports import packed
 from reports.compare import run_interval
-from reports.folder import RunFolder, load_runs, number
+from reports.folder import RunFolder, load_run, load_runs, number
 from reports.predictions import Predictions, load_predictions, read_rows
 from seal import digest_of, hash_of
 from settings import flatten
@@ -74,7 +74,7 @@ class Audit:
 
 def report(paths: Sequence[str], as_text: bool = True) -> tuple[str | dict[str, Any], bool]:
     """(what to print, whether no run has a problem)."""
-    audits = [audit_run(run) for run in load_runs(paths)]
+    audits = [audit_run(run) for run in with_parts(load_runs(paths))]
     good = not any(audit.problems for audit in audits)
     if not as_text:
         return {"schema_version": 1, "runs": [audit.as_json() for audit in audits]}, good
@@ -94,6 +94,15 @@ def report(paths: Sequence[str], as_text: bool = True) -> tuple[str | dict[str, 
     count = sum(bool(audit.problems) for audit in audits)
     end = f"{len(audits)} runs, {count or 'none'} with problems"
     return "\n".join([text, "", *wrong, end]), good
+
+
+def with_parts(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Each run, and behind it the runs that lie in its folder: a suite's tasks, evaluations."""
+    found = []
+    for run in runs:
+        inside = [p.parent for p in packed.files_below(run.path) if p.name == "run.json"]
+        found += [run, *(load_run(place) for place in sorted(inside) if place != run.path)]
+    return found
 
 
 def audit_run(run: RunFolder) -> Audit:

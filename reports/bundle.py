@@ -16,7 +16,7 @@ from typing import Any
 
 from files import PROJECT
 from reports import packed
-from reports.audit import audit_run
+from reports.audit import audit_run, with_parts
 from reports.folder import RunFolder, load_runs
 from reports.plan import LOOKS, PLAN
 from reports.table import commands
@@ -41,7 +41,8 @@ def bundle(
     if output.suffix != ".zip":
         raise ValueError(f"--output {output}: a bundle is a .zip")
     runs = load_runs(paths)
-    for run in runs:
+    every = with_parts(runs)
+    for run in every:
         problems = audit_run(run).problems
         if problems and not anyway:
             raise ValueError(
@@ -50,7 +51,7 @@ def bundle(
             )
     top = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     contents: dict[str, bytes] = {}
-    for run in runs:
+    for run in every:
         place = run.path.absolute().relative_to(top).as_posix()
         for name, content in run_files(run, weights).items():
             contents[f"{place}/{name}"] = content

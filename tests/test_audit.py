@@ -225,6 +225,21 @@ def test_the_published_runs_agree_with_themselves():
         assert not audit.problems, (run, audit.problems)
 
 
+def test_the_tasks_of_a_suite_are_looked_at_and_bundled_with_it(runs, tmp_path, capsys):
+    shutil.copytree(runs["glue"], tmp_path / "suite")
+    (task,) = (path.parent for path in (tmp_path / "suite").rglob("run.json") if path.parent.name)
+    shutil.copytree(task, tmp_path / "suite/other_task")
+    report.main(["bundle", str(tmp_path / "suite"), "--output", str(tmp_path / "one.zip")])
+    with pytest.raises(SystemExit) as ended:
+        report.main(["audit", str(tmp_path / "one.zip")])
+    said = capsys.readouterr().out
+    assert not ended.value.code and "2 runs, none with problems" in said, said
+    plant("figure", tmp_path / "suite/other_task", tmp_path, random.Random(0))
+    with pytest.raises(SystemExit) as ended:
+        report.main(["audit", str(tmp_path / "suite")])
+    assert ended.value.code == 1 and "other_task: test: " in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------- bundle
 
 
