@@ -169,6 +169,20 @@ def test_a_log_line_that_no_rule_holds_is_named_by_its_hash(runs, tmp_path):
     assert f"{LOG} is not there any more" in audit_run(load_run(tmp_path / "copy")).problems
 
 
+def test_a_run_that_was_continued_otherwise_is_honest(runs, tmp_path):
+    """With other free settings, and from an earlier checkpoint than before."""
+    shutil.copytree(runs["gpt2"], tmp_path / "copy")
+
+    def continued(record: dict) -> None:
+        record["command"] = ["finetune_gpt2.py", "--workers=2", "--save_every", "7"]
+        first = record["sessions"][0]
+        record["sessions"] = [first, first | {"from_step": 4}, first | {"from_step": 2}]
+        record["digest"] = digest_of(record)
+
+    edit_json(tmp_path / "copy" / RECORD, continued)
+    assert not audit_run(load_run(tmp_path / "copy")).problems
+
+
 def test_a_packed_run_is_read_as_its_folder_is(runs, tmp_path):
     shutil.copytree(runs["headlines"], tmp_path / "runs/one")
     packed.pack(tmp_path / "runs")
