@@ -36,7 +36,7 @@ OUT = Path("docs/statistics/race.csv")
 
 @dataclass
 class Races:
-    """Of `repeats`: with a false verdict, with a right one on every arm, ended for want of rows;
+    """Of `repeats`: with a false verdict, with a right one on every arm, given up for want of rows;
     seeds: that an arm took on average."""
 
     repeats: int
@@ -118,13 +118,14 @@ def _race(
             wrong = better & (difference <= 0) | worse & (difference >= 0)
             if margin:
                 wrong |= small & (abs(difference) >= margin)
-            stop = ~settled & sequential.only_rows_help(
-                *(value, part, degrees, of_rows, groups.freedom, levels[most], margin)
-            )
+            known = value, part, degrees, of_rows, groups.freedom, levels[most], margin
+            for_rows = ~settled & sequential.only_rows_help(*known)
+            last = {"share": k / most, "last": most - 1}
+            stop = for_rows | ~settled & sequential.stays_undecided(*known, **last)
             where = np.flatnonzero(here)
             false[number, where] |= wrong & settled
             right[number, where] |= settled & ~wrong
-            rows[number, where] |= stop
+            rows[number, where] |= for_rows
             running[number, where] = ~settled & ~stop
     return {
         **{"false": false.any(0), "right": right.all(0)},

@@ -2,7 +2,7 @@
 
 nominal_level(3, 10, 0.05)      # of a race of at most 10 seeds: p below it at a look is a verdict
 error_rate([3, 5, 8])           # of the usual test that was looked at three times
-rows_alone(difference, 0.01)    # more seeds would not decide it
+in_vain(difference, 4, levels, None)    # "seeds": the other six would hardly decide it
 
 A race is paired by seed and is looked at after every seed from the third on. Verdicts come from
 the interval at the level of that look; these hold together, whatever the race then does
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.comparisons import ALPHA, MIN_SEEDS, Difference
+from evaluation.comparisons import ALPHA, MIN_SEEDS, Difference, small_level_width
 from evaluation.stats import quantile
 
 # At look k of N the level is that of the last look × (k / N)²: between equal levels (Pocock 1977),
@@ -116,25 +116,44 @@ def error_rate(looks: Sequence[int], paired: bool = False) -> float:
     return _error_rate(known, paired) if known else ALPHA
 
 
-def rows_alone(found: Difference, level: float, margin: float | None = None) -> bool:
-    """`only_rows_help` of a paired difference."""
+def in_vain(found: Difference, seeds: int, levels: dict[int, float], margin: float | None) -> str:
+    """Why a paired difference, undecided with so many seeds, is not raced on: "rows" where more
+    seeds would not decide it, "seeds" where those that the race may have hardly would, else "".
+    levels: of the looks. It is never given up wrongly at the cost of the 5 %: it gets no verdict.
+    """
     if math.isnan(found.error) or not found.seed_parts:
-        return False
+        return ""
     (part, freedom), *_ = found.seed_parts
-    rows = found.row_variance, found.row_freedom
-    return bool(only_rows_help(found.value, part, freedom, *rows, level, margin))
+    most = max(levels)
+    known = found.value, part, freedom, found.row_variance, found.row_freedom, levels[most], margin
+    if only_rows_help(*known):
+        return "rows"
+    last = {"share": seeds / most, "last": most - 1}
+    return "seeds" if seeds < most and stays_undecided(*known, **last) else ""
 
 
 def only_rows_help(value, part, freedom, row_variance, row_freedom, level, margin=None):
-    """Whether these rows leave a difference undecided however many seeds are added.
+    """Whether these rows leave a difference undecided however many seeds are added."""
+    open_ = stays_undecided(value, part, freedom, row_variance, row_freedom, level, margin)
+    return open_ & (np.asarray(row_variance) > 0)
 
-    level: of the last look, which is the largest; part: of the variance, by the seeds, with so many
-    degrees of freedom. Without limit it goes to 0, and the difference to somewhere within the 80 %
-    interval of its seeds. Where every such place would be undecided by the rows' part alone, only
-    more rows help. Stopping there can make no false verdict: it makes none.
+
+def stays_undecided(
+    value, part, freedom, row_variance, row_freedom, level, margin=None, share=0.0, last=1
+):
+    """Whether a difference will hardly be decided at the last look, which is the most generous one.
+
+    level: of that look; part: of the variance, by the seeds so far, with so many degrees of
+    freedom; share: of the last look's seeds that there are, 0 if their number had no limit; last:
+    the degrees of freedom then. By that look the difference has moved to somewhere within the
+    80 % interval of what the seeds in between may add, √(part · (1 − share)). Where every such
+    place would be undecided by what is then left of the variance, going on is in vain: as in
+    stochastic curtailment (Lan, Simon & Halperin 1982, Commun. Stat. C 1(3)), with the spread
+    estimated.
     """
-    reach = quantile(0.8, np.asarray(freedom, float)) * np.sqrt(part)
-    half = quantile(1 - level, np.asarray(row_freedom, float)) * np.sqrt(row_variance)
+    part = np.asarray(part, float)
+    reach = quantile(0.8, np.asarray(freedom, float)) * np.sqrt(part * (1 - share))
+    half = small_level_width(part * share, float(last), row_variance, row_freedom, level)
     smallest = np.maximum(np.abs(value) - reach, 0.0)
     the_same = smallest + half < margin if margin is not None else np.zeros_like(half, bool)
-    return (np.abs(value) + reach <= half) & ~the_same & (np.asarray(row_variance) > 0)
+    return (np.abs(value) + reach <= half) & ~the_same

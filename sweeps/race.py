@@ -1,4 +1,4 @@
-"""A race: seeds are added one by one, and arms dropped as soon as they are settled.
+"""A race: seeds are added one by one, and arms dropped as soon as they are settled, or hopeless.
 
 Every arm is compared with the first, paired by seed on the same rows, by the engine of `compare`;
 what differs is the level of a look, which is planned for the most seeds that there can be
@@ -23,18 +23,19 @@ from reports.plan import LOOKS, plan_of
 @dataclass
 class Race:
     """out: the folder of the sweep; seeds: all that there may be, in their order; settled: what was
-    decided of an arm, and with how many seeds."""
+    decided of an arm, and with how many seeds; given_up: what will not decide it, "rows" or "seeds",
+    and with how many."""
 
     out: Path
     baseline: str
     arms: list[str]
     seeds: list[int]
     settled: dict[str, tuple[str, int]] = field(default_factory=dict)
-    only_rows: list[str] = field(default_factory=list)  # arms that more seeds would not decide
+    given_up: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def running(self) -> list[str]:
-        return [a for a in self.arms if a not in self.settled and a not in self.only_rows]
+        return [a for a in self.arms if a not in self.settled and a not in self.given_up]
 
     def look(self, count: int) -> None:
         """Judge the arms that are running by their first `count` seeds, or as this look did it
@@ -47,15 +48,15 @@ class Race:
         for label, found in line["race"].items():
             if found["verdict"] != "undecided":
                 self.settled[label] = found["verdict"], count
-            elif found["only_rows"]:
-                self.only_rows.append(label)
+            elif why := found.get("in_vain") or found.get("only_rows") and "rows":
+                self.given_up[label] = why, count  # only_rows: of a look before there was in_vain
 
     def _judged(self, count: int) -> dict[str, Any]:
         arms = [self._arm(label, count) for label in (self.baseline, *self.running)]
         if why := refusal(arms):
             raise ValueError(f"the arms cannot be compared: {why}")
         plan = plan_of([run for arm in arms for run in arm.runs])
-        found, last = {}, plan.levels()[plan.race]  # the level of the last look, the widest
+        found = {}
         for result in compare(arms, margin=plan.margin, plan=plan):
             if not result.judged:
                 continue
@@ -65,9 +66,9 @@ class Race:
                 "verdict": result.decision,
                 "difference": number(float(result.difference.value)),
                 **{"low": number(low), "high": number(high), "level": result.level},
-                "only_rows": known
-                and result.decision == "undecided"
-                and sequential.rows_alone(result.difference, last, plan.margin),
+                "in_vain": sequential.in_vain(result.difference, count, plan.levels(), plan.margin)
+                if known and result.decision == "undecided"
+                else "",
             }
         return {"look": count, "seeds": {arm.label: self.seeds[:count] for arm in arms},
                 "race": found}  # fmt: skip
@@ -135,8 +136,9 @@ def hours_of(runs: Sequence[Any]) -> tuple[float, float]:
 
 
 def standing(state: Race, count: int, most: int) -> str:
-    now = [label for label, (_, seeds) in state.settled.items() if seeds == count]
-    settled = "; ".join(f"{label}: {state.settled[label][0]}" for label in now)
+    now = [f"{label}: {found}" for label, (found, seeds) in state.settled.items() if seeds == count]
+    now += [f"{label}: given up" for label, (_, seeds) in state.given_up.items() if seeds == count]
+    settled = "; ".join(now)
     left = f"still racing: {', '.join(state.running)}" if state.running else "no arm is left"
     return f"look after {count} of at most {most} seeds: {settled or 'nothing settled'}; {left}"
 
@@ -150,12 +152,13 @@ def summary(
         if label in state.settled:
             verdict, seeds = state.settled[label]
             lines.append(f"race: {label}: {verdict}, settled with {seeds} seeds")
-        elif label in state.only_rows:
-            lines.append(
-                f"race: {label}: undecided with {len(done[label])} seeds, and these test rows "
-                "alone leave it so: more rows are needed, not more seeds"
-            )
-        else:
-            lines.append(f"race: {label}: undecided with {len(done[label])} seeds")
+            continue
+        line = f"race: {label}: undecided with {len(done[label])} seeds"
+        reason, _ = state.given_up.get(label, ("", 0))
+        if reason == "rows":
+            line += ", and these test rows alone leave it so: more rows are needed, not more seeds"
+        elif reason == "seeds":
+            line += f", and all {len(state.seeds)} of this race would hardly decide it"
+        lines.append(line)
     took, all_of = (sum(map(len, those.values())) for those in (done, runs))
     return [*lines, f"race: {took} runs of the {all_of} that all seeds of all arms are"]

@@ -128,20 +128,48 @@ def contrast_of(differences: np.ndarray, row_std: float) -> comparisons.Differen
 
 def test_rows_that_cannot_decide_are_told_from_seeds_that_can():
     seeds = np.array([0.01, -0.02, 0.015, -0.012, 0.004])
-    assert sequential.rows_alone(contrast_of(seeds, 0.05), 0.01)
-    assert not sequential.rows_alone(contrast_of(seeds, 0.001), 0.01)  # more seeds tell
-    assert not sequential.rows_alone(contrast_of(seeds + 0.3, 0.05), 0.01)  # it is decided
+    levels = {5: 0.002, 50: 0.01}
+
+    def why(shift: float, row_std: float, margin: float | None = None) -> str:
+        return sequential.in_vain(contrast_of(seeds + shift, row_std), 5, levels, margin)
+
+    assert why(0.0, 0.05) == "rows"
+    assert why(0.007, 0.001) == ""  # more seeds tell
+    assert why(0.3, 0.05) == ""  # it is decided
     # with a margin far above what rows hide, seeds may yet show that both are the same
-    assert not sequential.rows_alone(contrast_of(seeds, 0.05), 0.01, margin=0.5)
-    assert sequential.rows_alone(contrast_of(seeds, 0.05), 0.01, margin=0.05)
+    assert why(0.0, 0.05, margin=0.5) == ""
+    assert why(0.0, 0.05, margin=0.05) == "rows"
+
+
+def test_an_arm_is_given_up_that_the_seeds_of_the_race_will_hardly_decide():
+    levels = sequential.levels_of_race(6, 1)
+    nothing, something = np.array([0.3, -0.4, 0.2]), np.array([0.3, 0.9, 0.5])
+
+    def why(seeds: np.ndarray, margin: float | None = None) -> str:
+        return sequential.in_vain(contrast_of(seeds, 0.001), len(seeds), levels, margin)
+
+    assert why(nothing) == "seeds" and why(something) == ""
+    assert why(nothing, margin=2.0) == ""  # that both are the same may yet be shown
+    assert why(nothing, margin=0.1) == "seeds"
+    assert sequential.in_vain(contrast_of(nothing, 0.001), 3, {3: 0.05}, None) == ""  # the last look
+    # the plain reference: what the three seeds that are left would have to bring, drawn
+    draw = np.random.default_rng(0)
+    spread = nothing.std(ddof=1)
+    true = nothing.mean() + draw.standard_t(2, 20_000) * spread / np.sqrt(3)
+    rest = true[:, None] + spread * draw.normal(size=(20_000, 3))
+    p = sequential.paired_p(np.concatenate([np.tile(nothing, (20_000, 1)), rest], 1))
+    assert (p < np.array(list(levels.values()))).any(1).mean() < 0.2
 
 
 def test_null_races_are_rarely_false_and_a_difference_takes_fewer_runs():
     """A small part of benchmarks/race.py, whose table is on the page."""
     null = simulated.races(6, row_share=0.25, repeats=400)
     assert null.false / 400 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    assert null.seeds < 4  # of six: what is hopeless is given up
     large = simulated.races(8, row_share=0.0, difference=2.0, repeats=200)
     assert large.right > 180 and large.seeds < 6.5
+    planned = simulated.races(6, row_share=0.0, difference=1.68, repeats=1000)  # .80 at five seeds
+    assert planned.right > 770 and planned.seeds < 5.05
 
 
 # ------------------------------------------------------------------------------ the sweep
@@ -155,11 +183,12 @@ def test_a_race_drops_what_is_settled_and_is_not_run_twice(folder, capsys):
     runs = launches()
     much = sum(line.startswith("much") for line in runs)
     none = sum(line.startswith("none") for line in runs)
-    assert much < none == 6 and runs[:6] == [
+    assert much < none and runs[:6] == [
         *("base 0", "base 1", "base 2", "much 0", "much 1", "much 2"),
     ], runs  # fmt: skip
     assert f"race: much: better, settled with {much} seeds" in said
-    assert "race: none: undecided with 6 seeds" in said
+    hardly = "" if none == 6 else ", and all 6 of this race would hardly decide it"
+    assert f"race: none: undecided with {none} seeds{hardly}\n" in said
     assert f"race: {len(runs)} runs of the 18 that" in said
     assert yaml.safe_load(Path("o/sweep.yaml").read_text())["race"] == {"max_seeds": 6}
     verdicts = [line["race"].get("much", {}).get("verdict") for line in looks()]
@@ -174,7 +203,7 @@ def test_a_race_drops_what_is_settled_and_is_not_run_twice(folder, capsys):
     level = {r.arm.label: (r.decision, r.num_seeds, r.level) for r in found.judged}
     expected = sequential.levels_of_race(6, 2)
     assert level["much"] == ("better", much, expected[much])
-    assert level["none"][:2] == ("undecided", 6)
+    assert level["none"][:2] == ("undecided", none)
     assert "A race that was declared" in "\n".join(found.as_json()["notes"])
 
 
