@@ -6,8 +6,9 @@ python -m benchmarks.votes --losses docs/statistics/votes.csv         # the tabl
 
 Each fold's rows are answered by what was trained on the others; a run of run_5_models.py cuts its
 validation rows from those. Log loss in nats with its interval over prompts, and the difference to
-features on the same rows. --blend: each run is joined with the features of its own fold, by
-weights fitted on its validation rows. Ten folds of an encoder are ten runs. --losses keeps the nats
+features on the same rows. --blend: each run is joined with features of its own training rows, by
+weights fitted on its validation rows, and all three are shown: alone, joined, and those features,
+which had fewer rows than those above. Ten folds of an encoder are ten runs. --losses keeps the nats
 of each row: arms that it has are not trained again, and without a file of votes it is only shown.
 """
 
@@ -32,17 +33,19 @@ from experiments.saved_pairs import open_run
 from files import csv_text, write_text
 from models import features
 
-Train = Callable[[list[PairRow], list[PairRow]], np.ndarray]
+# (rows of training, of test) → probabilities of those, by what is added to the name of the arm
+Train = Callable[[list[PairRow], list[PairRow]], dict[str, np.ndarray]]
+ALONE, FEATURES = " alone", ": its features"
 
 
-def constant(train: list[PairRow], test: list[PairRow]) -> np.ndarray:
+def constant(train: list[PairRow], test: list[PairRow]) -> dict[str, np.ndarray]:
     """The shares of the training rows."""
     shares = np.bincount([row.label for row in train], minlength=3) + 1
-    return np.tile(shares / shares.sum(), (len(test), 1))
+    return {"": np.tile(shares / shares.sum(), (len(test), 1))}
 
 
 def counted(words: bool) -> Train:
-    return lambda train, test: features.fit(train, words=words).probabilities(test)
+    return lambda train, test: {"": features.fit(train, words=words).probabilities(test)}
 
 
 def three(p: np.ndarray) -> np.ndarray:
@@ -57,7 +60,7 @@ def trained(words: Sequence[str], blend: bool) -> Train:
     from commands.features import features as fit_features
     from settings import parse_settings
 
-    def answer(train: list[PairRow], test: list[PairRow]) -> np.ndarray:
+    def answer(train: list[PairRow], test: list[PairRow]) -> dict[str, np.ndarray]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_rows(train, folder / "train.csv")
@@ -70,7 +73,10 @@ def trained(words: Sequence[str], blend: bool) -> Train:
             asked = [*words, *data, *own, f"--out={folder}/run", "--page=false"]
             run_5_models.main(*parse_settings(run_5_models.Config, asked, "run_5_models.py"))
             answer = open_run(folder / "run", core.single_world("auto"))
-            return three(answer(test))
+            found = {"": answer(test)}
+            if blend:
+                found |= {ALONE: answer.own(test), FEATURES: answer.other(test)}
+            return {what: three(p) for what, p in found.items()}
 
     return answer
 
@@ -90,18 +96,20 @@ def write_rows(rows: Sequence[PairRow], path: Path) -> None:
     )
 
 
-def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> np.ndarray:
-    """(rows,) nats of each row's label, answered by what the other folds have trained."""
+def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> dict[str, np.ndarray]:
+    """(rows,) nats of each row's label, answered by what the other folds have trained; the keys are
+    those of `train`."""
     fold = np.array([int(stable_hash("outer", row.group), 16) % folds for row in rows])
-    losses = np.zeros(len(rows))
+    losses: dict[str, np.ndarray] = {}
     for number in range(folds):
         test = [replace(row, split="test") for row in np.array(rows, object)[fold == number]]
         rest = [replace(row, split="train") for row in np.array(rows, object)[fold != number]]
-        if test:
-            p = train(rest, test)
+        for what, p in (train(rest, test) if test else {}).items():
             right = p[np.arange(len(test)), [row.label for row in test]]
-            losses[fold == number] = -np.log(np.maximum(right, 1e-12))
-        print(f"fold {number + 1} of {folds}: {losses[fold == number].mean():.4f}", file=sys.stderr)
+            nats = losses.setdefault(what, np.zeros(len(rows)))
+            nats[fold == number] = -np.log(np.maximum(right, 1e-12))
+        said = (f"{what or 'answers'} {x[fold == number].mean():.4f}" for what, x in losses.items())
+        print(f"fold {number + 1} of {folds}: {', '.join(said)}", file=sys.stderr)
     return losses
 
 
@@ -162,7 +170,8 @@ def main(words: Sequence[str] | None = None) -> None:
         arms[name] = trained(words.split(), arguments.blend)
     for name, train in arms.items():
         if name not in known:
-            known[name] = losses_by_folds(rows, arguments.folds, train)
+            found = losses_by_folds(rows, arguments.folds, train)
+            known |= {name + what: nats for what, nats in found.items()}
             if path is not None:
                 write_losses(path, ids, groups, known)
     print(f"{len(rows):,} rows of {arguments.data}, {arguments.folds} folds over prompts")

@@ -88,6 +88,9 @@ def test_noise_chosen_from_history_is_not_kept_and_a_gain_is():
     assert kept.mean() > 0.15
     _, found, seeds = simulated.loops("at random", 0.0, gain=5.0, count=100, terms=terms)
     assert found.mean() > 0.9 and seeds < 5
+    # real seeds on real rows
+    kept, found, seeds = simulated.loops_of_bank(0.3, count=30, terms=terms)
+    assert kept.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 30) and found.mean() > 0.8 and seeds < 5
 
 
 # --------------------------------------------------------------------------- the verdicts

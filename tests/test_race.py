@@ -151,7 +151,9 @@ def test_an_arm_is_given_up_that_the_seeds_of_the_race_will_hardly_decide():
     assert why(nothing) == "seeds" and why(something) == ""
     assert why(nothing, margin=2.0) == ""  # that both are the same may yet be shown
     assert why(nothing, margin=0.1) == "seeds"
-    assert sequential.in_vain(contrast_of(nothing, 0.001), 3, {3: 0.05}, None) == ""  # the last look
+    assert (
+        sequential.in_vain(contrast_of(nothing, 0.001), 3, {3: 0.05}, None) == ""
+    )  # the last look
     # the plain reference: what the three seeds that are left would have to bring, drawn
     draw = np.random.default_rng(0)
     spread = nothing.std(ddof=1)

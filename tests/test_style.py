@@ -11,6 +11,7 @@ import pytest
 from conftest import WORDS
 
 import run_5_models
+from benchmarks import votes
 from commands import features as command
 from commands import predict
 from data import arena, probes
@@ -226,6 +227,27 @@ def test_weights_of_a_blend_are_those_that_a_search_finds():
     assert weights == pytest.approx(best, abs=0.051) and cost(weights) <= cost(best)
     back = blend([p[:, SWAP] for p in answers], weights)
     assert np.array_equal(back[:, SWAP], blend(answers, weights))
+
+
+def test_methods_are_put_beside_each_other_by_folds(few_trees, tmp_path, capsys):
+    data, kept = write_rows(planted(200, "length"), tmp_path / "votes.csv"), tmp_path / "losses.csv"
+    votes.main([str(data), "--folds=2", f"--losses={kept}"])
+    said = capsys.readouterr().out
+    assert "200 rows" in said and said.endswith(votes.table(*votes.read_losses(kept)[1:]) + "\n")
+    _, groups, losses = votes.read_losses(kept)
+    assert losses["features"].mean() < losses["constant"].mean() - 0.2
+    rows, _ = arena.load_arena(str(data))
+    folds: list[set[str]] = []
+
+    def train(learns, test):
+        folds.append({row.id for row in test})
+        assert not {row.group for row in learns} & {row.group for row in test}
+        sure = np.eye(3)[[row.label for row in test]] * 0.94 + 0.02
+        return {"": sure, votes.ALONE: sure[:, SWAP]}
+
+    found = votes.losses_by_folds(rows, 3, train)
+    assert sum(map(len, folds)) == len(set().union(*folds)) == 200
+    assert found[""] == pytest.approx(-np.log(0.96)) and found[votes.ALONE].max() > 3
 
 
 @pytest.fixture(scope="module")
