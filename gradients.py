@@ -24,18 +24,23 @@ from torch.utils.hooks import RemovableHandle
 from device import again_with_freed_memory, free_memory, is_out_of_memory
 
 BUCKET_BYTES = 8 << 20
+FIRST_BYTES = 1 << 20  # of the first bucket, for which the wire waits
 
 
 def cut_buckets(
-    parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+    parameters: Iterable[nn.Parameter],
+    bucket_bytes: int = BUCKET_BYTES,
+    first_bytes: int = FIRST_BYTES,
 ) -> list[list[nn.Parameter]]:
-    """Parameters from the last to the first, in buckets of one dtype and of about so many bytes; a
-    larger one is a bucket of its own."""
+    """Parameters from the last to the first, in buckets of one dtype: the first of about so many
+    bytes, each next one twice as large, up to bucket_bytes; a larger parameter is a bucket of its
+    own."""
     buckets: list[list[nn.Parameter]] = []
     used = 0
     for parameter in reversed(list(parameters)):
         size = parameter.numel() * parameter.element_size()
-        fits = buckets and used + size <= bucket_bytes and buckets[-1][0].dtype == parameter.dtype
+        most = min(bucket_bytes, first_bytes << max(0, len(buckets) - 1))
+        fits = buckets and used + size <= most and buckets[-1][0].dtype == parameter.dtype
         if not fits:
             buckets.append([])
             used = 0

@@ -63,6 +63,8 @@ def test_buckets_are_cut_from_the_last_parameter_on_by_size_and_dtype():
     assert all(len({p.dtype for p in bucket}) == 1 for bucket in buckets)
     sizes = [sum(p.numel() * p.element_size() for p in bucket) for bucket in buckets]
     assert all(n <= 2000 or len(b) == 1 for n, b in zip(sizes, buckets, strict=True))
+    small = gradients.cut_buckets([nn.Parameter(torch.zeros(10)) for _ in range(20)], 320, 40)
+    assert [len(bucket) for bucket in small] == [1, 2, 4, 8, 5]  # the first leaves early
     assert gradients.cut_buckets([]) == []
 
 
