@@ -1,7 +1,7 @@
 """Sums of gradients over processes, begun while the backward pass still runs.
 
     sums.start(parameters)         # a global batch: hooks say when a gradient is complete
-    sums.begin()                   # this rank's last backward pass comes
+    sums.begin(loss)               # this rank's last backward pass comes
     loss.backward()                # full buckets leave while it goes on
     sums.flush(device)             # the rest, zeros for what is absent
     …                              # meanwhile: agree on sums.absent, signals, memory
@@ -63,6 +63,8 @@ class GradientSums:
         self._bucket_of: dict[int, int] = {}
         self._waiting: list[int] = []  # of each bucket: gradients that are not complete yet
         self._is_last = False  # the backward pass that runs
+        self._looks = False  # whether to look for what a backward pass will not reach
+        self._unreached: set[int] = set()
         self._sent: list[tuple[dist.Work, list[nn.Parameter], Tensor]] = []
         self._watched: list[RemovableHandle] = []
 
@@ -74,21 +76,35 @@ class GradientSums:
             id(p) for p in parameters
         ]:
             return
-        self.buckets = cut_buckets(parameters, self.bucket_bytes)
+        self.buckets, self._looks = cut_buckets(parameters, self.bucket_bytes), False
         self._bucket_of = {id(p): i for i, bucket in enumerate(self.buckets) for p in bucket}
         for handle in self._watched:
             handle.remove()
         self._watched = [p.register_post_accumulate_grad_hook(self._complete) for p in parameters]
 
-    def begin(self) -> None:
-        """The next backward pass is this rank's last one: gradients are complete in it."""
+    def begin(self, loss: Tensor | None = None) -> None:
+        """The next backward pass, that of the loss, is this rank's last one: gradients are complete
+        in it. What it will not reach (layers that were dropped) is complete already, and is looked
+        for once it has held buckets back."""
         self._waiting = [len(bucket) for bucket in self.buckets]
-        self._is_last = True
+        self._is_last, self._unreached = True, set()
+        if loss is None or not self._looks:
+            return
+        self._unreached = self._bucket_of.keys() - reached_by(loss)
+        for key in self._unreached:
+            self._waiting[self._bucket_of[key]] -= 1
+        self._send_complete()
 
     def _complete(self, parameter: nn.Parameter) -> None:
         if not self._is_last:
             return
+        if id(parameter) in self._unreached:
+            raise RuntimeError("a gradient came of which the graph of the loss knew nothing")
         self._waiting[self._bucket_of[id(parameter)]] -= 1
+        self._send_complete()
+
+    def _send_complete(self) -> None:
+        """Begin the sums of the next buckets that are complete."""
         try:
             while len(self._sent) < len(self.buckets) and not self._waiting[len(self._sent)]:
                 self._send()
@@ -116,6 +132,7 @@ class GradientSums:
     def flush(self, device: torch.device, blank: bool = False) -> None:
         """Begin all sums that have not begun. blank: of zeros, for what this rank has computed is
         not to be used; the gradients are given up, as memory may have run out."""
+        self._looks |= self._is_last and not blank and len(self._sent) < len(self.buckets)
         self._is_last = False
         if not blank:
             while len(self._sent) < len(self.buckets):
@@ -139,6 +156,20 @@ class GradientSums:
                 parts = [p.view_as(q) for p, q in zip(_parts(flat, bucket), bucket, strict=True)]
                 torch._foreach_copy_([parameter.grad for parameter in bucket], parts)
         self._sent = []
+
+
+def reached_by(loss: Tensor) -> set[int]:
+    """The ids of the parameters in whose gradients a backward pass from the loss ends."""
+    found, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
 
 
 def _parts(flat: Tensor, bucket: list[nn.Parameter]) -> tuple[Tensor, ...]:
