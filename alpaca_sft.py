@@ -49,6 +49,7 @@ class Config(Settings):
         "lora_head": "lora_r",
         "freeze": "lora_r=null",
         "untie_head": "lora_r=null",
+        "shard_reduce": "shard",
     }
     READ_LATER = ("sample_tokens", "baseline")  # a continued run has its baseline
 
@@ -95,6 +96,9 @@ class Config(Settings):
     """the rows of a micro-batch end to end, without padding; null: yes, but with --compile no"""
     shard: bool = False
     """each process holds a part of the model, for one that does not fit on one device (FSDP2)"""
+    shard_reduce: Literal["step", "micro_batch"] = "step"
+    """when they sum gradients: once a step, which leaves whole gradients on each device until then,
+    or after each micro-batch, which sends more and takes less memory"""
     checkpointing: bool = False
     """compute activations again in the backward pass: a third more time, much less memory"""
     baseline: bool = True

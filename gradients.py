@@ -1,7 +1,7 @@
 """Sums of gradients over processes, begun while the backward pass still runs.
 
     sums.start(parameters)         # a global batch: hooks say when a gradient is complete
-    sums.begin()                   # this rank's last backward pass comes
+    sums.begin(loss)               # this rank's last backward pass comes
     loss.backward()                # full buckets leave while it goes on
     sums.flush(device)             # the rest, zeros for what is absent
     …                              # meanwhile: agree on sums.absent, signals, memory
@@ -24,18 +24,23 @@ from torch.utils.hooks import RemovableHandle
 from device import again_with_freed_memory, free_memory, is_out_of_memory
 
 BUCKET_BYTES = 8 << 20
+FIRST_BYTES = 1 << 20  # of the first bucket, for which the wire waits
 
 
 def cut_buckets(
-    parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+    parameters: Iterable[nn.Parameter],
+    bucket_bytes: int = BUCKET_BYTES,
+    first_bytes: int = FIRST_BYTES,
 ) -> list[list[nn.Parameter]]:
-    """Parameters from the last to the first, in buckets of one dtype and of about so many bytes; a
-    larger one is a bucket of its own."""
+    """Parameters from the last to the first, in buckets of one dtype: the first of about so many
+    bytes, each next one twice as large, up to bucket_bytes; a larger parameter is a bucket of its
+    own."""
     buckets: list[list[nn.Parameter]] = []
     used = 0
     for parameter in reversed(list(parameters)):
         size = parameter.numel() * parameter.element_size()
-        fits = buckets and used + size <= bucket_bytes and buckets[-1][0].dtype == parameter.dtype
+        most = min(bucket_bytes, first_bytes << max(0, len(buckets) - 1))
+        fits = buckets and used + size <= most and buckets[-1][0].dtype == parameter.dtype
         if not fits:
             buckets.append([])
             used = 0
@@ -58,6 +63,8 @@ class GradientSums:
         self._bucket_of: dict[int, int] = {}
         self._waiting: list[int] = []  # of each bucket: gradients that are not complete yet
         self._is_last = False  # the backward pass that runs
+        self._looks = False  # whether to look for what a backward pass will not reach
+        self._unreached: set[int] = set()
         self._sent: list[tuple[dist.Work, list[nn.Parameter], Tensor]] = []
         self._watched: list[RemovableHandle] = []
 
@@ -69,21 +76,35 @@ class GradientSums:
             id(p) for p in parameters
         ]:
             return
-        self.buckets = cut_buckets(parameters, self.bucket_bytes)
+        self.buckets, self._looks = cut_buckets(parameters, self.bucket_bytes), False
         self._bucket_of = {id(p): i for i, bucket in enumerate(self.buckets) for p in bucket}
         for handle in self._watched:
             handle.remove()
         self._watched = [p.register_post_accumulate_grad_hook(self._complete) for p in parameters]
 
-    def begin(self) -> None:
-        """The next backward pass is this rank's last one: gradients are complete in it."""
+    def begin(self, loss: Tensor | None = None) -> None:
+        """The next backward pass, that of the loss, is this rank's last one: gradients are complete
+        in it. What it will not reach (layers that were dropped) is complete already, and is looked
+        for once it has held buckets back."""
         self._waiting = [len(bucket) for bucket in self.buckets]
-        self._is_last = True
+        self._is_last, self._unreached = True, set()
+        if loss is None or not self._looks:
+            return
+        self._unreached = self._bucket_of.keys() - reached_by(loss)
+        for key in self._unreached:
+            self._waiting[self._bucket_of[key]] -= 1
+        self._send_complete()
 
     def _complete(self, parameter: nn.Parameter) -> None:
         if not self._is_last:
             return
+        if id(parameter) in self._unreached:
+            raise RuntimeError("a gradient came of which the graph of the loss knew nothing")
         self._waiting[self._bucket_of[id(parameter)]] -= 1
+        self._send_complete()
+
+    def _send_complete(self) -> None:
+        """Begin the sums of the next buckets that are complete."""
         try:
             while len(self._sent) < len(self.buckets) and not self._waiting[len(self._sent)]:
                 self._send()
@@ -111,6 +132,7 @@ class GradientSums:
     def flush(self, device: torch.device, blank: bool = False) -> None:
         """Begin all sums that have not begun. blank: of zeros, for what this rank has computed is
         not to be used; the gradients are given up, as memory may have run out."""
+        self._looks |= self._is_last and not blank and len(self._sent) < len(self.buckets)
         self._is_last = False
         if not blank:
             while len(self._sent) < len(self.buckets):
@@ -134,6 +156,20 @@ class GradientSums:
                 parts = [p.view_as(q) for p, q in zip(_parts(flat, bucket), bucket, strict=True)]
                 torch._foreach_copy_([parameter.grad for parameter in bucket], parts)
         self._sent = []
+
+
+def reached_by(loss: Tensor) -> set[int]:
+    """The ids of the parameters in whose gradients a backward pass from the loss ends."""
+    found, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
 
 
 def _parts(flat: Tensor, bucket: list[nn.Parameter]) -> tuple[Tensor, ...]:

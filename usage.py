@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "machine": (
         "device precision",
         "compile backend reduce_dtype attention deterministic workers join_tokens shard "
-        "checkpointing machine_log devices strategy",
+        "shard_reduce checkpointing machine_log devices strategy",
     ),
     "run": (
         "seed out fresh dry_run",

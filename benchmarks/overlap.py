@@ -136,7 +136,7 @@ def compare(pairs: int, architecture: str) -> dict:
             states[side] = core.State(
                 config, world, model, optimizer, loader, clock, lambda fraction: 1.0
             )
-        states["after"].gradient_sums.begin = lambda: None  # all buckets wait for flush()
+        states["after"].gradient_sums.begin = lambda loss: None  # all buckets wait for flush()
         wrapped, optimizer, loader = build()
         wrapped = torch.nn.parallel.DistributedDataParallel(wrapped)
         ddp = SimpleNamespace(model=wrapped, optimizer=optimizer, loader=loader)

@@ -1,5 +1,6 @@
 """Instruction tuning around the loop of alpaca_sft.py: model, rows, figures, samples, weights."""
 
+import contextlib
 import functools
 import json
 import math
@@ -85,8 +86,6 @@ def with_recipe(config: Any) -> Any:
         )
     if config.shard and config.compile:
         raise ValueError("--shard and --compile do not go together")
-    if config.shard and config.reduce_dtype != "fp32":
-        raise ValueError("--reduce_dtype: with --shard FSDP sums, in fp32")
     if config.packing and config.compile:
         raise ValueError("--compile needs a few fixed lengths: use --packing false")
     shape = causal.load_config(config.size or base, config.init)
@@ -230,7 +229,9 @@ class InstructionTuning(Training):
             compile_model(model.base_model)
         kind = core.State
         if world.sharded:
-            sharding.shard(model, pretrained.find_layers(model), world)
+            reduce_dtype = core.REDUCE_DTYPES[config.reduce_dtype]
+            layers = pretrained.find_layers(model)
+            sharding.shard(model, layers, world, self.precision, reduce_dtype)
             kind = functools.partial(sharding.ShardedState, whole=self.whole)
         # what checkpoints are written from
         adapted = lora.adapters(self.whole or model)
@@ -405,7 +406,9 @@ class InstructionTuning(Training):
         # every rank writes the same text: they would only wait otherwise
         prompts = [prompt for _, _, prompt, _ in questions]
         decoding = Decoding(max_new_tokens=config.sample_tokens)
-        answers = generation.generate(state.model, self.tokenizer, prompts, decoding)
+        # in fp32, but where a sharded model's blocks are put together in less
+        with state.autocast() if self.world.sharded else contextlib.nullcontext():
+            answers = generation.generate(state.model, self.tokenizer, prompts, decoding)
         if cut := [i for (i, *_), answer in zip(questions, answers, strict=True) if answer.cut]:
             self.world.say(generation.said_of_cut([strip_control(name)[:40] for name in cut]))
         return [

@@ -9,13 +9,18 @@ together while it computes (Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2
 Rank 0 keeps a whole copy in its host's memory, from which checkpoints are written as those of an
 unsharded run are.
 
+With --precision bf16 the matrices of blocks are put together in bf16, which halves what is sent;
+embeddings, norms and head stay fp32, as in an unsharded run. Gradients are added up on each rank,
+in fp32, and summed over ranks once a step.
+
 All ranks must compute the same number of times, so that core deals micro-batches without rows where
 ranks have less to do, a signal is noticed by all at once, and memory that runs out ends the run.
 """
 
 import copy
+import functools
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +29,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import core
+from gradients import GradientSums
 
 
-def shard(model: nn.Module, layers: Iterable[nn.Module], world: core.World) -> None:
+def shard(
+    model: nn.Module,
+    layers: Iterable[nn.Module],
+    world: core.World,
+    precision: str = "fp32",
+    reduce_dtype: torch.dtype | None = None,
+) -> None:
     """Split the parameters over the ranks, in place. The model lies on the CPU: each of the layers,
     its blocks, is moved to the device, cut up and freed before the next one, and later put together
     by itself.
 
-    Afterwards what reads parameters outside the model's own forward goes through `inside`.
+    precision: bf16 puts the blocks together in it. reduce_dtype: in which gradients are summed;
+    None: fp32. Afterwards what reads parameters outside the model's own forward goes through
+    `inside`.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
+    half = torch.bfloat16 if precision == "bf16" else None  # fp16 would overflow as it is added up
+    # autocast chooses what is computed in which precision, as in an unsharded run
+    policy = functools.partial(
+        MixedPrecisionPolicy, reduce_dtype=reduce_dtype or torch.float32, cast_forward_inputs=False
+    )
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        parts = [part for part in layer.children() if any(p.ndim > 1 for p in part.parameters())]
+        fully_shard(parts or layer, mesh=mesh, mp_policy=policy(param_dtype=half))
+    fully_shard(model, mesh=mesh, mp_policy=policy())
     for module in model.modules():
         if hasattr(module, "set_gradient_divide_factor"):
             module.set_gradient_divide_factor(1.0)  # core divides by the number of targets
@@ -63,6 +87,26 @@ def inside(model: nn.Module, function: Callable, *arguments: Any) -> Any:
     return function(model, *arguments)
 
 
+class ShardedSums(GradientSums):
+    """Sums that FSDP takes inside this rank's last backward pass of a step, of what the passes
+    before have left whole on each device; each: inside every one, which leaves only parts there."""
+
+    def __init__(self, model: nn.Module, each: bool = False):
+        super().__init__()
+        self.model, self.each = model, each
+
+    def start(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().start([])
+        self._sum(self.each)
+
+    def begin(self, loss: Tensor | None = None) -> None:
+        self._sum(True)
+
+    def _sum(self, now: bool) -> None:
+        self.model.set_requires_gradient_sync(now)
+        self.model.set_is_last_backward(now)
+
+
 @dataclass
 class ShardedState(core.State):
     """A State whose checkpoints hold whole tensors, gathered to rank 0 and dealt out again."""
@@ -71,6 +115,7 @@ class ShardedState(core.State):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.gradient_sums = ShardedSums(self.model, self.config.shard_reduce == "micro_batch")
         self._optimizer: dict[int, dict[str, Tensor]] = {}  # rank 0: by number of the parameter
 
     def collect(self) -> None:

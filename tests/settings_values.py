@@ -190,6 +190,7 @@ DECLARED: dict[str, str] = {
     "packing": ROUNDING,
     "checkpointing": ROUNDING,
     "shard": ROUNDING,
+    "shard_reduce": ROUNDING,
     "group_by_length": "rows of pretraining all have one length: drawn in another order",
     "eval_every": EVALUATED,
     "validate_every": EVALUATED,

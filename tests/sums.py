@@ -70,9 +70,10 @@ def inside(rank: int, dtype=None, fails_at: int | None = None) -> SimpleNamespac
 
     sums._send = failing
     for number, (x, run) in enumerate(zip(inputs, local, strict=False)):
+        loss = model(x, run).square().sum()
         if number == len(local) - 1:
-            sums.begin()
-        model(x, run).square().sum().backward()
+            sums.begin(loss)
+        loss.backward()
     early = len(sums._sent)
     sums.flush(CPU)
     absent = [id(p) in sums.absent for p in parameters]
@@ -97,6 +98,44 @@ def given_up(rank: int) -> list[torch.Tensor | None]:
         sums.flush(CPU, blank=blank)
         sums.wait()
     return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def dropped(rank: int) -> SimpleNamespace:
+    """Blocks that the last micro-batch drops, batch after batch: buckets that are sent inside."""
+    torch.manual_seed(0)
+    model = Blocks()
+    parameters = list(model.parameters())
+    sums, early = gradients.GradientSums(bucket_bytes=2000), []
+    for number in range(3):
+        inputs = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(9 * number + rank))
+        model.zero_grad()
+        losses = [model(inputs[0], range(6)), model(inputs[1], range(number))]
+        wanted = plain_sums_of(parameters, [loss.square().sum() for loss in losses])
+        sums.start(parameters)
+        for index, run in enumerate((range(6), range(number))):
+            loss = model(inputs[index], run).square().sum()
+            if index == 1:
+                sums.begin(loss)
+            loss.backward()
+        early.append(len(sums._sent))
+        sums.flush(CPU)
+        sums.wait()
+        found = [parameter.grad for parameter in parameters]
+        equal = [
+            torch.equal(f, torch.zeros_like(f) if w is None else w)
+            for f, w in zip(found, wanted, strict=True)
+        ]
+        assert all(equal)
+    return SimpleNamespace(early=early, buckets=len(sums.buckets))
+
+
+def plain_sums_of(parameters: list[nn.Parameter], losses: list) -> list[torch.Tensor | None]:
+    for loss in losses:
+        loss.backward()
+    wanted = plain_sums(parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    return wanted
 
 
 def shapes(rank: int) -> tuple[list, list]:
@@ -134,6 +173,7 @@ def processes(rank: int, size: int, folder: str) -> None:
         "memory": inside(rank, fails_at=2 if rank == 0 else None),
         "bf16": inside(rank, torch.bfloat16),
         "bf16 of all": dtypes_of(rank),
+        "dropped": dropped(rank),
         "given up": given_up(rank),
         "shapes": shapes(rank),
     }

@@ -284,17 +284,17 @@ def sharded(out: Path, *words: str) -> Path:
     return out
 
 
-def assert_same_run(ours: Path, theirs: Path, weights: str) -> None:
+def assert_same_run(ours: Path, theirs: Path, weights: str, far: float = 1e-3) -> None:
     lines = [lines_of(folder) for folder in (ours, theirs)]
     for name in ("train_loss", "grad_norm"):
         found, wanted = ([line[name] for line in part] for part in lines)
-        assert found == pytest.approx(wanted, rel=1e-3)
+        assert found == pytest.approx(wanted, rel=far)
     found, wanted = (load_file(p / "train/weights/final" / weights) for p in (ours, theirs))
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         if tensor.ndim > 1:  # the gradient of a key's bias is 0 but for rounding, which Adam scales
-            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
-    assert metrics_of(ours)["loss"] == pytest.approx(metrics_of(theirs)["loss"], rel=1e-3)
+            torch.testing.assert_close(found[key], tensor, rtol=far, atol=far / 10)
+    assert metrics_of(ours)["loss"] == pytest.approx(metrics_of(theirs)["loss"], rel=far)
 
 
 def test_a_sharded_run_with_adapters_equals_one_process(models, rows, tmp_path):

@@ -32,6 +32,13 @@ def test_buckets_leave_while_the_backward_pass_goes_on(two):
     assert 0 < two[1]["inside"].early < two[1]["inside"].buckets
 
 
+def test_dropped_layers_hold_buckets_back_once_and_not_again(two):
+    """Where the last micro-batch does not reach a layer, its gradients are complete before."""
+    for rank in two:
+        first, second, third = rank["dropped"].early
+        assert first < second <= third and third >= rank["dropped"].buckets - 1  # `unused` is first
+
+
 def test_bf16_is_the_sum_of_rounded_gradients_the_same_on_all_ranks(two):
     exact, rounded = two[0]["inside"], two[0]["bf16"]
     for found, wanted in zip(rounded.found, exact.found, strict=True):
@@ -63,7 +70,23 @@ def test_buckets_are_cut_from_the_last_parameter_on_by_size_and_dtype():
     assert all(len({p.dtype for p in bucket}) == 1 for bucket in buckets)
     sizes = [sum(p.numel() * p.element_size() for p in bucket) for bucket in buckets]
     assert all(n <= 2000 or len(b) == 1 for n, b in zip(sizes, buckets, strict=True))
+    small = gradients.cut_buckets([nn.Parameter(torch.zeros(10)) for _ in range(20)], 320, 40)
+    assert [len(bucket) for bucket in small] == [1, 2, 4, 8, 5]  # the first leaves early
     assert gradients.cut_buckets([]) == []
+
+
+def test_a_gradient_that_the_graph_hides_is_an_error():
+    """A backward pass inside a backward pass, as of torch's older checkpointing."""
+    from torch.utils.checkpoint import checkpoint
+
+    model, sums = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), gradients.GradientSums()
+    sums.start(list(model.parameters()))
+    sums._looks, sums._send = True, lambda: sums._sent.append(None)
+    x = torch.ones(1, 2, requires_grad=True)
+    loss = model[1](checkpoint(model[0], x, use_reentrant=True)).sum()
+    sums.begin(loss)
+    with pytest.raises(RuntimeError, match="the graph of the loss knew nothing"):
+        loss.backward()
 
 
 def test_other_parameters_get_other_buckets_and_no_hook_stays_behind():
