@@ -170,25 +170,25 @@ class HashedFile:
 
 def write_folder(
     folder: Path,
-    fill: Callable[[Path], dict[str, dict] | None],
+    fill: Callable[[Path], Any],
     twins: Path | None = None,
     **facts: Any,
 ) -> None:
     """Let `fill` write files into a folder beside, hash them in manifest.json, rename.
 
-    fill: may return the facts of those that are HashedFiles. twins: another folder that was written
-    like this; a file that is the same there shares its place on the disk where that is possible.
+    fill: may return the facts of those that are HashedFiles, by name. twins: another folder that
+    was written like this; a file that is the same there shares its place on the disk where that is
+    possible.
     """
     beside, old = cleared(folder, "tmp"), cleared(folder, "old")
     try:
         beside.mkdir(parents=True)
-        known = fill(beside) or {}
-        files = {}
+        told = fill(beside)
+        known, files = told if isinstance(told, dict) else {}, {}
         for path in sorted(p for p in beside.rglob("*") if p.is_file()):
             name = str(path.relative_to(beside))
-            if name not in known:
-                known[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            files[name] = known[name]
+            seen = known.get(name)
+            files[name] = seen or {"bytes": path.stat().st_size, "sha256": sha256(path)}
             if not (twins and _linked(path, twins, files[name])):
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from core import State, World, read_checkpoint, saved_parts
 from experiments.experiment import Experiment
@@ -205,7 +206,7 @@ class Checkpoints:
     def _write(
         self,
         folder: Path,
-        fill: Callable[[Path], dict[str, dict] | None],
+        fill: Callable[[Path], Any],
         step: int,
         twins: Path | None = None,
     ) -> int:

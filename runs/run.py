@@ -329,9 +329,13 @@ class Run:
         self._checkpoints.save(state, before=self._log.sync, after=record)
         self._restart_clock(state)
 
+    def settle(self) -> None:
+        """Wait until what was saved is whole on the disk."""
+        self._checkpoints.settle()
+
     def _stop(self, state: State, reason: str) -> None:
         self.save(state)
-        self._checkpoints.settle()
+        self.settle()
         self.end("stopped", reason)
         if self.world.rank == 0:
             self.record.write_record(state)
