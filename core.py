@@ -43,6 +43,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+import saving
 from dealing import cut_micro_batches, deal, join_neighbours, mix_seed
 from device import (
     LossScale,
@@ -713,6 +714,10 @@ class State:
     def collect(self) -> None:
         """All ranks call it before rank 0 writes, which needs a sharded model whole."""
 
+    def host_copies(self) -> list[Tensor]:
+        """What of a checkpoint lies on the host already, unchanged until the next collect()."""
+        return []
+
     def share(self) -> None:
         """After rank 0 has read: its weights on all ranks, which all call this."""
         broadcast_parameters(self.model, self.world)
@@ -945,12 +950,12 @@ def is_sharded(tensor: Tensor) -> bool:
 # ------------------------------------------------------------------------- checkpoints
 
 
-def write_checkpoint(state: State, folder: Path) -> None:
-    """The weights, and everything else as tensors and plain Python values. Rank 0 only."""
-    from safetensors.torch import save_model
+def saved_parts(state: State) -> tuple[dict[str, Tensor], dict]:
+    """(weights, everything else) of a checkpoint, for saving.write_files. Rank 0 only.
 
-    save_model(state.kept, folder / "model.safetensors")
-    torch.save(state.state_dict(), folder / "state.pt")
+    They are the state itself: saving.HostCopy takes them before the next step changes them.
+    """
+    return saving.distinct(state.kept.state_dict()), state.state_dict()
 
 
 def read_checkpoint(state: State, folder: Path) -> dict:

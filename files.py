@@ -137,20 +137,61 @@ def _parts_of(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         yield number, place - (ends[number] - sizes[number]), SAMPLE_BYTES
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> None:
-    """Let `fill` write files into a folder beside, hash them in manifest.json, rename."""
+PART = 1 << 22  # bytes that are written at a time
+
+
+class HashedFile:
+    """A new file that is written from front to end, and whose size and hash are known then."""
+
+    def __init__(self, path: Path, proceed: Callable[[], object] = lambda: None):
+        """proceed: called ahead of every few megabytes; it may raise."""
+        self._file, self._hash, self.proceed = open(path, "wb"), hashlib.sha256(), proceed
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        for start in range(0, len(data), PART):
+            self.proceed()
+            part = data[start : start + PART]
+            self._hash.update(part)
+            self._file.write(part)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __enter__(self) -> "HashedFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        size = self._file.tell()
+        self._file.close()
+        self.facts = {"bytes": size, "sha256": self._hash.hexdigest()}
+
+
+def write_folder(
+    folder: Path,
+    fill: Callable[[Path], Any],
+    twins: Path | None = None,
+    **facts: Any,
+) -> None:
+    """Let `fill` write files into a folder beside, hash them in manifest.json, rename.
+
+    fill: may return the facts of those that are HashedFiles, by name. twins: another folder that
+    was written like this; a file that is the same there shares its place on the disk where that is
+    possible.
+    """
     beside, old = cleared(folder, "tmp"), cleared(folder, "old")
     try:
         beside.mkdir(parents=True)
-        fill(beside)
-        files = {}
+        told = fill(beside)
+        known, files = told if isinstance(told, dict) else {}, {}
         for path in sorted(p for p in beside.rglob("*") if p.is_file()):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            files[str(path.relative_to(beside))] = {
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path),
-            }
+            name = str(path.relative_to(beside))
+            seen = known.get(name)
+            files[name] = seen or {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            if not (twins and _linked(path, twins, files[name])):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
         write_text(beside / "manifest.json", json.dumps({**facts, "files": files}, indent=1))
         if folder.exists():  # renamed away first: a rename cannot replace a full folder
             folder.rename(old)
@@ -162,6 +203,19 @@ def write_folder(folder: Path, fill: Callable[[Path], None], **facts: Any) -> No
         shutil.rmtree(beside, ignore_errors=True)
         raise disk_error(error, folder) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _linked(path: Path, folder: Path, fact: dict) -> bool:
+    """Whether the file is now another name of one of the same content in the folder. Not all
+    volumes have such names."""
+    for name, other in (read_json(folder / "manifest.json").get("files") or {}).items():
+        if other == fact:
+            with contextlib.suppress(OSError):
+                link = path.with_name(f"{path.name}.link")
+                os.link(folder / name, link)
+                os.replace(link, path)
+                return True
+    return False
 
 
 def cleared(folder: Path, suffix: str) -> Path:

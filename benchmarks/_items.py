@@ -457,6 +457,7 @@ def checkpoints(place: Place) -> Figures:
     from transformers import BertConfig, BertModel
 
     import core
+    import saving
     from files import damage, write_folder
     from settings import Settings
 
@@ -476,7 +477,8 @@ def checkpoints(place: Place) -> Figures:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folder = place.folder / "step_00000001"
     times = [time.perf_counter()]
-    write_folder(folder, lambda beside: core.write_checkpoint(state, beside))
+    parts = core.saved_parts(state)
+    write_folder(folder, lambda beside: saving.write_files(*parts, beside))
     times.append(time.perf_counter())
     require(damage(folder) is None, str(damage(folder)))
     times.append(time.perf_counter())

@@ -132,6 +132,10 @@ class ShardedState(core.State):
             if self.whole is not None:
                 self._optimizer[number] = {k: v.cpu().clone() for k, v in gathered.items()}
 
+    def host_copies(self) -> list[Tensor]:
+        moments = [tensor for state in self._optimizer.values() for tensor in state.values()]
+        return [*self.kept.state_dict().values(), *moments] if self.whole is not None else []
+
     def state_dict(self) -> dict:
         saved = super().state_dict()
         filled = {number: state for number, state in self._optimizer.items() if state}

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: train/weights/step_00000120/, best, final; written whole, read whole."""
+"""Checkpoints of a run: train/weights/step_00000120/, best, final; written whole, read whole.
+
+What a step left is copied before the next one begins; a thread writes it while that is computed.
+"""
 
 import json
 import pickle
@@ -6,10 +9,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from core import State, World, read_checkpoint, write_checkpoint
+from core import State, World, read_checkpoint, saved_parts
 from experiments.experiment import Experiment
 from files import add_to_folder, damage, read_json, remove, write_folder
+from runs.writer import Abandoned, Writer
+from saving import HostCopy, write_files
 
 EVALUATION = "evaluation.json"
 
@@ -26,12 +32,16 @@ class Checkpoints:
         require: Callable[[], None],
     ):
         """keep_every: steps whose checkpoints stay. spent(checkpoint_seconds=…,
-        checkpoint_bytes=…) is told what each write took. require: raises where the folder is
-        another process's now."""
+        checkpoint_bytes=…) is told for how long training stood still, and what was written.
+        require: raises where the folder is another process's now."""
         self.weights, self.world = folder / "train/weights", world
         self.keep_every, self.spent, self.require = keep_every, spent, require
         self._said: set[Path] = set()  # what could not be removed
         self.origin: dict[str, str] = {}  # run and commit, for the manifests
+        self._memory, self._writer = HostCopy(), Writer(self._failed)
+        self._submitted: int | None = None  # the step that was given to the writer last
+        self._after: Callable[[], None] = lambda: None
+        self._error: Exception | None = None  # to be raised where all ranks settle
 
     def load_newest(self, state: State) -> dict | None:
         """Weights of the newest whole checkpoint into the model; returns the rest of the state, on
@@ -82,23 +92,84 @@ class Checkpoints:
     def save(self, state: State, before: Callable[[], None], after: Callable[[], None]) -> None:
         """A whole checkpoint of this step; the newest two stay, and every keep_every-th.
 
-        before, after: called by rank 0 before and after the files are written.
+        It is being written when this returns, and there when settle() has returned. before: called
+        by the writer's thread ahead of the files; after: by this one once they are there.
         """
         folder = self.weights / f"step_{state.step:08d}"
 
-        def fill(beside: Path) -> None:
-            before()
-            write_checkpoint(state, beside)
-
-        def write() -> None:
-            if damage(folder) is None:
+        def begin() -> None:
+            if self._submitted == state.step or damage(folder) is None:
                 return
-            self._write(folder, fill, state.step)
-            after()
-            self._rotate(folder)
+            started = time.perf_counter()
+            self.require()
+            parts = saved_parts(state)
+            beside_training = self._memory.has_room(parts)
+            if beside_training:
+                parts = self._memory.take(parts, state.host_copies())
 
+            def write(proceed: Callable[[], None]) -> int:
+                def fill(beside: Path) -> dict[str, dict]:
+                    before()
+                    return write_files(*parts, beside, proceed)
+
+                written = self._write(folder, fill, step)
+                self._rotate(folder)
+                return written
+
+            step = self._submitted = state.step
+            self._after = after
+            self._writer.submit(write)
+            self.spent(checkpoint_seconds=time.perf_counter() - started)
+            if not beside_training:
+                self._settle()
+
+        self.settle(expendable=self._submitted != state.step)
         state.collect()
-        self.world.on_rank_0(write)
+        self.world.on_rank_0(begin)
+
+    def settle(self, expendable: bool = False) -> None:
+        """Wait for the checkpoint that is being written; its error is raised on all ranks.
+
+        expendable: a newer one follows. It is then given up some seconds after a signal.
+        """
+        self.world.on_rank_0(lambda: self._settle(expendable))
+
+    def poll(self) -> None:
+        """Tell of a checkpoint that has become whole meanwhile; waits for nobody. Rank 0 has more
+        to do here, so that an error waits until all of them settle."""
+        if self._writer.done:
+            try:
+                self._settle()
+            except Exception as error:
+                self._error = error
+                self._failed()
+
+    def close(self) -> None:
+        """At the end of a run that failed: what was saved before is not lost by that."""
+        try:
+            self._settle()
+        except Exception as error:
+            self.world.say(f"warning: no checkpoint of step {self._submitted}: {error}")
+
+    def _settle(self, expendable: bool = False) -> None:
+        if self._error is not None:
+            raise self._error
+        started = time.perf_counter()
+        try:
+            written = self._writer.join(lambda: expendable and self.world.signal is not None)
+        except Abandoned:
+            self._memory = HostCopy()  # the thread may still be reading the old one
+            self._submitted = None
+            return
+        if written is not None:
+            waited = time.perf_counter() - started
+            self.spent(checkpoint_seconds=waited, checkpoint_bytes=written)
+            self._after()
+
+    def _failed(self) -> None:
+        """Called by the writer's thread: the step or evaluation is cut off on all ranks, as by a
+        signal, and the run then meets the error where it settles."""
+        self.world.signal = self.world.signal or "a checkpoint that cannot be written"
 
     def add_evaluation(self, state: State, before: Callable[[], None]) -> None:
         """What an evaluation of the newest checkpoint's step changed, beside its weights.
@@ -108,6 +179,7 @@ class Checkpoints:
         numbers = {name: getattr(state, name) for name in state.NUMBERS}
 
         def write() -> None:
+            self._settle()
             self.require()
             before()
             folder = self.weights / f"step_{state.step:08d}"
@@ -117,22 +189,31 @@ class Checkpoints:
 
     def export(self, experiment: Experiment, state: State, name: str) -> None:
         """best or final: weights that others can open; the average of them, where there is one."""
+        twins = self.weights / f"step_{state.step:08d}"
+
+        def write() -> None:
+            started = time.perf_counter()
+            fill = lambda beside: experiment.export(state, beside)  # noqa: E731
+            written = self._write(self.weights / name, fill, state.step, twins)
+            taken = time.perf_counter() - started
+            self.spent(checkpoint_seconds=taken, checkpoint_bytes=written)
+
+        self.settle()
         state.collect()
         with state.averaged():
-            self.world.on_rank_0(
-                lambda: self._write(
-                    self.weights / name, lambda beside: experiment.export(state, beside), state.step
-                )
-            )
+            self.world.on_rank_0(write)
 
-    def _write(self, folder: Path, fill: Callable[[Path], None], step: int) -> None:
-        """write_folder, its time and size noted."""
+    def _write(
+        self,
+        folder: Path,
+        fill: Callable[[Path], Any],
+        step: int,
+        twins: Path | None = None,
+    ) -> int:
+        """write_folder; returns its bytes."""
         self.require()
-        started = time.perf_counter()
-        write_folder(folder, fill, step=step, **self.origin)
-        seconds = time.perf_counter() - started
-        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        self.spent(checkpoint_seconds=seconds, checkpoint_bytes=written)
+        write_folder(folder, fill, twins, step=step, **self.origin)
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def restore(self, experiment: Experiment, state: State, wanted: str) -> tuple[str, str]:
         """Load best or final on all ranks; returns the one that was loaded, and why it is not the

@@ -21,7 +21,7 @@ from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
 from runs import spikes
 from runs.checkpoints import Checkpoints
-from runs.folder import RunFolder, parameter_facts
+from runs.folder import RunFolder, parameter_facts, progress
 from runs.log import Log
 from runs.results import last_lines, summary_lines, write_result
 from settings import Settings, as_dict, left_out, read_so_far, require_read
@@ -44,6 +44,7 @@ class Run:
         self._leaving = False
         self.course = outcomes.Course()  # of the log's lines; rank 0's
         self._log: Log | None = None
+        self._checkpoints: Checkpoints | None = None
         self._steps_here = 0
         self._step_started = 0.0
         self._old_handlers: dict[int, Any] = {}
@@ -116,6 +117,8 @@ class Run:
                 signal.signal(number, handler)
 
     def _leave(self, kind: type | None, error: BaseException | None) -> bool:
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         if self._log is not None:
             self._log.close()
         if isinstance(error, SystemExit) and not error.code:
@@ -215,6 +218,7 @@ class Run:
         state.seconds = self._seconds_before + now - self._started
         if stats is None:
             return self._stop(state, self._agree_on_signal())
+        self._checkpoints.poll()
         self._log.step(state, stats, max(now - self._step_started, 1e-9))
         self._steps_here += 1
         if self._steps_here == 1:
@@ -259,7 +263,8 @@ class Run:
 
     def _agree_on_signal(self) -> str:
         names = self.world.gather_rows([self.world.signal] if self.world.signal else [])
-        return names[0] if names else "signal"
+        self.world.signal = names[0] if names else "signal"
+        return self.world.signal
 
     def _evaluate(self, state: State) -> None:
         """Of the step of the newest checkpoint, which is told what came of it."""
@@ -314,13 +319,23 @@ class Run:
                 self.record.facts[name] = round(self.record.facts.get(name, 0) + amount, 3)
 
     def save(self, state: State) -> None:
-        """A whole checkpoint of this step."""
-        record = lambda: self.record.write_record(state)  # noqa: E731
+        """A whole checkpoint of this step, written while the next ones are computed."""
+        come = progress(state)
+
+        def record() -> None:
+            self.record.facts |= come
+            self.record.write_record()
+
         self._checkpoints.save(state, before=self._log.sync, after=record)
         self._restart_clock(state)
 
+    def settle(self) -> None:
+        """Wait until what was saved is whole on the disk."""
+        self._checkpoints.settle()
+
     def _stop(self, state: State, reason: str) -> None:
         self.save(state)
+        self.settle()
         self.end("stopped", reason)
         if self.world.rank == 0:
             self.record.write_record(state)

@@ -38,6 +38,7 @@ import gradients
 import run_2_appendprompt
 import run_5_models
 import runs
+import saving
 from device import Machine
 from evaluation import monitor
 from experiments import preference
@@ -647,13 +648,14 @@ def test_a_run_that_was_taken_over_leaves_the_folder_to_its_owner(
     settings, tmp_path, no_locks, monkeypatch
 ):
     """It was silent for long, and wakes: no checkpoint, no record, no result from then on."""
-    folder, write = tmp_path / "run", core.write_checkpoint
+    folder, write = tmp_path / "run", saving.write_files
 
-    def write_and_fall_silent(state, beside: Path) -> None:
-        write(state, beside)
+    def write_and_fall_silent(*words):
+        written = write(*words)
         claimed_by(folder, {"host": "other", "machine": "another", "pid": 1, "began": "1"}, 2)
+        return written
 
-    monkeypatch.setattr("runs.checkpoints.write_checkpoint", write_and_fall_silent)
+    monkeypatch.setattr("runs.checkpoints.write_files", write_and_fall_silent)
     with pytest.raises((SystemExit, ValueError), match="another one took the run over"):
         train_here(*settings, "--out", str(folder))
     assert [path.name for path in checkpoints(folder)] == ["step_00000007"]

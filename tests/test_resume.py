@@ -28,6 +28,7 @@ from experiments import preference
 from files import DiskFull, damage, sha256
 from models import pairs
 from runs.folder import FINGERPRINTS
+from runs.writer import Writer
 from settings import parse_settings
 
 SCRIPT = "run_2_appendprompt.py"
@@ -408,12 +409,25 @@ def test_a_signal_inside_the_test(long_evaluation, tmp_path, monkeypatch):
     assert_same_results(tmp_path, reference)
 
 
+def write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint is whole before training goes on."""
+    submit = Writer.submit
+
+    def submit_and_wait(writer, job) -> None:
+        submit(writer, job)
+        writer._thread.join()
+
+    monkeypatch.setattr(Writer, "submit", submit_and_wait)
+
+
 def copies_before_each_operation(
     folder: Path, settings: list[str], copies: Path, steps: range
 ) -> list[Path]:
-    """Finish the run; what a kill would leave before each flush, rename and removal in `steps`."""
+    """Finish the run; what a kill would leave before each flush, rename and removal in `steps`.
+    Training waits for its writer: a copy is no moment while somebody writes beside it."""
     made: list[Path] = []
     with pytest.MonkeyPatch.context() as monkeypatch:
+        write_at_once(monkeypatch)
         passes = CallsOf(monkeypatch, preference.Preference, "loss_sum")
         first = training_steps(folder)[-1] if (folder / "train").exists() else 0
         for owner, name in ((os, "fsync"), (os, "replace"), (Path, "rename"), (shutil, "rmtree")):
