@@ -578,9 +578,12 @@ class PairClassifier(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """input_ids, attention_mask (sequences, seq) → (sequences, hidden); None: no padding."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+    def first_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor | None, **more: Tensor
+    ) -> Tensor:
+        """input_ids, attention_mask (sequences, seq) → (sequences, hidden); None: no padding. more:
+        token_type_ids."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more)
         return hidden.last_hidden_state[:, 0]
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,7 @@ NOT_HERE = (
     "page",
     "dry_run",
     "features",
+    "form",
     "pooling",
     "blend",
 )

@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "model": (
         "model init size student_of freeze lora_r lora_alpha head n_layer n_head n_embd",
-        "weights pooling features untie_head dropout cache_features lora_scaling lora_dropout "
+        "weights pooling form features untie_head dropout cache_features lora_scaling lora_dropout "
         "lora_qkv "
         "lora_layers lora_head positions rope_theta norm mlp bias qk_norm attention_gate "
         "layer_scale scale_residual_init",

@@ -25,6 +25,7 @@ import console
 import core
 from data import arena, corpora, documents, glue, instructions, texts, titles
 from data.rows import choose_rows, fingerprint, normalised_text, stable_hash
+from data.tokens import segment_separator
 from device import autocast, choose_precision
 from evaluation.metrics import Metrics, classification_metrics, softmax
 from evaluation.outcomes import RULES
@@ -219,7 +220,7 @@ def of_glue(run: SavedRun) -> Evaluated:
     shape = pretrained.load_config(folder)
     tokenizer = pretrained.load_tokenizer(folder, shape)
     ids = glue.cached_sequences(task, rows, tokenizer, settings.max_length, run.world)
-    separator = glue.segment_separator(tokenizer, shape)
+    separator = segment_separator(tokenizer, shape)
     pad = tokenizer.pad_token_id
     data = glue.GlueData(ids, rows, "test", pad, settings.max_length, None, separator)
     model = pretrained.load_whole(AutoModelForSequenceClassification, folder, shape)

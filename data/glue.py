@@ -617,14 +617,6 @@ def cached_sequences(
     return cached_tokens(key, build, world)
 
 
-def segment_separator(tokenizer: Any, model_config: Any) -> int | None:
-    """The token after which BERT's second segment begins; None for models that know no segments."""
-    kinds = getattr(model_config, "type_vocab_size", 0) or 0
-    if kinds < 2 or "token_type_ids" not in tokenizer.model_input_names:
-        return None
-    return int(tokenizer.sep_token_id)
-
-
 class GlueData:
     """The rows of one split as a data set for core's loaders."""
 

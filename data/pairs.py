@@ -1,11 +1,12 @@
-"""Pairs of answers as sequences of tokens and as batches: two sequences a row, A's and B's.
+"""Pairs of answers as sequences of tokens and as batches: two sequences a row, A's and B's; or, in
+the joint form, both answers in one sequence, in either order.
 
 ids = cached_sequences(rows, tokenizer, max_length, with_prompt, prompt_frac, world)
 train = PairData(ids, index, labels, pad, max_length, swap_seed=0)
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from core import World, mix_seed
 from data.arena import PairRow
 from data.rows import fingerprint
-from data.style import exchanged
+from data.style import exchanged, style_features
 from data.tokens import (
     Ragged,
     cached_tokens,
@@ -23,6 +24,7 @@ from data.tokens import (
     keep_ends,
     ladder_length,
     pad_sequences,
+    segment_separator,
     tokenizer_fingerprint,
 )
 from evaluation.metrics import SWAP, swap_classes
@@ -46,25 +48,32 @@ def build_sequence(
     prompt_frac: float,
     cls: int,
     sep: int,
+    others: Sequence[Sequence[int]] | None = None,
 ) -> list[int]:
     """[cls] prompt [sep] response [sep] …, turn after turn, at most max_length tokens.
 
-    prompts may be empty (responses alone). Of a very long conversation the last turns are
-    kept, so that each has at least about 16 tokens.
+    prompts may be empty (responses alone). others: the other answer's turns, each of which stands
+    behind that of responses; both answers may keep as many tokens, and what one does not need the
+    other gets. Of a very long conversation the last turns are kept, so that each text has at least
+    about 8 tokens.
     """
-    turns = max(1, max_length // 16)
-    prompts, responses = prompts[-turns:], responses[-turns:]
-    budget = max_length - 1 - len(prompts) - len(responses)
+    answers = [responses] if others is None else [responses, others]
+    turns = max(1, max_length // (8 + 8 * len(answers)))
+    prompts, answers = prompts[-turns:], [answer[-turns:] for answer in answers]
+    lengths = [[len(text) for text in answer] for answer in answers]
+    budget = max_length - 1 - len(prompts) - sum(map(len, answers))
     prompt, response = share_budget(
-        sum(map(len, prompts)), sum(map(len, responses)), budget, prompt_frac
+        sum(map(len, prompts)), sum(map(sum, lengths)), budget, prompt_frac
     )
     kept_prompts = fill([len(p) for p in prompts], prompt)
-    kept_responses = fill([len(r) for r in responses], response)
+    shares = fill(list(map(sum, lengths)), response)
+    kept = [fill(each, share) for each, share in zip(lengths, shares, strict=True)]
     ids = [cls]
-    for turn, text in enumerate(responses):
+    for turn in range(len(answers[0])):
         if prompts:
             ids += [*keep_ends(prompts[turn], kept_prompts[turn]), sep]
-        ids += [*keep_ends(text, kept_responses[turn]), sep]
+        for answer, room in zip(answers, kept, strict=True):
+            ids += [*keep_ends(answer[turn], room[turn]), sep]
     return ids
 
 
@@ -83,16 +92,19 @@ def build_sequences(
     with_prompt: bool,
     prompt_frac: float,
     quiet: bool = False,
+    joint: bool = False,
 ) -> Iterator[list[int]]:
-    """Two sequences a row, one at a time: number 2i is A's side, 2i + 1 is B's."""
+    """Two sequences a row, one at a time: number 2i is A's side, 2i + 1 is B's; joint: both answers
+    are in each, in 2i A first, in 2i + 1 B."""
     count = sum(1 for _ in texts_of(rows, with_prompt))
     ids = encode_texts(tokenizer, texts_of(rows, with_prompt), count, "tokenising", quiet)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     for row in rows:
         prompts = [next(ids) for _ in row.prompt] if with_prompt else []
-        for side in (row.response_a, row.response_b):
-            responses = [next(ids) for _ in side]
-            yield build_sequence(prompts, responses, max_length, prompt_frac, cls, sep)
+        a, b = ([next(ids) for _ in side] for side in (row.response_a, row.response_b))
+        for one, other in ((a, b), (b, a)):
+            others = other if joint else None
+            yield build_sequence(prompts, one, max_length, prompt_frac, cls, sep, others)
 
 
 def cached_sequences(
@@ -102,6 +114,7 @@ def cached_sequences(
     with_prompt: bool,
     prompt_frac: float,
     world: World,
+    joint: bool = False,
 ) -> Ragged:
     """build_sequences through the cache on disk, keyed by content, tokenizer and length."""
     if max_length < 8:
@@ -114,11 +127,12 @@ def cached_sequences(
         "max_length": max_length,
         "with_prompt": with_prompt,
         "prompt_frac": prompt_frac if with_prompt else None,
-    }
+    } | ({"form": "joint"} if joint else {})
 
     def build() -> Iterator[list[int]]:
         quiet = world.rank != 0
-        return build_sequences(rows, tokenizer, max_length, with_prompt, prompt_frac, quiet)
+        shape = (max_length, with_prompt, prompt_frac)
+        return build_sequences(rows, tokenizer, *shape, quiet, joint)
 
     return cached_tokens(key, build, world)
 
@@ -130,6 +144,31 @@ def soft_labels(rows: Sequence[PairRow], classes: int) -> np.ndarray | None:
     hard = np.eye(3)
     each = [hard[row.label] if row.soft is None else row.soft for row in rows]
     return np.array(each, np.float32)[:, :classes]
+
+
+class Joint(NamedTuple):
+    """What is to be known of sequences that hold both answers."""
+
+    texts: int  # of a turn: prompt, first and second answer, or the answers alone
+    both_orders: bool  # whether training reads both orders of a row, or one
+    separator: int | None  # of `segment_separator`; None: a model that knows no segments
+
+
+def joint_form(tokenizer: Any, model_config: Any, with_prompt: bool, both_orders: bool) -> Joint:
+    """both_orders: in training."""
+    return Joint(2 + with_prompt, both_orders, segment_separator(tokenizer, model_config))
+
+
+def segments(sequences: Sequence[np.ndarray], width: int, joint: Joint | None) -> dict[str, Tensor]:
+    """token_type_ids (rows, width), 1 in the texts of the second answer; {} where the model knows
+    no segments, or each sequence has one answer."""
+    if joint is None or joint.separator is None:
+        return {}
+    types = np.zeros((len(sequences), width), np.int64)
+    for row, ids in zip(types, sequences, strict=True):
+        text = np.cumsum(np.asarray(ids[1:]) == joint.separator)
+        row[2 : len(ids)] = text[:-1] % joint.texts == joint.texts - 1
+    return {"token_type_ids": torch.from_numpy(types)}
 
 
 class PairData:
@@ -145,9 +184,11 @@ class PairData:
         ladder: int | None = None,
         swap_seed: int | None = None,
         soft: np.ndarray | None = None,
+        joint: Joint | None = None,
     ):
-        """soft: probabilities (all rows, classes) in the place of labels."""
-        self.soft = soft
+        """soft: probabilities (all rows, classes) in the place of labels. joint: of sequences that
+        hold both answers."""
+        self.soft, self.joint = soft, joint
         self.ids, self.index, self.labels, self.pad = ids, index, labels, pad
         self.max_length, self.ladder, self.swap_seed = max_length, ladder, swap_seed
         # outputs of a frozen part: (sequences, hidden) or (tokens of ids, hidden), bf16 as int16
@@ -156,10 +197,13 @@ class PairData:
         self.style: np.ndarray | None = None  # style_features of all rows, for a head that reads it
         sides = ids.lengths.reshape(-1, 2)[index]
         self.lengths, self.tokens = sides.max(axis=1), sides.sum(axis=1)
+        if joint and not joint.both_orders:
+            self.tokens = sides[:, 0]
 
     def collate(self, rows: np.ndarray, epoch: int | np.ndarray | None) -> dict[str, Tensor]:
         """input_ids, attention_mask (2·rows, seq), the A sides first; labels (rows,), or
-        (rows, classes) where they are probabilities.
+        (rows, classes) where they are probabilities. Of joint sequences those that begin with A
+        come first, token_type_ids may be there, and training may have one a row (rows, seq).
 
         Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden);
         style (rows, features) where there is.
@@ -175,6 +219,8 @@ class PairData:
             else:
                 labels = np.where(first[:, None] == 1, swap_classes(labels), labels)
         sides = np.concatenate([2 * numbers + first, 2 * numbers + 1 - first])
+        if epoch is not None and self.joint and not self.joint.both_orders:
+            sides = sides[: len(rows)]
         batch = {"labels": torch.from_numpy(labels)}
         if self.style is not None:
             style = self.style[numbers]
@@ -183,10 +229,33 @@ class PairData:
         if self.embeddings is not None:
             return batch | {"embeddings": torch.from_numpy(self.embeddings[sides])}
         width = ladder_length(self.ids.lengths[sides].max(), self.max_length, self.ladder)
-        batch |= pad_sequences([self.ids[side] for side in sides], width, self.pad)
+        sequences = [self.ids[side] for side in sides]
+        batch |= pad_sequences(sequences, width, self.pad) | segments(sequences, width, self.joint)
         if self.states is not None:
             batch["states"] = pad_states(self.states, self.ids.offsets, sides, width)
         return batch
+
+
+def unlabelled(
+    rows: Sequence[PairRow],
+    tokenizer: Any,
+    max_length: int,
+    with_prompt: bool,
+    prompt_frac: float,
+    joint: Joint | None,
+    style: bool,
+    ladder: int | None = None,
+    quiet: bool = True,
+) -> PairData:
+    """Rows to be answered. style: whether the head reads it; quiet: without a progress bar."""
+    shape = (max_length, with_prompt, prompt_frac)
+    sequences = build_sequences(rows, tokenizer, *shape, quiet, joint is not None)
+    index, labels = np.arange(len(rows)), np.zeros(len(rows), int)
+    ids, pad = Ragged.from_rows(sequences), tokenizer.pad_token_id
+    data = PairData(ids, index, labels, pad, max_length, ladder, joint=joint)
+    if style:
+        data.style = style_features(rows)
+    return data
 
 
 def pad_states(states: np.ndarray, offsets: np.ndarray, numbers: np.ndarray, width: int) -> Tensor:
@@ -202,11 +271,15 @@ def pad_states(states: np.ndarray, offsets: np.ndarray, numbers: np.ndarray, wid
 class SequenceData:
     """The sequences of the token cache one by one, for what does not depend on the pair."""
 
-    def __init__(self, ids: Ragged, pad: int, max_length: int, ladder: int | None):
+    def __init__(
+        self, ids: Ragged, pad: int, max_length: int, ladder: int | None, joint: Joint | None = None
+    ):
         self.ids, self.pad, self.max_length, self.ladder = ids, pad, max_length, ladder
+        self.joint = joint
         self.lengths = self.tokens = ids.lengths
 
     def collate(self, rows: np.ndarray, epoch: int | None) -> dict[str, Tensor]:
-        """input_ids, attention_mask (rows, seq)."""
+        """input_ids, attention_mask (rows, seq), and token_type_ids where there are."""
         width = ladder_length(self.lengths[rows].max(), self.max_length, self.ladder)
-        return pad_sequences([self.ids[row] for row in rows], width, self.pad)
+        sequences = [self.ids[row] for row in rows]
+        return pad_sequences(sequences, width, self.pad) | segments(sequences, width, self.joint)

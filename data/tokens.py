@@ -262,6 +262,14 @@ def rows_of_tokens(lengths: Tensor, device: torch.device) -> Tensor:
     return rows.to(device, non_blocking=True)
 
 
+def segment_separator(tokenizer: Any, model_config: Any) -> int | None:
+    """The token after which BERT's second segment begins; None for models that know no segments."""
+    kinds = getattr(model_config, "type_vocab_size", 0) or 0
+    if kinds < 2 or "token_type_ids" not in tokenizer.model_input_names:
+        return None
+    return int(tokenizer.sep_token_id)
+
+
 def pad_sequences(rows: Sequence[Sequence[int]], width: int, value: int) -> dict[str, Tensor]:
     """input_ids, attention_mask (rows, width) of sequences, padded on the right."""
     lengths = np.array([len(row) for row in rows])[:, None]

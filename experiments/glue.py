@@ -18,6 +18,7 @@ import core
 from data import glue
 from data.glue import SUITES, TASKS, Row, Task
 from data.rows import choose_rows, count_splits
+from data.tokens import segment_separator
 from device import compile_model
 from evaluation.glue_metrics import added_metrics, exact_match, regression_metrics
 from evaluation.metrics import Metrics, classification_metrics, softmax
@@ -123,7 +124,7 @@ class FineTuning(Training):
 
         def part(split: str) -> glue.GlueData:
             pad, steps = self.tokenizer.pad_token_id, config.length_steps
-            separator = glue.segment_separator(self.tokenizer, self.model_config)
+            separator = segment_separator(self.tokenizer, self.model_config)
             return glue.GlueData(ids, rows, split, pad, config.max_length, steps, separator)
 
         self.train, self.val, self.test_data = part("train"), part("val"), part("test")

@@ -20,7 +20,6 @@ from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import choose_rows, count_splits
 from data.style import NAMES, style_features
-from data.tokens import Ragged
 from device import compile_model, device_name, rows_in_parts, to_device
 from evaluation import metrics
 from evaluation.blending import blend
@@ -75,7 +74,9 @@ class Config(Settings):
     prompt: bool = True
     """put the prompt in front of each answer; false: judge from the answers alone"""
     prompt_frac: float = 0.4
-    """share of the tokens that the prompt may keep when prompt and answer do not both fit"""
+    """share of the tokens that the prompt may keep when prompt and answers do not all fit"""
+    form: Literal["towers", "joint"] = "towers"
+    """towers: a sequence for each answer; joint: prompt, A and B in one, of --max_length"""
     head: Literal["concat", "symmetric", "davidson"] = "concat"
     """concat; or exact under swaps: symmetric, davidson (worth of answers, threshold of ties)"""
     pooling: Literal["first", "mean"] = "first"
@@ -231,9 +232,13 @@ class Preference(Training):
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
-        self.ids = pair_data.cached_sequences(
-            self.rows, self.tokenizer, config.max_length, config.prompt, config.prompt_frac, world
-        )
+        shape = (config.max_length, config.prompt, config.prompt_frac)
+        joint = config.form == "joint"
+        self.ids = pair_data.cached_sequences(self.rows, self.tokenizer, *shape, world, joint)
+        self.joint = None
+        if joint:
+            both = config.head != "concat"
+            self.joint = pair_data.joint_form(self.tokenizer, model_config, config.prompt, both)
         labels = np.array([row.label for row in self.rows])
         split = np.array([row.split for row in self.rows])
         soft = pair_data.soft_labels(self.rows, len(self.classes))
@@ -248,6 +253,7 @@ class Preference(Training):
                 config.length_steps,
                 swap_seed,
                 soft if name == "train" else None,
+                self.joint,
             )
 
         augment = config.swap in ("augment", "both")
@@ -277,7 +283,8 @@ class Preference(Training):
         style = self.train.style
         scale = None if style is None else style_scale(style[self.train.index])
         hidden, classes = encoder.config.hidden_size, len(self.classes)
-        head = pairs.build_head(config.head, hidden, config.dropout, classes, scale)
+        joint = self.joint is not None
+        head = pairs.build_head(config.head, hidden, config.dropout, classes, scale, joint)
         model = place(pairs.build_model(encoder, head, config.pooling), self.world)
         if config.compile:
             compile_model(model.encoder)
@@ -322,6 +329,8 @@ class Preference(Training):
         }
         if self.config.pooling != "first":
             key["pooling"] = self.config.pooling
+        if self.joint:
+            key["segments"] = [self.joint.texts, self.joint.separator]
         values, was_there = feature_cache.kept_rows(
             key, shape, dtype, lambda: self._frozen_outputs(state), self.world
         )
@@ -347,7 +356,8 @@ class Preference(Training):
         config, ids, world, encoder = self.config, self.ids, self.world, state.model.encoder
         whole = pretrained.is_frozen(encoder)
         pad = self.tokenizer.pad_token_id
-        data = pair_data.SequenceData(ids, pad, config.max_length, config.length_steps)
+        steps = config.length_steps
+        data = pair_data.SequenceData(ids, pad, config.max_length, steps, self.joint)
         world.say(f"frozen part: running once over {len(ids):,} sequences")
         encoder.eval()
 
@@ -425,14 +435,9 @@ class Preference(Training):
 
         def answer(rows: list[PairRow]) -> tuple[np.ndarray, np.ndarray]:
             shape = (config.max_length, config.prompt, config.prompt_frac)
-            ids = Ragged.from_rows(
-                pair_data.build_sequences(rows, self.tokenizer, *shape, quiet=True)
+            data = pair_data.unlabelled(
+                rows, self.tokenizer, *shape, self.joint, config.features, config.length_steps
             )
-            pad, count = self.tokenizer.pad_token_id, len(rows)
-            place, none = np.arange(count), np.zeros(count, int)
-            data = PairData(ids, place, none, pad, config.max_length, config.length_steps)
-            if config.features:
-                data.style = style_features(rows)
             return self.probabilities(state, data)
 
         return answer
@@ -463,7 +468,9 @@ class Preference(Training):
     def read(self, row: int) -> dict[str, str]:
         """The tokens of a test row, as text."""
         first = 2 * self.test_data.index[row]
-        sides = (("A, as read", first), ("B, as read", first + 1))
+        sides = [("A, as read", first), ("B, as read", first + 1)]
+        if self.joint:
+            sides = [("A and B, as read", first)]
         return {name: self.tokenizer.decode(self.test_data.ids[side]) for name, side in sides}
 
     def answers(self, p: np.ndarray) -> Answers:
@@ -477,6 +484,7 @@ class Preference(Training):
         config = self.config
         facts = {
             "head": config.head,
+            "form": config.form,
             "pooling": config.pooling,
             "style_columns": list(NAMES) if config.features else None,
             "classes": list(self.classes),

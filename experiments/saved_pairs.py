@@ -17,9 +17,7 @@ import torch
 import core
 from data import pairs as pair_data
 from data.arena import PairRow
-from data.pairs import PairData
-from data.style import NAMES, style_features
-from data.tokens import Ragged
+from data.style import NAMES
 from device import autocast, choose_attention, choose_precision
 from evaluation import metrics
 from evaluation.blending import blend
@@ -142,7 +140,14 @@ class SavedPairs:
         scale = (torch.zeros(len(columns)), torch.ones(len(columns))) if columns else None
         self.classes = len(self.facts.get("classes", metrics.PREFERENCE_CLASSES))  # older runs: 3
         hidden = encoder.config.hidden_size
-        head = pairs.build_head(self.facts["head"], hidden, classes=self.classes, style=scale)
+        self.joint = None
+        if self.facts.get("form") == "joint":
+            self.joint = pair_data.joint_form(
+                self.tokenizer, model_config, self.facts["with_prompt"], both_orders=True
+            )
+        joint = self.joint is not None
+        name = self.facts["head"]
+        head = pairs.build_head(name, hidden, classes=self.classes, style=scale, joint=joint)
         self.model = pairs.build_model(encoder, head, pooling or "first")
         pairs.restore_model(self.model, folder)
         self.model.to(world.device).eval()
@@ -151,16 +156,11 @@ class SavedPairs:
         return self.both_orders(rows)[0]
 
     def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
-        facts, tokenizer = self.facts, self.tokenizer
+        facts = self.facts
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
         quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
-        ids = Ragged.from_rows(pair_data.build_sequences(rows, tokenizer, *shape, quiet))
-        count = len(rows)
-        data = PairData(
-            ids, np.arange(count), np.zeros(count, int), tokenizer.pad_token_id, facts["max_length"]
-        )
-        if facts.get("style_columns"):
-            data.style = style_features(rows)
+        style = bool(facts.get("style_columns"))
+        data = pair_data.unlabelled(rows, self.tokenizer, *shape, self.joint, style, quiet=quiet)
         return predict_pairs(self, data, facts["swap"] in ("tta", "both"))
 
     def autocast(self) -> Any:

@@ -1,4 +1,8 @@
-"""Heads that join two answers, beside core's ConcatHead: symmetric ones, and style into any.
+"""Heads that join two answers, beside core's ConcatHead: symmetric ones, style into any, and one
+that reads both answers at once.
+
+In that joint form a is the embedding of (A, B) and b that of (B, A): exchanging the answers
+exchanges the two, so that what is symmetric stays so.
 
 head = DavidsonHead(hidden)
 head = StyleHead(head, mean, scale, dropout=0.1)     # head(a, b, style_features of the rows)
@@ -12,6 +16,20 @@ import core
 from data.style import exchanged
 
 STYLE_SIZE = 64  # numbers that the head reads beside an embedding
+
+
+class JointHead(nn.Module):
+    """a → Linear → tanh → dropout → Linear: a (batch, hidden) of both answers → logits (batch,
+    classes). b, of the other order, is not read."""
+
+    def __init__(self, hidden: int, classes: int = 3, dropout: float = 0.1):
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.out(self.dropout(torch.tanh(self.dense(a))))
 
 
 class SymmetricHead(nn.Module):
@@ -108,9 +126,12 @@ def style_scale(features: np.ndarray) -> tuple[Tensor, Tensor]:
 class MeanPairs(core.PairClassifier):
     """The pair classifier on the mean of all of a sequence's states in place of the first one's."""
 
-    def first_tokens(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """input_ids, attention_mask (sequences, seq) → (sequences, hidden); None: no padding."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def first_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor | None, **more: Tensor
+    ) -> Tensor:
+        """As of the classifier above."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **more}
+        states = self.encoder(**inputs).last_hidden_state
         if attention_mask is None:
             return states.mean(dim=1)
         weights = attention_mask[:, : states.shape[1], None].to(states.dtype)

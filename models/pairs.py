@@ -26,11 +26,13 @@ def build_head(
     dropout: float | None = None,
     classes: int = 3,
     style: tuple[Tensor, Tensor] | None = None,
+    joint: bool = False,
 ) -> nn.Module:
     """concat, symmetric or davidson; dropout: None for .1; classes: 2 where there are no ties;
-    style: (mean, scale) of the style features that it reads, too."""
+    style: (mean, scale) of the style features that it reads, too; joint: both answers are in one
+    sequence, so that nothing is left to concatenate."""
     kind = {
-        "concat": core.ConcatHead,
+        "concat": heads.JointHead if joint else core.ConcatHead,
         "symmetric": heads.SymmetricHead,
         "davidson": heads.DavidsonHead,
     }[name]
@@ -68,13 +70,22 @@ def length_groups(lengths: Tensor) -> list[Tensor]:
 
 
 def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """a, b (rows, hidden): the batch's embeddings, or from its states on, or from all layers."""
+    """a, b (rows, hidden): of both answers, or both orders; where the batch has one order alone,
+    that one twice, for nothing reads the second."""
+    embeddings = embed(model, batch)
+    if "labels" in batch and len(batch["labels"]) == len(embeddings):
+        return embeddings, embeddings
+    return embeddings.chunk(2)
+
+
+def embed(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:
+    """(sequences, hidden): the batch's embeddings, or from its states on, or from all layers."""
     if "embeddings" in batch:
-        return batch["embeddings"].chunk(2)
-    names = ("input_ids", "attention_mask", "states")
+        return batch["embeddings"]
+    names = ("input_ids", "attention_mask", "token_type_ids", "states")
     inputs = {name: batch[name] for name in names if name in batch}
     if batch["input_ids"].device.type != "cpu" or is_compiled(model.encoder):
-        return first_tokens(model, **inputs).chunk(2)
+        return first_tokens(model, **inputs)
     lengths = inputs["attention_mask"].sum(dim=1)
     groups = length_groups(lengths)
     states = [
@@ -82,7 +93,7 @@ def embed_pairs(model: core.PairClassifier, batch: dict[str, Tensor]) -> tuple[T
         for rows in groups
     ]
     places = torch.cat(groups).argsort()
-    return torch.cat(states)[places].chunk(2)
+    return torch.cat(states)[places]
 
 
 def first_tokens(
@@ -90,13 +101,14 @@ def first_tokens(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     states: Tensor | None = None,
+    **more: Tensor,
 ) -> Tensor:
     """input_ids, attention_mask (sequences, seq), None without padding, states (sequences, seq,
-    hidden) where a frozen part's are kept → (sequences, hidden)."""
+    hidden) where a frozen part's are kept, more: token_type_ids → (sequences, hidden)."""
     if states is None:
-        return model.first_tokens(input_ids, attention_mask)
+        return model.first_tokens(input_ids, attention_mask, **more)
     with pretrained.from_border(model.encoder, states):
-        return model.first_tokens(input_ids, attention_mask)
+        return model.first_tokens(input_ids, attention_mask, **more)
 
 
 def pair_outputs(model: core.PairClassifier, batch: dict[str, Tensor]) -> Tensor:

@@ -119,7 +119,7 @@ class Rows:
 
 # by (script's kind, name): train and test of the published splits, where there are such
 DATA = {
-    "lmarena-ai/arena-human-preference-55k": Rows(57_477, None, "each side at --max_length"),
+    "lmarena-ai/arena-human-preference-55k": Rows(57_477, None, "each sequence at --max_length"),
     "tatsu-lab/alpaca": Rows(52_002, 204, "204 tokens a row, as 999 such rows have"),
     "imdb": Rows(25_000, 300, "300 tokens a text"),
     "ag_news": Rows(120_000, 50, "50 tokens a text"),
@@ -231,7 +231,8 @@ def frozen_blocks(settings: Mapping[str, Any], layers: int) -> tuple[int, bool]:
 
 
 def of_preference(settings: Mapping[str, Any]) -> Cost:
-    """Two sequences a row; what is frozen runs once and is kept."""
+    """Two sequences a row; what is frozen runs once and is kept. With both answers in one sequence,
+    a head that is not symmetric learns from one order."""
     shape, data = shape_of(settings["model"]), data_of(settings["data"])
     tokens = min(settings["max_length"], data.tokens or settings["max_length"])
     parts = Parts.of(data.rows, settings)
@@ -240,7 +241,8 @@ def of_preference(settings: Mapping[str, Any]) -> Cost:
     epochs, passes = settings["epochs"], 2 if settings.get("r_drop") else 1
     once = block * frozen * (parts.train + parts.val + parts.test)
     learning = block * (shape.layers - frozen)
-    train = 3 * passes * learning * parts.train * epochs
+    one_order = settings.get("form") == "joint" and settings.get("head") == "concat"
+    train = 3 * passes * learning * parts.train * epochs / (1 + one_order)
     scored = learning * (parts.val * math.ceil(epochs) + parts.test)
     return Cost(once + train + scored, data.note)
 

@@ -56,6 +56,7 @@ VALUES: dict[str, dict[str, tuple]] = {
         "test_frac": ("0.3", []),
         "prompt": ("false", []),
         "prompt_frac": ("0.1", ["--max_length=10"]),
+        "form": ("joint", []),
         "head": ("symmetric", []),
         "pooling": ("mean", []),
         "features": ("true", []),

@@ -20,6 +20,7 @@ import eval_bert
 import files
 from commands import validate as validation
 from data import glue
+from data.tokens import segment_separator
 from evaluation import outcomes
 from experiments import experiment
 from experiments import glue as glue_tuning
@@ -135,7 +136,7 @@ def test_every_task_trains_and_is_tested_once(suite, name, suites, data):
     if task.num_outputs > 1:
         assert tuple(model.config.id2label.values()) == task.classes
     sentences = glue.cached_sequences(task, read, tokenizer, 64, core.single_world("cpu"))
-    separator = glue.segment_separator(tokenizer, model.config)
+    separator = segment_separator(tokenizer, model.config)
     assert separator == tokenizer.sep_token_id
     test = glue.GlueData(sentences, read, "test", tokenizer.pad_token_id, 64, None, separator)
     with torch.no_grad():

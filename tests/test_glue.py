@@ -16,6 +16,7 @@ import core
 from data import glue
 from data.glue import TASKS, Row
 from data.rows import subset
+from data.tokens import segment_separator
 from evaluation import glue_metrics, outcomes, stats
 from experiments import glue as glue_tuning
 from methods.optimizers import build_optimizer, parameter_groups
@@ -571,7 +572,7 @@ def test_segments_are_those_of_the_tokenizer_itself(folder, tokenizer, tiny_bert
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(tiny_bert)
-    separator = glue.segment_separator(tokenizer, config)
+    separator = segment_separator(tokenizer, config)
     for name in ("rte", "cola"):
         task, rows = TASKS[name], load(name, folder)
         ids = glue.cached_sequences(task, rows, tokenizer, 64, core.single_world("cpu"))
@@ -586,7 +587,7 @@ def test_segments_are_those_of_the_tokenizer_itself(folder, tokenizer, tiny_bert
             assert torch.equal(batch[part][:, :width], expected[part]), (name, part)
             assert not batch[part][:, width:].any()
     config.type_vocab_size = 1  # RoBERTa's
-    assert glue.segment_separator(tokenizer, config) is None
+    assert segment_separator(tokenizer, config) is None
     data = glue.GlueData(ids, rows, "test", tokenizer.pad_token_id, 64)
     assert "token_type_ids" not in data.collate(np.arange(2), None)
 
