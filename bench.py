@@ -72,7 +72,7 @@ PLAN = [
     "sft --tasks lora --data {data}/alpaca/alpaca_en_demo.json --repeats 2 --steps 4",
     "phase1 --repeats 3 --epochs 8",
     "processes --repeats 2 --steps 6",
-    "checkpoints --repeats 1 --steps 20",
+    "checkpoints --repeats 10 --steps 10",
     "monitoring --repeats 10 --steps 15",
     "startup --repeats 3",
     "overlap --repeats 30",

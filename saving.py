@@ -73,11 +73,12 @@ class HostCopy:
         self._buffers = used  # what was not used again goes
         return result
 
-    def has_room(self, tree: Any) -> bool:
-        """Whether the host has memory for the copy beside what it needs anyway."""
+    def has_room(self, tree: Any, besides: Iterable[Tensor] = ()) -> bool:
+        """Whether the host has memory for the copy that take() would make."""
+        there = {_place(tensor) for tensor in besides}
+        needed = sum(t.nbytes for t in tensors_of(tree) if _place(t) not in there)
         held = sum(t.nbytes for each in self._buffers.values() for t in each)
-        needed = sum(tensor.nbytes for tensor in tensors_of(tree)) - held
-        return needed < 0.8 * psutil.virtual_memory().available
+        return needed - held < 0.8 * psutil.virtual_memory().available
 
 
 def _place(tensor: Tensor) -> tuple:

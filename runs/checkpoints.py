@@ -40,8 +40,6 @@ class Checkpoints:
         self.origin: dict[str, str] = {}  # run and commit, for the manifests
         self._memory, self._writer = HostCopy(), Writer(self._failed)
         self._submitted: int | None = None  # the step that was given to the writer last
-        self._after: Callable[[], None] = lambda: None
-        self._error: Exception | None = None  # to be raised where all ranks settle
 
     def load_newest(self, state: State) -> dict | None:
         """Weights of the newest whole checkpoint into the model; returns the rest of the state, on
@@ -89,11 +87,12 @@ class Checkpoints:
                 f"note: {folder} cannot be removed ({problem.strerror}): tried again later"
             )
 
-    def save(self, state: State, before: Callable[[], None], after: Callable[[], None]) -> None:
+    def save(self, state: State, sync: Callable[[], None], record: Callable[[], None]) -> None:
         """A whole checkpoint of this step; the newest two stay, and every keep_every-th.
 
-        It is being written when this returns, and there when settle() has returned. before: called
-        by the writer's thread ahead of the files; after: by this one once they are there.
+        It is being written when this returns, and there when settle() has returned. record: called
+        by rank 0 ahead of that; no checkpoint is of a step that it does not know. sync: called by
+        the writer's thread ahead of the files.
         """
         folder = self.weights / f"step_{state.step:08d}"
 
@@ -101,15 +100,16 @@ class Checkpoints:
             if self._submitted == state.step or damage(folder) is None:
                 return
             started = time.perf_counter()
-            self.require()
+            record()
             parts = saved_parts(state)
-            beside_training = self._memory.has_room(parts)
+            there = state.host_copies()
+            beside_training = self._memory.has_room(parts, there)
             if beside_training:
-                parts = self._memory.take(parts, state.host_copies())
+                parts = self._memory.take(parts, there)
 
             def write(proceed: Callable[[], None]) -> int:
                 def fill(beside: Path) -> dict[str, dict]:
-                    before()
+                    sync()
                     return write_files(*parts, beside, proceed)
 
                 written = self._write(folder, fill, step)
@@ -117,7 +117,6 @@ class Checkpoints:
                 return written
 
             step = self._submitted = state.step
-            self._after = after
             self._writer.submit(write)
             self.spent(checkpoint_seconds=time.perf_counter() - started)
             if not beside_training:
@@ -135,14 +134,9 @@ class Checkpoints:
         self.world.on_rank_0(lambda: self._settle(expendable))
 
     def poll(self) -> None:
-        """Tell of a checkpoint that has become whole meanwhile; waits for nobody. Rank 0 has more
-        to do here, so that an error waits until all of them settle."""
+        """Note what has become whole meanwhile; waits for nobody."""
         if self._writer.done:
-            try:
-                self._settle()
-            except Exception as error:
-                self._error = error
-                self._failed()
+            self._settle()
 
     def close(self) -> None:
         """At the end of a run that failed: what was saved before is not lost by that."""
@@ -152,8 +146,6 @@ class Checkpoints:
             self.world.say(f"warning: no checkpoint of step {self._submitted}: {error}")
 
     def _settle(self, expendable: bool = False) -> None:
-        if self._error is not None:
-            raise self._error
         started = time.perf_counter()
         try:
             written = self._writer.join(lambda: expendable and self.world.signal is not None)
@@ -164,7 +156,6 @@ class Checkpoints:
         if written is not None:
             waited = time.perf_counter() - started
             self.spent(checkpoint_seconds=waited, checkpoint_bytes=written)
-            self._after()
 
     def _failed(self) -> None:
         """Called by the writer's thread: the step or evaluation is cut off on all ranks, as by a

@@ -287,7 +287,15 @@ class RunFolder:
         """run.json; state: as far as it has come. Rank 0 only."""
         self.require_claim()
         if state is not None:
-            self.facts |= progress(state)
+            self.facts |= {
+                "seconds": round(state.seconds, 3),
+                "steps": state.step,
+                "total_steps": getattr(state.clock, "total_steps", None),
+                "micro_batch": state.loader.micro_batch,  # halved when memory ran out
+                "peak_memory_bytes": peak_memory(self.world.device),
+            }
+            if state.evaluation_halvings:  # of its rows, as memory ran out there
+                self.facts["evaluation_halvings"] = state.evaluation_halvings
         record = {
             "schema_version": SCHEMA_VERSION,
             "status": self.status,
@@ -303,20 +311,6 @@ class RunFolder:
             **self.rows_at_start,  # whatever a later session reads, until it may go on
         }
         write_record(self.path, record)
-
-
-def progress(state: State) -> dict[str, Any]:
-    """How far a run has come, for run.json."""
-    facts = {
-        "seconds": round(state.seconds, 3),
-        "steps": state.step,
-        "total_steps": getattr(state.clock, "total_steps", None),
-        "micro_batch": state.loader.micro_batch,  # halved when memory ran out
-        "peak_memory_bytes": peak_memory(state.world.device),
-    }
-    if state.evaluation_halvings:  # of its rows, as memory ran out there
-        facts["evaluation_halvings"] = state.evaluation_halvings
-    return facts
 
 
 def is_same_file(first: Any, second: Any) -> bool:

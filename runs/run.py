@@ -21,7 +21,7 @@ from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
 from runs import spikes
 from runs.checkpoints import Checkpoints
-from runs.folder import RunFolder, parameter_facts, progress
+from runs.folder import RunFolder, parameter_facts
 from runs.log import Log
 from runs.results import last_lines, summary_lines, write_result
 from settings import Settings, as_dict, left_out, read_so_far, require_read
@@ -320,13 +320,8 @@ class Run:
 
     def save(self, state: State) -> None:
         """A whole checkpoint of this step, written while the next ones are computed."""
-        come = progress(state)
-
-        def record() -> None:
-            self.record.facts |= come
-            self.record.write_record()
-
-        self._checkpoints.save(state, before=self._log.sync, after=record)
+        record = lambda: self.record.write_record(state)  # noqa: E731
+        self._checkpoints.save(state, sync=self._log.sync, record=record)
         self._restart_clock(state)
 
     def settle(self) -> None:

@@ -1,4 +1,5 @@
-"""Runs that are killed at random moments and continued, until KILLS kills (200) of each kind.
+"""Runs that are killed at random moments and continued, until KILLS kills (200) of each kind, and
+half as many inside the thread that writes checkpoints.
 
 KILLS=20 python -m pytest -x -s tests/long/test_random_kills.py
 
@@ -33,6 +34,7 @@ from tiny_instructions import build_models, write_rows
 from tiny_models import build_tiny_gpt2
 
 import alpaca_sft
+import files
 import finetune_gpt2
 import pretrain_bert
 import run_2_appendprompt
@@ -81,10 +83,11 @@ def fork(action: Callable[[], Any], log: Path, **environment: str) -> int:
         os._exit(code)
 
 
-def script(name: str, words: list[str]) -> Callable[[], None]:
-    """As `python NAME WORDS` would."""
+def script(name: str, words: list[str], before: Callable = lambda: None) -> Callable[[], None]:
+    """As `python NAME WORDS` would. before: is done in the process first."""
 
     def action() -> None:
+        before()
         module = SCRIPTS[name]
         config, given = parse_settings(module.Config, words, name, getattr(module, "ALIASES", None))
         module.main(config, given)
@@ -92,16 +95,18 @@ def script(name: str, words: list[str]) -> Callable[[], None]:
     return action
 
 
-def start(name: str, words: list[str], size: int, log: Path) -> list[int]:
+def start(
+    name: str, words: list[str], size: int, log: Path, before: Callable = lambda: None
+) -> list[int]:
     """Process ids of the ranks."""
     if size == 1:
-        return [fork(script(name, words), log)]
+        return [fork(script(name, words, before), log)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     place |= {"WORLD_SIZE": str(size)}
     return [
-        fork(script(name, words), log, RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        fork(script(name, words, before), log, RANK=str(rank), LOCAL_RANK=str(rank), **place)
         for rank in range(size)
     ]
 
@@ -307,6 +312,54 @@ def test_killed_at_random_moments(kind, inputs, tmp_path):
         f"\n{kind}: {kills} kills of a run of {whole:.1f} s, {nowhere} before its folder; "
         f"{whole_runs + 1} came to their end, all as uninterrupted; "
         f"{time.monotonic() - begun:.0f} s"
+    )
+
+
+def write_slowly() -> None:
+    """A checkpoint takes some tenths of a second, in which steps go on."""
+    write = files.HashedFile.write
+
+    def slow(self, data: Any) -> int:
+        time.sleep(0.0005)
+        return write(self, data)
+
+    files.HashedFile.write = slow
+
+
+@pytest.mark.parametrize("kind", ["preference", "headlines", "two processes"])
+def test_killed_inside_the_writer(kind, inputs, tmp_path):
+    """KILLS / 2 (100) kills while the thread writes a checkpoint that is half there."""
+    name, words, size = kinds(inputs)[kind]
+    words = [*words, *QUIET]
+    reference, folder, log = tmp_path / "reference", tmp_path / "run", tmp_path / "log.txt"
+    for _ in range(2):  # the second one finds caches, as those that are killed do
+        shutil.rmtree(reference, ignore_errors=True)
+        pids = start(name, [*words, f"--out={reference}"], size, log)
+        assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
+    wanted, weights = results(reference), folder / "train/weights"
+    draw, kills, whole_runs, begun = random.Random(kind), 0, 0, time.monotonic()
+    while kills < KILLS // 2:
+        log.unlink(missing_ok=True)
+        pids = start(name, [*words, f"--out={folder}"], size, log, write_slowly)
+        seen: set[str] = set()
+        enough, codes = draw.randint(1, 4), None
+        while len(seen) < enough and (codes := end_of(pids, 0.002)) is None:
+            seen |= {path.name for path in weights.glob("step_*.tmp")}
+        if codes is None:
+            time.sleep(draw.uniform(0, 0.4))
+            kill(pids)
+            kills += bool(list(weights.glob("step_*.tmp")))
+            continue
+        assert codes == [0] * size, log.read_text()[-3000:]
+        assert_same(results(folder), wanted)
+        shutil.rmtree(folder)
+        whole_runs += 1
+    pids = start(name, [*words, f"--out={folder}"], size, log)
+    assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
+    assert_same(results(folder), wanted)
+    print(
+        f"\n{kind}: {kills} kills inside the writer; {whole_runs + 1} runs came to their end, all "
+        f"as uninterrupted; {time.monotonic() - begun:.0f} s"
     )
 
 
