@@ -85,6 +85,9 @@ NOT_HERE = (
     "form",
     "pooling",
     "blend",
+    "teacher",
+    "distill_weight",
+    "temperature",
 )
 
 

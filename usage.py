@@ -34,8 +34,8 @@ GROUPS: dict[str, tuple[str, str]] = {
         "epochs budget batch micro_batch lr head_lr schedule warmup_frac optimizer "
         "weight_decay selection.name stacking.enabled layer_drop.enabled",
         "budget_unit budget_table head_epochs min_lr decay_frac lr_factors layer_decay betas eps "
-        "momentum matrix_lr max_grad_norm label_smoothing r_drop distill_weight temperature "
-        "average average_frac selection.beta selection.history selection.mega_batch "
+        "momentum matrix_lr max_grad_norm label_smoothing r_drop teacher distill_weight "
+        "temperature average average_frac selection.beta selection.history selection.mega_batch "
         "selection.il_losses selection.charge_forward sophia.rho sophia.every sophia.rows "
         "sophia.charge stacking.initial_layers stacking.fractions layer_drop.theta "
         "layer_drop.gamma",

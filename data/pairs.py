@@ -195,6 +195,7 @@ class PairData:
         self.embeddings: np.ndarray | None = None
         self.states: np.ndarray | None = None
         self.style: np.ndarray | None = None  # style_features of all rows, for a head that reads it
+        self.teacher: np.ndarray | None = None  # (rows of index, classes) log p of a teacher
         sides = ids.lengths.reshape(-1, 2)[index]
         self.lengths, self.tokens = sides.max(axis=1), sides.sum(axis=1)
         if joint and not joint.both_orders:
@@ -206,7 +207,7 @@ class PairData:
         come first, token_type_ids may be there, and training may have one a row (rows, seq).
 
         Where they are kept, also states (2·rows, seq, hidden), or only embeddings (2·rows, hidden);
-        style (rows, features) where there is.
+        style (rows, features) and teacher (rows, classes) where there is.
         """
         numbers = self.index[rows]
         labels = self.labels[numbers] if self.soft is None else self.soft[numbers]
@@ -226,6 +227,10 @@ class PairData:
             style = self.style[numbers]
             style[first == 1] = exchanged(style[first == 1])
             batch["style"] = torch.from_numpy(style)
+        if self.teacher is not None:
+            theirs = self.teacher[rows]
+            theirs = np.where(first[:, None] == 1, swap_classes(theirs), theirs)
+            batch["teacher"] = torch.from_numpy(theirs)
         if self.embeddings is not None:
             return batch | {"embeddings": torch.from_numpy(self.embeddings[sides])}
         width = ladder_length(self.ids.lengths[sides].max(), self.max_length, self.ladder)

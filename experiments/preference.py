@@ -3,10 +3,12 @@
 A script chooses the encoder, may fix whether the prompt is read, and shows its own loop.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from data import arena, reviews
 from data import pairs as pair_data
 from data.arena import PairRow
 from data.pairs import PairData
-from data.rows import choose_rows, count_splits
+from data.rows import choose_rows, count_splits, fingerprint
 from data.style import NAMES, style_features
 from device import compile_model, device_name, rows_in_parts, to_device
 from evaluation import metrics
@@ -41,14 +43,15 @@ from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
     style_answers,
     test_result,
 )
-from experiments.saved_pairs import open_run, other_run
+from experiments.saved_pairs import open_run, other_run, require_finished
 from experiments.training import Targets, Training, build_state
+from files import content_digest, read_json, read_yaml
 from methods import feature_cache
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import pairs, pretrained
 from models.heads import style_scale
-from settings import Settings, seed_of
+from settings import Settings, current_names, seed_of
 
 HUB_DATA = "lmarena-ai/arena-human-preference-55k"
 
@@ -57,7 +60,7 @@ HUB_DATA = "lmarena-ai/arena-human-preference-55k"
 class Config(Settings):
     """Settings of the preference scripts."""
 
-    ONLY_WITH = {"prompt_frac": "prompt"}
+    ONLY_WITH = {"prompt_frac": "prompt", "distill_weight": "teacher", "temperature": "teacher"}
     READ_LATER = ("beyond_style",)
 
     data: str = HUB_DATA
@@ -85,6 +88,12 @@ class Config(Settings):
     """the head reads length, layout and other style, too"""
     swap: Literal["none", "augment", "tta", "both"] = "none"
     """augment: swap A and B at random in training; tta: average both orders in the test"""
+    teacher: str | None = None
+    """finished run whose answers on the training rows are learned from, beside their labels"""
+    distill_weight: float = 0.5
+    """share of the loss that the teacher's probabilities give; 1: they alone"""
+    temperature: float = 2.0
+    """softens both probabilities in that share"""
     labels: Literal["true", "shuffled"] = "true"
     """shuffled: the control that must stay at chance"""
     lr: float = 1e-5
@@ -103,10 +112,13 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_frac", "test_frac", "prompt_frac"):
+        for name in ("val_frac", "test_frac", "prompt_frac", "distill_weight"):
             self._require(name, lambda value: 0 <= value <= 1, "a share from 0 to 1")
         self._require("dropout", lambda value: 0 <= value < 1, "a share from 0, below 1")
-        self._require("head_lr", lambda value: value > 0, "more than 0")
+        for name in ("head_lr", "temperature"):
+            self._require(name, lambda value: value > 0, "more than 0")
+        if self.teacher is not None and self.labels == "shuffled":
+            raise ValueError("--labels shuffled: a teacher knows the labels; leave out --teacher")
 
 
 # What a script without any settings does where there is no hub: the configuration of the demo.
@@ -228,7 +240,9 @@ class Preference(Training):
         pretrained.check_model(config.model)
         self.rows, self.facts = load_rows(config, world, folder)
         self.classes = tuple(self.facts["classes"])
+        self.folder = folder
         self.other = None if config.blend is None else other_run(config.blend, self.facts)
+        taught = config.teacher is not None and self.check_teacher()
         model_config = pretrained.load_config(config.model)
         self.precision, self.attention = pretrained.choose_kernels(config, world, model_config)
         self.tokenizer = pretrained.load_tokenizer(config.model, model_config, say=world.say)
@@ -263,6 +277,8 @@ class Preference(Training):
             style = style_features(self.rows)
             for data in (self.train, self.val, self.test_data):
                 data.style = style
+        if taught:
+            self.train.teacher = self.teacher_answers()
         self.latest = LastEvaluation()
 
     def load_encoder(self, init: str = "pretrained") -> nn.Module:
@@ -294,6 +310,52 @@ class Preference(Training):
             config.weight_decay,
         )
         return build_state(self, model, groups)
+
+    # -- a teacher
+
+    def check_teacher(self) -> bool:
+        """ValueError unless it is finished and has seen no row of validation or test: what it knows
+        of them would come back in its answers. Says how many training rows it has seen."""
+        run = Path(self.config.teacher)
+        require_finished("--teacher", run)
+        seen = prompts_seen(run, self.world)
+        held_out = {row.group for row in self.rows if row.split != "train"}
+        if leaked := len(held_out & seen):
+            raise ValueError(
+                f"--teacher {run}: it was trained on {leaked:,} of the {len(held_out):,} prompts "
+                "of validation and test here, and would tell of their labels. Use one of this split"
+            )
+        groups = [row.group for row in self.rows if row.split == "train"]
+        own = sum(group in seen for group in groups)
+        if own:
+            self.world.say(
+                f"note: the teacher was trained on the prompts of {own:,} of {len(groups):,} "
+                "training rows: its answers there are surer than they would be on new ones"
+            )
+        self.facts["teacher"] = {"digest": content_digest(run), "trained_on": own}
+        return True
+
+    def teacher_answers(self) -> np.ndarray:
+        """(training rows, classes) log p, the mean of both orders; kept in the cache."""
+        config, world, classes = self.config, self.world, len(self.classes)
+        rows = [self.rows[i] for i in self.train.index]
+        tested = read_json(Path(config.teacher) / "test/metrics/metrics.json")
+        key = {
+            "kind": "answers of a teacher, version 1",
+            "run": content_digest(Path(config.teacher)),
+            "tested": {name: tested.get(name) for name in ("tested_with", "blend")},
+            "rows": fingerprint([arena.row_hash(row)] for row in rows),
+        }
+
+        def build() -> np.ndarray:
+            world.say(f"teacher: answering {len(rows):,} training rows")
+            answer = open_run(config.teacher, world, tested.get("tested_with", "best"))
+            if answer.classes != classes:
+                raise ValueError(f"--teacher {config.teacher}: it was trained on other classes")
+            p = metrics.average_swapped(*answer.both_orders(rows))
+            return np.log(np.maximum(p, 1e-30)).astype(np.float32)
+
+        return feature_cache.cached_features(key, build, world)[0]
 
     # -- frozen parts
 
@@ -385,7 +447,8 @@ class Preference(Training):
         return self.loss_of_targets(model, batch)
 
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
-        return Targets(pairs.pair_logits(model, batch), batch["labels"])
+        logits = pairs.pair_logits(model, batch)
+        return Targets(logits, batch["labels"], teacher=batch.get("teacher"))
 
     def probabilities(self, state: core.State, data: PairData) -> tuple[np.ndarray, np.ndarray]:
         """p(A, B) and p(B, A), each (rows, classes); with --swap tta both are the average."""
@@ -498,6 +561,21 @@ class Preference(Training):
 
     def restore(self, state: core.State, folder: Path) -> None:
         pairs.restore_model(state.model, folder)
+
+
+def prompts_seen(run: Path, world: core.World) -> set[str]:
+    """Groups of the rows that a run was trained on, by itself or through a teacher, or a partner
+    that it is joined with. ValueError where they cannot be read."""
+    try:
+        recorded = current_names(read_yaml(run / "config.yaml"))
+        settings = SimpleNamespace(**vars(Config()) | recorded)  # of older runs the defaults
+        rows, _ = load_rows(settings, dataclasses.replace(world, rank=1), None)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run}: what it was trained on cannot be read: {error}") from None
+    seen = {row.group for row in rows if row.split == "train"}
+    for other in (settings.teacher, settings.blend):
+        seen |= prompts_seen(Path(other), world) if other else set()
+    return seen
 
 
 def architecture_of(config: Any) -> dict[str, Any]:

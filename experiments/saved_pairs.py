@@ -170,10 +170,8 @@ class SavedPairs:
 def other_run(run: str, facts: dict[str, Any]) -> Path:
     """A run to blend with. ValueError unless it is finished, and trained on the same split: its
     training rows may be test rows here otherwise."""
-    folder = Path(run).absolute()
-    record = read_json(folder / "run.json")
-    if record.get("status") != "finished":
-        raise ValueError(f"--blend {run}: no finished run of the preference scripts")
+    folder = Path(run)
+    record = require_finished("--blend", folder)
     for name in ("data_fingerprint", "split_fingerprint"):
         if record.get(name) != facts[name]:
             raise ValueError(
@@ -181,3 +179,11 @@ def other_run(run: str, facts: dict[str, Any]) -> Path:
                 "its training rows may be test rows here"
             )
     return folder
+
+
+def require_finished(option: str, run: Path) -> dict[str, Any]:
+    """Its run.json; ValueError unless it is a finished run."""
+    record = read_json(run / "run.json")
+    if record.get("status") != "finished":
+        raise ValueError(f"{option} {run}: no finished run of the preference scripts")
+    return record

@@ -22,6 +22,7 @@ from methods import clock as clocks
 from methods.averaging import WeightAverage, WindowAverage
 from methods.batch_selection import SelectingLoader, SelectiveBackprop
 from methods.curvature import Curvature, SeekingLoader
+from methods.distillation import distillation_loss_sum
 from methods.dropout import drops
 from methods.losses import are_scores, loss_sum, target_losses
 from methods.muon import split_for_muon
@@ -46,6 +47,7 @@ class Targets(NamedTuple):
     logits: Tensor  # (targets, classes), or (targets, 1) of a score
     labels: Tensor  # (targets,) whole numbers or scores, or (targets, classes) probabilities
     rows: Tensor | None = None  # (targets,) the row of the batch of each; None: one target a row
+    teacher: Tensor | None = None  # (targets, classes) logits of a teacher, where there is one
 
 
 class Training(abc.ABC):
@@ -74,12 +76,17 @@ class Training(abc.ABC):
     def loss_of_targets(
         self, model: nn.Module, batch: dict[str, Tensor]
     ) -> tuple[Tensor, int | Tensor]:
-        """(training loss in nats summed over the targets, their number), with --label_smoothing and
-        --r_drop."""
+        """(training loss in nats summed over the targets, their number), with --label_smoothing,
+        --r_drop and, where there is a teacher, --distill_weight."""
         config = self.config
         answers = [self.target_logits(model, batch) for _ in range(self.passes)]
-        passes, labels = [each.logits for each in answers], answers[0].labels
-        return loss_sum(passes, labels, config.label_smoothing, config.r_drop), len(labels)
+        passes, (_, labels, _, teacher) = [each.logits for each in answers], answers[0]
+        loss = loss_sum(passes, labels, config.label_smoothing, config.r_drop)
+        if teacher is not None:
+            each = [distillation_loss_sum(p, teacher, config.temperature) for p in passes]
+            weight = config.distill_weight
+            loss = (1 - weight) * loss + weight * sum(each) / len(each)
+        return loss, len(labels)
 
     def needs_targets(self) -> bool:
         """Whether the loss is another than the plain cross-entropy, which may have a faster way."""

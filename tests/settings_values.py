@@ -206,8 +206,9 @@ DECLARED: dict[str, str] = {
     "blend": EVALUATED,
     "beyond_style": EVALUATED,
     "skip_bad_rows": "rows that cannot be used, of which there are none here",
-    "distill_weight": "a teacher, which test_finetune_gpt2.py trains with",
-    "temperature": "a teacher, which test_finetune_gpt2.py trains with",
+    "teacher": "test_teacher.py trains with one",
+    "distill_weight": "test_teacher.py and test_finetune_gpt2.py train with a teacher",
+    "temperature": "test_teacher.py and test_finetune_gpt2.py train with a teacher",
     # of the other kind of task, where they are refused: test_finetune_gpt2.py
     "crop": "classification",
     "train_stride": "language modelling",

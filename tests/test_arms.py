@@ -157,6 +157,10 @@ def test_arm_trains_two_steps(path, script, tiny, pair_csv, tmp_path):
     asked, _ = parse_settings(importlib.import_module(script).Config, ["--config", str(path)])
     model = tiny(architecture_of(asked.model))
     settings = ["--config", path, "--model", model, "--data", pair_csv, "--epochs", 3]
+    if asked.teacher is not None:
+        few = ["--model", model, "--data", pair_csv, "--epochs", 0.3, "--max_length", 16]
+        train(script, *few, "--out", tmp_path / "teacher")
+        settings += ["--teacher", tmp_path / "teacher"]
     train(script, *settings, "--out", tmp_path / "run", "--stop_after", 2)
     record = record_of(tmp_path / "run")
     assert (record["status"], record["steps"]) == ("stopped", 2)
@@ -167,7 +171,7 @@ def test_arm_trains_two_steps(path, script, tiny, pair_csv, tmp_path):
         assert [line["lr"] for line in steps] == [asked.lr] * 2
     used = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     for key, value in settings_in(path).items():
-        assert key in ("model", "data", "epochs") or used[key] == value
+        assert key in ("model", "data", "epochs", "teacher") or used[key] == value
     saved = load_file(tmp_path / "run/train/weights/step_00000002/model.safetensors")
     published = load_file(model / "model.safetensors")
     moved = max(
