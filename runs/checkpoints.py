@@ -139,11 +139,12 @@ class Checkpoints:
             self._settle()
 
     def close(self) -> None:
-        """At the end of a run that failed: what was saved before is not lost by that."""
+        """At the end of a run, which may have failed: what was saved before is not lost by that."""
         try:
             self._settle()
         except Exception as error:
             self.world.say(f"warning: no checkpoint of step {self._submitted}: {error}")
+        self._memory = HostCopy()
 
     def _settle(self, expendable: bool = False) -> None:
         started = time.perf_counter()

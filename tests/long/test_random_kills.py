@@ -47,6 +47,7 @@ from sweeps import running
 
 KILLS = int(os.environ.get("KILLS", "200"))
 TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes", "machine"}
+TIMES |= {"run", "commit"}  # of manifests: whose weights they are
 QUIET = ["--page=false", "--device=cpu", "--precision=fp32"]
 MODULES = (run_2_appendprompt, pretrain_bert, finetune_gpt2, train_headlines, alpaca_sft)
 SCRIPTS = {Path(module.__file__).name: module for module in MODULES}
