@@ -40,7 +40,7 @@ from evaluation.metrics import softmax
 from experiments import preference
 from experiments.experiment import Result, or_embedded
 from experiments.training import schedule_of
-from files import write_text
+from files import write_folder, write_text
 from methods.optimizers import parameter_groups
 from models import pairs
 from runs.folder import environment_facts, parameter_facts
@@ -372,6 +372,8 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
         return
     tested = best.best_model_path if config.test_with == "best" else str(own)
     result = task.score_on_one_process(module, tested)
+    as_tested = SimpleNamespace(model=module.model)
+    write_folder(weights / config.test_with, lambda beside: task.export(as_tested, beside))
     record.withdraw(*outcomes.FAILED, *outcomes.CAUTIONS)
     for verdict in outcomes.verdicts_of(run.course, result.evidence):
         record.verdict(verdict, say=False)
@@ -382,4 +384,10 @@ def train(config: Config, task: Task, run: runs.Run) -> None:
 
 
 if __name__ == "__main__":
-    runs.launch(main, Config, aliases=ALIASES)
+    from commands import evaluate, predict
+
+    commands = {
+        "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig),
+        "predict": (predict.predict, predict.PredictConfig),
+    }
+    runs.launch(main, Config, commands, ALIASES)

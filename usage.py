@@ -17,8 +17,8 @@ from settings import Section, conditions, field_types, in_words, options_of, val
 GROUPS: dict[str, tuple[str, str]] = {
     "data": (
         "data task suite template mask_prompt prompt limit split max_length",
-        "extra_train labels train_frac train_rows val_frac test_frac prompt_frac skip_bad_rows "
-        "data_seed "
+        "minus_one extra_train labels train_frac train_rows val_frac test_frac prompt_frac "
+        "skip_bad_rows data_seed "
         "validation.fraction validation.seed validation.truncate_to validation.il_model "
         "tokenizer vocab_size prefix_space sequences within_titles packing mask_frac swap crop "
         "stride train_stride detokenize group_by_length",

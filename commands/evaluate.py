@@ -6,10 +6,10 @@ python report.py compare mails/gpt2 mails/distilgpt2      # the same rows, row b
 
 All rows of the file are test rows: nothing is split, fitted or chosen. The run's own settings, its
 tokenizer and the weights that it was tested with are used. A run folder is written that report.py
-reads as a test of that run. Rows that the run was trained on are counted and said.
+reads as a test of that run. Rows that the run was trained on are counted and said. Under torchrun
+the processes share the rows.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import yaml
 
-import console
 import core
 from data import arena, corpora, documents, glue, instructions, texts, titles
 from data.rows import choose_rows, fingerprint, normalised_text, stable_hash
@@ -55,6 +54,8 @@ class EvaluateConfig:
     """which weights of the run; null: those that it was tested with"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
+    minus_one: Literal["a", "b"] | None = None
+    """preference: who wins where a winner is -1; null: such numbers are refused"""
     skip_bad_rows: bool = False
     """leave out rows that cannot be used (preference, GLUE)"""
 
@@ -71,7 +72,8 @@ class Evaluated(NamedTuple):
 class SavedRun:
     """A run, opened again."""
 
-    def __init__(self, config: EvaluateConfig):
+    def __init__(self, config: EvaluateConfig, world: core.World | None = None):
+        """world: of processes that evaluate together; None: this one alone."""
         self.asked, self.folder = config, Path(config.run_folder)
         if not config.run_folder or not config.data:
             raise ValueError("evaluate needs a run and rows: evaluate RUN --data FILE")
@@ -96,9 +98,9 @@ class SavedRun:
             raise ValueError(
                 f"{self.weights} is no whole folder of saved weights ({problem}){hint}"
             )
-        self.world = core.single_world(config.device)
-        # for what only prepares
-        self.quiet = replace(self.world, rank=1)
+        self.world = world = world or core.single_world(config.device)
+        # for what only prepares, each process by itself
+        self.quiet = replace(world, rank=1, size=1, store=None)
 
     @cached_property
     def rows(self) -> Any:
@@ -108,7 +110,7 @@ class SavedRun:
             return OWN_ROWS[self.script](self)
         except (OSError, ValueError, AttributeError, ModuleNotFoundError) as error:
             why = " ".join(str(error).split())[:200]
-            console.say(
+            self.world.say(
                 f"note: the run's own rows cannot be read ({why}): whether it was trained on these "
                 "is not known"
             )
@@ -130,6 +132,10 @@ class SavedRun:
                 "val": found["val"] - found["train"],
             }.items()
         }
+
+    def say(self, notes: Iterable[str]) -> None:
+        for line in notes:
+            self.world.say(line)
 
     def precision(self, model_config: Any = None) -> str:
         """As the run was trained, on this device."""
@@ -153,11 +159,6 @@ class Seen(NamedTuple):
     group: str
 
 
-def say(notes: Iterable[str]) -> None:
-    for line in notes:
-        console.say(line)
-
-
 # -------------------------------------------------------------------------- preference
 
 
@@ -166,10 +167,12 @@ def of_preference(run: SavedRun) -> Evaluated:
     from experiments import preference
 
     config = run.asked
-    pairs = arena.read_pairs(config.data, skip_bad_rows=config.skip_bad_rows)
+    pairs = arena.read_pairs(
+        config.data, skip_bad_rows=config.skip_bad_rows, minus_one=lambda: config.minus_one
+    )
     opened = PredictConfig(str(run.folder), weights=run.which, device=config.device)
-    console.say(pairs.reading)
-    predictor, rows = Predictor(opened), pairs.rows
+    run.say([pairs.reading])
+    predictor, rows = Predictor(opened, run.world), pairs.rows
     if len(predictor.classes) == arena.TIE:
         ties = [row.id for row in rows if row.label == arena.TIE]
         if ties and not config.skip_bad_rows or len(ties) == len(rows):
@@ -182,7 +185,7 @@ def of_preference(run: SavedRun) -> Evaluated:
         pairs.repairs.update({"ties_left_out": len(ties)} if ties else {})
     if pairs.repairs:
         found = sorted(pairs.repairs.items())
-        console.say("repaired: " + ", ".join(f"{n} {name}" for name, n in found))
+        run.say(["repaired: " + ", ".join(f"{n} {name}" for name, n in found)])
     run.precision_here = predictor.precision
     p, swapped = predictor.both_orders(rows)
     figures = preference.pair_metrics(rows, p, swapped)
@@ -198,8 +201,7 @@ def of_preference(run: SavedRun) -> Evaluated:
 def rows_of_preference(run: SavedRun) -> list[Any]:
     from experiments import preference
 
-    defaults = vars(preference.Config())  # of settings that are newer than the run
-    settings = SimpleNamespace(**defaults | vars(run.settings))
+    settings = SimpleNamespace(**preference.as_recorded(vars(run.settings)))
     return preference.load_rows(settings, run.quiet, None)[0]
 
 
@@ -210,7 +212,7 @@ def of_glue(run: SavedRun) -> Evaluated:
     settings, (task,) = run.settings, glue.find_tasks(run.settings.suite)
     path = Path(run.asked.data)
     rows, notes = glue.load_held_out(task, path, skip_bad_rows=run.asked.skip_bad_rows)
-    say(notes)
+    run.say(notes)
     from transformers import AutoModelForSequenceClassification  # after wrong rows
 
     from experiments.glue import outputs, predictions, score
@@ -271,7 +273,7 @@ def of_texts(run: SavedRun, shape: Any, tokenizer: Any) -> Evaluated:
     path = Path(run.asked.data)
     texts.require_path(path)
     rows, notes = texts.load_held_out(path, classes)
-    say(notes)
+    run.say(notes)
     length = run.settings.max_length
     ids = texts.cached_sequences(rows, tokenizer, run.world)
     data = texts.TextData(ids, rows, "test", tokenizer, length)
@@ -297,7 +299,7 @@ def of_language(run: SavedRun, shape: Any, tokenizer: Any) -> Evaluated:
     rows, separated, notes = documents.load_held_out(
         settings.task, run.asked.data, settings.detokenize
     )
-    say(notes)
+    run.say(notes)
     if not rows:
         raise ValueError(f"{run.asked.data}: it holds no text")
 
@@ -345,10 +347,10 @@ def of_headlines(run: SavedRun) -> Evaluated:
     from experiments.headlines import Headlines
 
     every, notes = titles.load_titles(run.asked.data, None, None)
-    say(notes)
+    run.say(notes)
     if not every:
         raise ValueError(f"{run.asked.data}: it holds no titles")
-    opened = open_titles(str(run.folder), run.which, run.asked.device)
+    opened = open_titles(str(run.folder), run.which, run.asked.device, run.world)
 
     class Trained(Headlines):
         """The experiment around a trained model, with these titles in place of validation's."""
@@ -401,7 +403,7 @@ def of_instructions(run: SavedRun) -> Evaluated:
 
     settings = run.settings
     rows, notes = instructions.load_held_out(run.asked.data)
-    say(notes)
+    run.say(notes)
     opened = OpenConfig(str(run.folder), weights=run.which, device=run.asked.device)
     model, tokenizer, _ = open_causal(opened, run.world)
     if settings.packing:
@@ -433,7 +435,7 @@ def of_instructions(run: SavedRun) -> Evaluated:
 
     trained = Trained()
     if cut := trained.test_data.cut:
-        console.say(f"{cut:,} rows are longer than --max_length {settings.max_length}: cut there")
+        run.say([f"{cut:,} rows are longer than --max_length {settings.max_length}: cut there"])
     result = trained.measure(run.state(model, run.precision(model.config)))
     groups = [row.group for row in rows]
     return Evaluated(result, instructions.data_fingerprint(rows), "question", groups)
@@ -504,7 +506,12 @@ class OwnCorpus:
 # ------------------------------------------------------------------------------ command
 
 Adapter = Callable[[SavedRun], Evaluated]
-PREFERENCE = ("run_1_distilbert.py", "run_2_appendprompt.py", "run_5_models.py")
+PREFERENCE = (
+    "run_1_distilbert.py",
+    "run_2_appendprompt.py",
+    "run_5_models.py",
+    "run_6_light.py",
+)
 ADAPTERS: dict[str, Adapter] = {
     **dict.fromkeys(PREFERENCE, of_preference),
     "eval_bert.py": of_glue,
@@ -525,26 +532,31 @@ OWN_ROWS: dict[str, Callable[[SavedRun], Any]] = {
 
 def evaluate(config: EvaluateConfig) -> None:
     """Figures with intervals of a saved run on other labelled rows, in a run folder."""
-    if int(os.environ.get("RANK", "0")):  # of torchrun: one process does it
-        return
-    run = SavedRun(config)
-    output = Path(config.output or run.folder / "evaluations" / file_stem(config.data))
-    check_output(output, run)
-    evaluated = ADAPTERS[run.script](run)
-    metrics = evaluated.result.metrics
-    if not np.isfinite(metrics.get("unigram_entropy", 0.0)):  # the run's own rows are not there
-        del metrics["unigram_entropy"]
-    metrics["tested_with"] = run.which
-    seen = run.seen(evaluated.groups)
-    verdicts = [str(verdict) for verdict in run.record.get("verdicts") or []]
-    if found := leak(seen, evaluated):
-        verdicts.append(found)
-    if is_run(output):
-        delete_run(output)
-    write_evaluation(output, run, evaluated, seen, verdicts)
-    rows = f"{len(evaluated.result.rows):,} rows of {config.data}"
-    lines = [f"{run.folder}, its {run.which} weights, on {rows}:", *last_lines(metrics, verdicts)]
-    console.say("\n".join([*lines, f"written: {output}"]))
+    launched = SimpleNamespace(device=config.device, backend="auto", deterministic=False)
+    with core.distributed(launched) as world:
+        run = SavedRun(config, world)
+        output = Path(config.output or run.folder / "evaluations" / file_stem(config.data))
+        world.on_rank_0(lambda: check_output(output, run))
+        evaluated = ADAPTERS[run.script](run)
+        metrics = evaluated.result.metrics
+        if not np.isfinite(metrics.get("unigram_entropy", 0.0)):  # the run's own rows are not there
+            del metrics["unigram_entropy"]
+        metrics["tested_with"] = run.which
+        seen = run.seen(evaluated.groups)
+        verdicts = [str(verdict) for verdict in run.record.get("verdicts") or []]
+        if found := leak(seen, evaluated):
+            verdicts.append(found)
+
+        def write() -> None:
+            if is_run(output):
+                delete_run(output)
+            write_evaluation(output, run, evaluated, seen, verdicts)
+
+        world.on_rank_0(write)
+        rows = f"{len(evaluated.result.rows):,} rows of {config.data}"
+        first = f"{run.folder}, its {run.which} weights, on {rows}:"
+        lines = [first, *last_lines(metrics, verdicts), f"written: {output}"]
+        world.say("\n".join(lines))
 
 
 def file_stem(data: str) -> str:
@@ -599,7 +611,7 @@ def write_evaluation(
         "verdicts": list(verdicts),
         "verdict_rules": record.get("verdict_rules", RULES),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "world_size": 1,
+        "world_size": run.world.size,
         "device": run.world.device.type,
         "contents": contents,
         "data_fingerprint": evaluated.content,

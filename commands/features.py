@@ -33,6 +33,8 @@ class Config:
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    minus_one: Literal["a", "b"] | None = None
+    """who wins where a winner is -1 (1: the other, 0: a tie); null: such numbers are refused"""
     extra_train: str | None = None
     """second file, whose rows are added to the training rows"""
     split: Literal["prompt", "row"] = "prompt"

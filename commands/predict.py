@@ -47,11 +47,13 @@ class PredictConfig:
 class Predictor:
     """The answers of a saved run, (rows, 3) of A, B, tie."""
 
-    def __init__(self, config: PredictConfig):
+    def __init__(self, config: PredictConfig, world: core.World | None = None):
+        """world: of processes that answer together; None: this one alone."""
         if not config.run_folder:
             raise ValueError("predict needs --run_folder FOLDER")
-        note_failures(config.run_folder)
-        world = core.single_world(config.device)
+        world = world or core.single_world(config.device)
+        if world.rank == 0:
+            note_failures(config.run_folder)
         self.answer = open_run(config.run_folder, world, config.weights, config.calibrated)
         self.classes = CLASSES[: self.answer.classes]
         self.precision = self.answer.precision

@@ -39,8 +39,11 @@ class Opened:
     device: torch.device
 
 
-def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
-    """ValueError where the folder holds no finished weights of train_headlines.py."""
+def open_titles(
+    run: str, weights: str, device: str = "auto", world: core.World | None = None
+) -> Opened:
+    """world: of processes that measure together; None: this one alone. ValueError where the folder
+    holds no finished weights of train_headlines.py."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from models import gpt  # noqa: F401, registers our architecture
@@ -56,9 +59,10 @@ def open_titles(run: str, weights: str, device: str = "auto") -> Opened:
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
-    note_failures(run)
+    world = world or core.single_world(device)
+    if world.rank == 0:
+        note_failures(run)
     settings = read_yaml(Path(run) / "config.yaml")
-    world = core.single_world(device)
     config = pretrained.load_config(str(folder))
     model = pretrained.load_whole(AutoModelForCausalLM, str(folder), config)
     model.to(world.device).eval()

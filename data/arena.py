@@ -20,7 +20,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,13 +78,15 @@ def read_pairs(
     soft_labels: bool = False,
     skip_bad_rows: bool = False,
     bad_rows_file: str | os.PathLike | None = None,
+    minus_one: Callable[[], str | None] = lambda: None,
 ) -> Pairs:
     """Read comparisons: a .csv, .jsonl, .json or .parquet file, a folder of parquet, or a hub id.
 
     A prompt or response is a list of turns, such a list as JSON text, plain text (one turn), or
     messages; data/layouts.py says which columns there may be.
     With require_labels=False the winner columns may be absent (Kaggle's test.csv) or blank; with
-    soft_labels they may hold probabilities.
+    soft_labels they may hold probabilities. Numbers from -1 to 1 are refused unless minus_one(),
+    which is called where there are such, says whom -1 stands for: a or b.
 
     Returns the rows (split "") and the number of rows with each repair, zeros left out:
         null_turns           null among the turns, read as ""
@@ -117,6 +119,7 @@ def read_pairs(
                 raise record
             if layout is None:
                 layout = find_layout(source, list(record), require_labels)
+                layout.minus_one = minus_one
             row, repaired = _build_row(layout, record, number, place, require_labels, soft_labels)
             if row.id in row_of_id:
                 other = row_of_id[row.id]

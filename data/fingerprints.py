@@ -46,7 +46,11 @@ def _pairs(config: Mapping[str, Any]) -> Facts:
         control = config["data"] == "reviews_control"
         rows, _ = reviews.load_review_pairs(control, val_frac=parts[0], test_frac=parts[1])
     else:
-        read = arena.read_pairs(config["data"], skip_bad_rows=bool(config.get("skip_bad_rows")))
+        read = arena.read_pairs(
+            config["data"],
+            skip_bad_rows=bool(config.get("skip_bad_rows")),
+            minus_one=lambda: config.get("minus_one", "a"),  # which older runs took for granted
+        )
         rows = read.rows
         arena.assign_splits(rows, config["split"], *parts)
     return _chosen(rows, arena.data_fingerprint(rows), config, key=arena.by_content)

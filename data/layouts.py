@@ -15,7 +15,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Layout:
     around: tuple[str, ...] = ()  # columns that belong to the prompt, of AROUND
     numbers: dict[int, str] = field(default_factory=dict)  # number of a winner → its first place
     has_words: bool = False  # whether a winner is none
+    minus_one: Callable[[], str | None] = lambda: None  # a or b; asked where a winner is -1
 
     # -- texts
 
@@ -155,12 +156,17 @@ class Layout:
         there = set(self.numbers)
         if -1 not in there and there != {1, 2}:
             return {number: number for number in there}
-        if {-1, 1} <= there <= {-1, 0, 1} and not self.has_words:
-            return {number: {-1: A, 0: TIE, 1: B}[number] for number in there}
+        way_out = "Write A, B and tie."
+        if there <= {-1, 0, 1} and not self.has_words:
+            # 1 is the better answer to some, and the place of the second one to others
+            if side := self.minus_one():
+                lower, upper = (A, B) if side == "a" else (B, A)
+                return {number: {-1: lower, 0: TIE, 1: upper}[number] for number in there}
+            way_out += " Or say whom -1 stands for, while 0 is a tie: --minus_one a, or b."
         first = ", ".join(f"{number} ({place})" for number, place in sorted(self.numbers.items()))
         raise ValueError(
-            f"{self.source}, column {self.winner}: expected 0, 1, 2 (A, B, tie) or -1, 0, 1 (A, "
-            f"tie, B), and these numbers could mean several things: {first}. Write A, B and tie."
+            f"{self.source}, column {self.winner}: expected 0, 1, 2 (A, B, tie), and these numbers "
+            f"could mean several things: {first}. {way_out}"
         )
 
     def give_numbers_meaning(self, rows: Iterable[Any], required: bool) -> None:

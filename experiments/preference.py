@@ -43,7 +43,7 @@ from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
     style_answers,
     test_result,
 )
-from experiments.saved_pairs import open_run, other_run, require_finished
+from experiments.saved_pairs import open_run, other_run, partner_facts, require_finished
 from experiments.training import Targets, Training, build_state
 from files import content_digest, read_json, read_yaml
 from methods import feature_cache
@@ -65,6 +65,8 @@ class Config(Settings):
 
     data: str = HUB_DATA
     """arena CSV, JSONL or parquet file, hub id, or one of: reviews, reviews_control"""
+    minus_one: Literal["a", "b"] | None = None
+    """who wins where a winner is -1 (1: the other, 0: a tie); null: such numbers are refused"""
     extra_train: str | None = None
     """file of further training rows, all of them, in any layout; winner_… columns may hold
     probabilities. Those with a prompt of validation or test are left out"""
@@ -155,6 +157,7 @@ def load_rows(
             config.data,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=folder / "bad_rows.csv" if writes else None,
+            minus_one=lambda: config.minus_one,
         )
         classes = CLASSES if ties else CLASSES[: metrics.TIE]
         world.say(reading)
@@ -206,6 +209,7 @@ def load_extra(
         soft_labels=True,
         skip_bad_rows=config.skip_bad_rows,
         bad_rows_file=folder / "extra_bad_rows.csv" if writes else None,
+        minus_one=lambda: config.minus_one,
     )
     world.say(f"{config.extra_train}: {pairs.reading}")
     rows, left_out = arena.extra_rows(pairs.rows, known)
@@ -523,7 +527,7 @@ class Preference(Training):
         weights = [found["weights"][name] for name in ("model", "style")]
         pairs_of = (p_val, others_val), (p, others), (swapped, others_swapped)
         joined = [blend(pair, weights) for pair in pairs_of]
-        facts = {"run": str(self.other), "weights": weights}
+        facts = partner_facts(self.folder, self.other) | {"weights": weights}
         facts |= {"log_loss_of_run": found["log_loss_style"]}
         named = ("log_loss_alone", "gain", "gain_ci95")
         return *joined, {"blend": facts | {name: found[name] for name in named if name in found}}
@@ -563,13 +567,18 @@ class Preference(Training):
         pairs.restore_model(state.model, folder)
 
 
+def as_recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run: what is newer than the run stood at its default, and -1 meant A."""
+    return vars(Config()) | {"minus_one": "a"} | settings
+
+
 def prompts_seen(run: Path, world: core.World) -> set[str]:
     """Groups of the rows that a run was trained on, by itself or through a teacher, or a partner
     that it is joined with. ValueError where they cannot be read."""
     try:
         recorded = current_names(read_yaml(run / "config.yaml"))
-        settings = SimpleNamespace(**vars(Config()) | recorded)  # of older runs the defaults
-        rows, _ = load_rows(settings, dataclasses.replace(world, rank=1), None)
+        settings = SimpleNamespace(**as_recorded(recorded))
+        rows, _ = load_rows(settings, dataclasses.replace(world, rank=1, size=1), None)
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: what it was trained on cannot be read: {error}") from None
     seen = {row.group for row in rows if row.split == "train"}

@@ -7,6 +7,7 @@ Whether an encoder, what counting says, or both joined: the run's folder knows.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from device import autocast, choose_attention, choose_precision
 from evaluation import metrics
 from evaluation.blending import blend
 from experiments.pair_answers import predict_pairs
-from files import damage, read_json
+from files import content_digest, damage, read_json
 from models import features, pairs, pretrained
 
 
@@ -67,8 +68,37 @@ def open_run(
                 "(--weights)"
             )
     if joined:
-        answer = Blended(answer, open_run(joined["run"], world), joined["weights"])
+        answer = Blended(answer, open_run(partner(Path(run), joined), world), joined["weights"])
     return Calibrated(answer, tested["temperature"]) if calibrated else answer
+
+
+def partner_facts(run: Path | None, other: Path) -> dict[str, str | None]:
+    """Where a run's partner lies, seen from the run's folder so that both can move together, and by
+    what it is known there."""
+    path = str(other.absolute()) if run is None else os.path.relpath(other, run)
+    return {"run": path, "digest": content_digest(other)}
+
+
+def partner(run: Path, joined: dict[str, Any]) -> Path:
+    """The run that a blend was made with: where it lay, seen from the run (or, of older runs, on
+    the disk), or beside it or above under its name. ValueError where it is not there, or has other
+    weights by now."""
+    told, digest = Path(joined["run"]), joined.get("digest")
+    own = run.absolute()
+    above = [folder / told.name for folder in (own.parent, own.parent.parent)]
+    there = [path for path in (own / told, told, *above) if (path / "run.json").is_file()]
+    for path in there:
+        if digest is None or content_digest(path) == digest:
+            return path
+    if there:
+        raise ValueError(
+            f"{run} is a blend with {told}, but {there[0]} has other weights than those that it "
+            "was joined with"
+        )
+    raise ValueError(
+        f"{run} is a blend with {told}, which is not there: put that run's folder where it lay, "
+        f"seen from this one, or beside it as {told.name}"
+    )
 
 
 class Blended:
@@ -158,7 +188,8 @@ class SavedPairs:
     def both_orders(self, rows: Sequence[PairRow]) -> tuple[np.ndarray, np.ndarray]:
         facts = self.facts
         shape = (facts["max_length"], facts["with_prompt"], facts["prompt_frac"])
-        quiet = len(rows) == 1  # answers to JSON lines stand alone on standard output
+        # answers to JSON lines stand alone on standard output
+        quiet = len(rows) == 1 or self.world.rank != 0
         style = bool(facts.get("style_columns"))
         data = pair_data.unlabelled(rows, self.tokenizer, *shape, self.joint, style, quiet=quiet)
         return predict_pairs(self, data, facts["swap"] in ("tta", "both"))

@@ -202,6 +202,8 @@ class RunFolder:
         now = flatten(as_dict(self.config))
         if "r_drop" not in recorded and now.get("label_smoothing") == 0 and "task" in now:
             there["label_smoothing"] = 0.0  # language models recorded .1 and did without
+        if "minus_one" not in recorded:  # whom older runs took for A; rows have a fingerprint
+            there["minus_one"] = now.get("minus_one")
         record = read_json(folder / "run.json")
         known, contents = record.get("contents") or {}, self.contents
         differences = []

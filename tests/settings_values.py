@@ -167,6 +167,7 @@ WHAT = "what the run is about: another model, other rows"
 DECLARED: dict[str, str] = {
     "model": WHAT,
     "data": WHAT,
+    "minus_one": "which numbers mean which winner: test_layouts.py",
     "extra_train": "more rows, which test_extra_train.py trains on",
     "task": WHAT,
     "suite": WHAT,

@@ -96,7 +96,6 @@ WORDS = {
 }
 NUMBERS = {
     "0 1 2": ((0, 1, 2), "0 A, 1 B, 2 tie"),
-    "-1 0 1": ((-1, 1, 0), "-1 A, 0 tie, 1 B"),
     "1.0": ((0.0, 1.0, 2.0), "0 A, 1 B, 2 tie"),
     "text": (("0", "1", "2.0"), "0 A, 1 B, 2 tie"),
 }
@@ -129,14 +128,27 @@ def test_winners_as_numbers(tmp_path, spelling, column):
 
 def test_two_numbers_are_a_and_b_without_ties(tmp_path):
     rows = contents(turns=1, ties=False)
-    for numbers in ((0, 1), (-1, 1)):
-        records = [flat(*texts, label=numbers[k]) for *texts, k in rows]
-        pairs = read_pairs(write(tmp_path / "x.jsonl", records))
-        assert as_read(pairs.rows) == rows and not pairs.ties
-        assert pairs.reading.endswith(f"label {numbers[0]} A, 1 B; no ties")
+    records = [flat(*texts, label=k) for *texts, k in rows]
+    pairs = read_pairs(write(tmp_path / "x.jsonl", records))
+    assert as_read(pairs.rows) == rows and not pairs.ties
+    assert pairs.reading.endswith("label 0 A, 1 B; no ties")
 
 
-@pytest.mark.parametrize("numbers", [(1, 2), (-1, 0), (-1,), (-1, 0, 1, 2), (-1, 2)])
+@pytest.mark.parametrize("side, of", [("a", (-1, 1, 0)), ("b", (1, -1, 0))])
+def test_minus_one_is_whom_it_is_said_to_be(tmp_path, side, of):
+    """Nothing else can tell: 1 is the better answer to some, and the second one to others."""
+    rows = contents(turns=1)
+    path = write(tmp_path / "x.csv", [flat(*texts, label=of[k]) for *texts, k in rows])
+    with pytest.raises(ValueError, match="--minus_one a, or b"):
+        read_pairs(path)
+    pairs = read_pairs(path, minus_one=lambda: side)
+    assert as_read(pairs.rows) == rows
+    said = "-1 A, 0 tie, 1 B" if side == "a" else "-1 B, 0 tie, 1 A"
+    assert pairs.reading.endswith(f"label {said}")
+    assert {row.label for row in read_pairs(path, require_labels=False).rows} == {None}
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (-1, 0), (-1,), (-1, 0, 1, 2), (-1, 1)])
 def test_numbers_that_could_mean_several_things_are_refused(tmp_path, numbers):
     texts = contents(turns=1, count=8)
     records = [flat(*row[:3], label=numbers[n % len(numbers)]) for n, row in enumerate(texts)]

@@ -13,6 +13,7 @@ import files
 import report
 import run_6_light
 from benchmarks import lightning_twin
+from commands.evaluate import EvaluateConfig, evaluate
 from evaluation import outcomes
 from experiments import experiment, preference
 from settings import parse_settings
@@ -128,6 +129,23 @@ def test_lightning_s_run_has_the_verdicts_of_the_others(words, tmp_path, monkeyp
     record = json.loads((tmp_path / "b/run.json").read_text())
     assert outcomes.failures(record["verdicts"]) == ["collapsed"]
     assert "verdict: collapsed: " in capsys.readouterr().err
+
+
+def test_its_run_is_evaluated_and_answers_like_another(runs, words, tmp_path, capsys):
+    data = next(word.partition("=")[2] for word in words if word.startswith("--data="))
+    for script, run in runs.items():
+        evaluate(EvaluateConfig(str(run), data, str(tmp_path / script), device="cpu"))
+        with open(tmp_path / script / "test/metrics/predictions.csv", newline="") as file:
+            answers = {line["id"]: line for line in csv.DictReader(file)}
+        with open(run / "test/metrics/predictions.csv", newline="") as file:
+            for line in csv.DictReader(file):
+                for name in ("p_A", "p_B", "p_tie"):
+                    found = float(answers[line["id"]][name])
+                    assert found == pytest.approx(float(line[name]), abs=1e-5)
+    said = capsys.readouterr().out
+    assert said.count("that the run was trained on") == 2  # its own rows are known, too
+    with pytest.raises(ValueError, match="--form is not in run_6_light.py"):
+        parse_settings(run_6_light.Config, ["--form=joint"])
 
 
 def test_report_compares_both_and_makes_a_page(runs, capsys):

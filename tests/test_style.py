@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from data.style import NAMES, exchanged, style_features
 from evaluation.blending import blend, fit_weights
 from evaluation.metrics import SWAP
 from experiments.pair_answers import probe
-from experiments.saved_pairs import open_run
+from experiments.saved_pairs import open_run, partner
 from models import features
 from reports.folder import load_run
 from reports.one_run import page_of_run
@@ -268,7 +269,7 @@ def test_a_run_is_joined_with_the_opponent_and_predict_writes_both(blended, monk
     monkeypatch.chdir(folder)
     metrics = json.loads((folder / "run/test/metrics/metrics.json").read_text())
     joined = metrics["blend"]
-    assert joined["run"] == str(folder / "opponent") and len(joined["weights"]) == 2
+    assert joined["run"] == "../opponent" and len(joined["weights"]) == 2
     opponent = json.loads((folder / "opponent/test/metrics/metrics.json").read_text())
     # an encoder of a few steps knows nothing: the join is as good as the opponent alone
     assert metrics["log_loss"] == pytest.approx(opponent["log_loss"], abs=0.1)
@@ -283,6 +284,29 @@ def test_a_run_is_joined_with_the_opponent_and_predict_writes_both(blended, monk
             told = [float(line[f"p_{name}"]) for name in ("A", "B", "tie")]
             given = [float(answers[line["id"]][name]) for name in arena.WINNER_COLUMNS]
             assert given == pytest.approx(told, abs=1e-5)
+
+
+def test_both_runs_of_a_blend_move_together_and_another_partner_is_refused(blended, tmp_path):
+    folder, _ = blended
+    joined = json.loads((folder / "run/test/metrics/metrics.json").read_text())["blend"]
+    for name in ("run", "opponent"):
+        weights = "train/weights/best"
+        shutil.copytree(folder / name / weights, tmp_path / name / weights)
+        shutil.copy(folder / name / "run.json", tmp_path / name)
+    assert partner(tmp_path / "run", joined).resolve() == tmp_path / "opponent"
+    assert partner(folder / "run", joined).resolve() == folder / "opponent"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "run").rename(tmp_path / "deep/run")  # it lies above, now
+    assert partner(tmp_path / "deep/run", joined) == tmp_path / "opponent"
+    older = {"run": str(folder / "opponent")}  # an absolute path, and no digest
+    assert partner(tmp_path / "deep/run", older) == folder / "opponent"
+    manifest = tmp_path / "opponent" / weights / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    with pytest.raises(ValueError, match="has other weights than those"):
+        partner(tmp_path / "deep/run", joined)
+    shutil.rmtree(tmp_path / "opponent")
+    with pytest.raises(ValueError, match="which is not there: put that run's folder where it lay"):
+        partner(tmp_path / "deep/run", joined)
 
 
 def test_votes_by_length_end_in_style_only(blended):

@@ -10,7 +10,6 @@ from conftest import WORDS
 from test_methods import systems  # noqa: F401
 
 import core
-from data import arena
 from evaluation.metrics import SWAP
 from experiments import preference
 from experiments.saved_pairs import open_run
@@ -80,12 +79,7 @@ def test_two_passes_have_the_mean_of_their_losses():
     assert loss.item() == pytest.approx((sum(each) / 2).item(), rel=1e-5)
 
 
-def test_a_student_records_what_its_teacher_has_seen(
-    systems,
-    teacher,
-    tmp_path,
-    capsys,  # noqa: F811
-):
+def test_a_student_records_what_its_teacher_saw(systems, teacher, tmp_path, capsys):  # noqa: F811
     for weight in ("1", "0"):
         words = [f"--teacher={teacher}", f"--distill_weight={weight}", "--beyond_style=false"]
         run = systems["preference"].train(tmp_path / weight, *words)
