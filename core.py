@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import saving
+from collating import Batches
 from dealing import cut_micro_batches, deal, join_neighbours, mix_seed
 from device import (
     LossScale,
@@ -482,10 +483,13 @@ def evaluation_parts(lengths: np.ndarray, rows_each: int, world: World) -> list[
     return mine
 
 
-def evaluation_batches(data: Any, rows_each: int, world: World) -> Iterator[tuple[np.ndarray, Any]]:
+def evaluation_batches(
+    data: Any, rows_each: int, world: World, workers: int = 0
+) -> Iterator[tuple[np.ndarray, Any]]:
     """The (rows, tensors) of evaluation_parts."""
-    for rows in evaluation_parts(data.lengths, rows_each, world):
-        yield rows, data.collate(rows, None)
+    parts = evaluation_parts(data.lengths, rows_each, world)
+    batches = Batches(data, min(workers, len(parts) // 2), world.device)
+    yield from zip(parts, batches.of([(rows, None) for rows in parts]), strict=True)
 
 
 class Stopped(Exception):
@@ -531,11 +535,11 @@ def evaluate_rows(
     Each row is computed once, on one rank. Raises Stopped on all ranks after a signal.
     """
     world, model = state.world, state.model
-    training = model.training
+    training, workers = model.training, getattr(state, "workers", 0)
 
     def compute(rows_each: int) -> list[tuple[np.ndarray, np.ndarray]]:
         mine = []
-        for rows, batch in evaluation_batches(data, rows_each, world):
+        for rows, batch in evaluation_batches(data, rows_each, world, workers):
             if world.stop_requested():
                 break
             with state.autocast():
@@ -710,6 +714,10 @@ class State:
         self.sum_dtype = sum_dtype(self.world.device.type, self.world.machine)
         self.gradient_sums = GradientSums(REDUCE_DTYPES[self.config.reduce_dtype])
         self.scaler = LossScale(self.precision == "fp16")
+
+    @property
+    def workers(self) -> int:
+        return self.config.workers
 
     def autocast(self) -> Any:
         return autocast(self.world.device, self.precision)

@@ -183,7 +183,6 @@ class Settings(Section):
         "matrix_lr": "optimizer=muon",
         "sophia.*": "optimizer=sophiag",
         "average": "average_frac",
-        "workers": "selection.name=uniform",
         "selection.beta": "selection.name=selective_backprop",
         "selection.history": "selection.name=selective_backprop",
         "selection.mega_batch": "selection.name=rho_loss",
@@ -288,7 +287,7 @@ class Settings(Section):
     train_frac: float = 1.0
     """share of the training rows to use (nested)"""
     workers: int = 0
-    """processes that collate batches ahead; 0: in the training process"""
+    """processes that collate batches ahead, also in evaluations; 0: in the training process"""
     eval_every: int | None = None
     """steps between evaluations; null: after every epoch. The end is always evaluated"""
     save_every: int | None = None

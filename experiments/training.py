@@ -121,13 +121,14 @@ class Training(abc.ABC):
             starts = range(0, len(candidates), rows_each)
             parts = [candidates[start : start + rows_each] for start in starts]
             mine = []
-            for index in core.deal([len(part) for part in parts], world.size)[world.rank]:
+            hand = core.deal([len(part) for part in parts], world.size)[world.rank]
+            batches = state.loader.made.of([tuple(parts[index].T) for index in hand])
+            for index, batch in zip(hand, batches, strict=True):
                 if world.stop_requested():
                     break
-                rows, epochs = parts[index].T
-                batch = to_device(self.train.collate(rows, epochs), world.device)
+                batch = to_device(batch, world.device)
                 with state.autocast():
-                    losses = self.row_losses(model, batch, len(rows))
+                    losses = self.row_losses(model, batch, len(parts[index]))
                 mine.append((index, losses.float().cpu().numpy()))
             return mine
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import core
+from collating import Batches
 from core import mix_seed
 from files import write_folder
 from settings import Settings
@@ -249,11 +250,16 @@ class SelectingLoader(core.TrainLoader):
     def __init__(self, data: Any, config: Settings, world: core.World, selector: Any, score: Any):
         super().__init__(data, config, world)
         self.selector, self.score = selector, score
+        self.made = Batches(data, config.workers, world.device)
         self.sampler = core.StepSampler(data, config, world, self.micro_batch)
         self.cursor = 0  # candidates taken so far, through all epochs
         self.scored = 0  # of these, for the present batch
         self.waiting: list[np.ndarray] = []  # batches that are chosen and not yet trained on
         self.batch, self.batch_position = np.zeros((0, 2), np.int64), -1
+
+    def seek(self, position: int) -> None:
+        super().seek(position)
+        self.made = Batches(self.data, self.config.workers, self.world.device)
 
     def candidates(self, count: int) -> np.ndarray:
         """The next `count` rows in the order of the data, with their epochs: (count, 2)."""
@@ -286,10 +292,11 @@ class SelectingLoader(core.TrainLoader):
         mine = core.deal([len(part) for part in parts], self.world.size)[self.world.rank]
         rows = self.batch[:, 0]
         self.position += 1
+        batches = self.made.of([tuple(parts[index].T) for index in mine])
         return core.Work(
             self.position - 1,
             int(self.batch[-1, 1]),
-            [(index, self.data.collate(parts[index][:, 0], parts[index][:, 1])) for index in mine],
+            list(zip(mine, batches, strict=True)),
             len(rows),
             int(self.data.tokens[rows].sum()),
             [len(part) for part in parts],

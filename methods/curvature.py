@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import core
+from collating import Batches
 from settings import Settings
 
 
@@ -20,18 +21,20 @@ class SeekingLoader(core.TrainLoader):
     """A TrainLoader that is sought before each batch: it keeps an epoch's order meanwhile.
 
     Another sampler for each batch would permute all rows anew, .1 to .4 s for 5 million, and with
-    --workers start processes. Batches are made in this process.
+    --workers start processes anew.
     """
 
     def __init__(self, data: Any, config: Settings, world: core.World):
         super().__init__(data, config, world)
+        self.made = Batches(data, config.workers, world.device)
         self.sampler = core.StepSampler(data, config, world, self.micro_batch)
 
     def next(self) -> core.Work:
         self.sampler.start, self.sampler.micro_batch = self.position, self.micro_batch
         work = next(iter(self.sampler))
         self.position = work.position + 1
-        parts = [(i, self.data.collate(rows, work.epoch)) for i, rows in work.micro_batches]
+        batches = self.made.of([(rows, work.epoch) for _, rows in work.micro_batches])
+        parts = [(i, batch) for (i, _), batch in zip(work.micro_batches, batches, strict=True)]
         return dataclasses.replace(work, micro_batches=parts)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -24,6 +25,7 @@ import pretrain_bert
 import runs
 from commands import calibrate, download, extract, validate
 from commands.validate import open_pretraining
+from data import corpora
 from device import Machine
 from evaluation import outcomes
 from experiments import experiment, pretraining
@@ -602,3 +604,24 @@ def test_every_published_run_has_a_config_that_parses(path):
         line for line in path.read_text().splitlines() if "pretrain_bert.py --con" in line
     )
     assert f"configs/bert/{path.parent.name}/" in command
+
+
+def test_workers_make_what_is_scored_chosen_and_evaluated(words, tmp_path, monkeypatch):
+    """Batch selection, Sophia's rows and evaluations too: the same run to the last bit."""
+    here, collate = [], corpora.MlmData.collate
+
+    def noted(self, rows, epoch):
+        here.append(os.getpid())
+        return collate(self, rows, epoch)
+
+    monkeypatch.setattr(corpora.MlmData, "collate", noted)
+    more = ["selection.name=selective_backprop", "optimizer=sophiag", "sophia.every=2"]
+    alone = train(words, tmp_path / "alone", *more)
+    assert here
+    here.clear()
+    ahead = train(words, tmp_path / "ahead", *more, "workers=2")
+    assert len(here) <= 2  # what is asked before the first step, of a batch or two
+    assert losses_of(ahead) == losses_of(alone)
+    wanted = weights_of(alone)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights_of(ahead).items())
+    assert metrics_of(ahead)["loss"] == metrics_of(alone)["loss"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import collating
 import core
 from data import tokens
 from device import Machine
@@ -252,7 +253,27 @@ def test_evaluation_reads_each_row_once(size, count):
 
 
 def test_evaluation_of_nothing_is_nothing():
-    assert list(core.evaluation_batches(Rows(0), 8, one_of(2))) == []
+    for workers in (0, 2):
+        assert list(core.evaluation_batches(Rows(0), 8, one_of(2), workers)) == []
+
+
+def test_workers_make_the_batches_that_are_asked_for_in_order():
+    """Call after call, also after one that was left in its midst."""
+    data, asked = Rows(103), [(np.arange(k, k + 3), k) for k in range(0, 90, 7)]
+    batches = collating.Batches(data, 2, torch.device("cpu"))
+    wanted = [data.collate(*each) for each in asked]
+    workers = set()
+    for count in (len(asked), 3, 1, len(asked)):
+        found = list(zip(range(count), batches.of(asked), strict=False))
+        for (_, batch), expected in zip(found, wanted, strict=False):
+            assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
+        assert len(found) == count
+        workers |= {worker.pid for worker in batches._loader._iterator._workers}
+    assert len(workers) == 2  # they stay
+    assert list(batches.of([])) == []
+    both = [list(core.evaluation_batches(data, 8, one_of(2), workers)) for workers in (0, 2)]
+    for (rows, batch), (others, other) in zip(*both, strict=True):
+        assert rows.tolist() == others.tolist() and torch.equal(batch["rows"], other["rows"])
 
 
 @pytest.fixture
