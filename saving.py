@@ -23,13 +23,19 @@ from files import HashedFile
 
 # safetensors' names, in the order in which it lays tensors out: none begins at an odd address
 DTYPES = {
+    torch.uint64: "U64",
     torch.int64: "I64",
     torch.float64: "F64",
+    torch.complex64: "C64",
     torch.float32: "F32",
+    torch.uint32: "U32",
     torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.uint16: "U16",
     torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
@@ -62,9 +68,8 @@ class HostCopy:
             place = _place(value)
             if place not in done or not value.numel():
                 kind = value.shape, value.dtype
-                buffer = (
-                    free[kind].pop() if free.get(kind) else torch.empty(*kind[:1], dtype=kind[1])
-                )
+                known = free.get(kind)
+                buffer = known.pop() if known else torch.empty(value.shape, dtype=value.dtype)
                 used[kind].append(buffer)
                 done[place] = buffer.copy_(value)
             return done[place]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 5.0  # seconds for which a hurried one waits for the job
+PATIENCE = 4.0  # seconds for which a hurried one waits for the job, and one more for its thread
 
 
 class Abandoned(Exception):
