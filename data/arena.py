@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.layouts import TIE, WINNER_COLUMNS, Layout, chosen_is_b, find_layout
+from data.layouts import TIE, WINNER_COLUMNS, Layout, chosen_is_b, find_layout, respelt
 from data.records import (
     BadRow,
     Records,
@@ -118,8 +118,12 @@ def read_pairs(
             if isinstance(record, BadRow):
                 raise record
             if layout is None:
-                layout = find_layout(source, list(record), require_labels)
-                layout.minus_one = minus_one
+                names = respelt(list(record))
+                known = [names.get(name, name) for name in record]
+                layout = find_layout(source, known, require_labels)
+                layout.minus_one, layout.respelt = minus_one, names
+            if layout.respelt:
+                record = {layout.respelt.get(name, name): cell for name, cell in record.items()}
             row, repaired = _build_row(layout, record, number, place, require_labels, soft_labels)
             if row.id in row_of_id:
                 other = row_of_id[row.id]
@@ -159,6 +163,8 @@ def read_json_row(line: str, place: str) -> PairRow:
         record = require_object(json.loads(line))
         if isinstance(record, BadRow):
             raise record
+        names = respelt(list(record))
+        record = {names.get(name, name): cell for name, cell in record.items()}
         record = {"prompt": "", **record, "id": str(record.get("id", "0"))}
         layout = Layout(place, "sides", "prompt", ())
         return _build_row(layout, record, 1, place, False, False)[0]

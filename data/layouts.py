@@ -58,6 +58,7 @@ class Layout:
     around: tuple[str, ...] = ()  # columns that belong to the prompt, of AROUND
     numbers: dict[int, str] = field(default_factory=dict)  # number of a winner → its first place
     has_words: bool = False  # whether a winner is none
+    respelt: dict[str, str] = field(default_factory=dict)  # of `respelt`
     minus_one: Callable[[], str | None] = lambda: None  # a or b; asked where a winner is -1
 
     # -- texts
@@ -185,6 +186,10 @@ class Layout:
 
     def said(self, ties: bool) -> str:
         """One line on what was understood."""
+        others = ", ".join(f"{column} for {name}" for column, name in self.respelt.items())
+        return self._said(ties) + (f" ({others})" if others else "")
+
+    def _said(self, ties: bool) -> str:
         prompt = " + ".join((str(self.prompt), *self.around))
         if self.kind == "chosen":
             text = "chosen/rejected: the side drawn by a hash of each row"
@@ -204,6 +209,24 @@ class Layout:
             else:
                 text += f"the winner in {self.winner}"
         return f"read as {text}{'' if ties else '; no ties'}"
+
+
+SPELLINGS = {
+    **{name: name for name in (*TEXT_COLUMNS, *CONVERSATIONS, *CHOSEN, *WINNER_COLUMNS)},
+    **{name: name for name in (*PROMPTS, *WINNERS, "system", "input", "model_a", "model_b")},
+    **{f"{noun}_{side}": f"response_{side}" for noun in NOUNS[2:4] for side in "ab"},
+    **{f"{noun}_{side}": f"response_{side}" for noun in NOUNS[5:] for side in "ab"},
+}
+
+
+def respelt(columns: Sequence[str]) -> dict[str, str]:
+    """Column → its name here, where a file spells it otherwise: Response A, answer_a."""
+    found: dict[str, str] = {}
+    for column in columns:
+        name = SPELLINGS.get(re.sub(r"[\s-]+", "_", column.strip()).casefold())
+        if name and column != name and name not in columns and name not in found.values():
+            found[column] = name
+    return found
 
 
 def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> Layout:

@@ -13,6 +13,7 @@ over. What had to be repaired is counted by name, see REPAIRS, for the record an
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections import Counter
@@ -250,7 +251,13 @@ def _read_file(path: Path, repairs: Counter, columns: Sequence[str] | None) -> R
 def _read_csv(path: Path, repairs: Counter) -> Records:
     csv.field_size_limit(2**31 - 1)  # cells of a million characters occur; the default is 131,072
     # strict: without it a file that was cut off inside quotes ends in a row that looks whole
-    reader = csv.reader(lines(path, repairs), strict=True)
+    text = iter(lines(path, repairs))
+    first = next(text, "")
+    semicolons = re.fullmatch(r"\ufeff?\"?[\w.-]+\"?(;\"?[\w.-]+\"?)+\s*", first)
+    if semicolons:  # as spreadsheets write it where a comma stands in numbers
+        repairs["semicolon_files"] += 1
+    delimiter = ";" if semicolons else ","
+    reader = csv.reader(itertools.chain([first], text), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     number = 0
     while True:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import layouts
+from data import arena, layouts
 from data.arena import load_arena, read_pairs
 
 HUMAN_LABEL = ("A", "B", "tie")
@@ -159,6 +159,41 @@ def test_numbers_that_could_mean_several_things_are_refused(tmp_path, numbers):
         assert f"{number} ({path}, line {place})" in str(error.value)
     unlabelled = read_pairs(path, require_labels=False)  # for predict, which needs none
     assert {row.label for row in unlabelled.rows} == {None}
+
+
+SPELT = {
+    "capitals": {"prompt": "Prompt", "response_a": "Response_A", "response_b": "Response B"},
+    "answers": {"response_a": "answer_a", "response_b": "answer_b", "winner": "Winner"},
+    "outputs": {"response_a": "output_a", "response_b": "Output-B"},
+}
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("spelling", SPELT)
+def test_columns_in_other_words_and_semicolons(tmp_path, spelling, separator):
+    rows, names = contents(turns=1), SPELT[spelling]
+    if separator == ";":  # names in one word, else it could be a text
+        names = {name: other.replace(" ", "_") for name, other in names.items()}
+    records = [flat(*texts, winner="AB-"[k].replace("-", "tie")) for *texts, k in rows]
+    with open(tmp_path / "x.csv", "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow([names.get(name, name) for name in records[0]])
+        writer.writerows(record.values() for record in records)
+    pairs = read_pairs(tmp_path / "x.csv")
+    assert as_read(pairs.rows) == rows
+    assert all(f"{other} for {name}" in pairs.reading for name, other in names.items())
+    assert pairs.repairs.get("semicolon_files", 0) == (separator == ";")
+
+
+def test_a_column_that_is_there_keeps_its_name(tmp_path):
+    rows = contents(turns=1)
+    records = [flat(*texts, winner="AAB"[k], answer_a="x", Winner="B") for *texts, k in rows]
+    pairs = read_pairs(write(tmp_path / "x.csv", records))
+    assert [row.response_a for row in pairs.rows] == [row[1] for row in rows]
+    assert [row.label for row in pairs.rows] == ["AAB".index("AAB"[k]) // 2 for *_, k in rows]
+    assert " for " not in pairs.reading
+    one = arena.read_json_row('{"Prompt": "p", "answer_a": "x", "answer_b": "y"}', "here")
+    assert (one.prompt, one.response_a, one.response_b) == (["p"], ["x"], ["y"])
 
 
 def test_kaggles_columns_without_the_third(tmp_path):
