@@ -109,7 +109,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     add("--data", default="hub", help="file or folder of a comparison that reads data, or hub")
     add("--model", default="minilm", help="encoder, of those that fine-tune one (default minilm)")
     add("--peer", help="of comparisons that have several: their files name them")
-    add("--tasks", default="rte,mrpc,cola,stsb", help="of glue; lora: of sft")
+    add("--tasks", default="rte,mrpc,cola,stsb", help="of glue; lora: of sft; rates: of overlap")
     add("--epochs", default="3", help="of glue, frozen and phase1 (default 3)")
     add("--precision", default="fp32", help="fp32 (default) or bf16, of encoders and headlines")
     add("--device", default="cpu", help="of preference, mlm and causal: cpu (default), cuda or xpu")

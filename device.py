@@ -456,25 +456,29 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def memory_note(device: torch.device, rows: int, most: int) -> str:
-    """What a GPU's memory would still take after some steps in micro-batches of `rows`, in words;
-    "" where it is well used, and elsewhere. most: rows of a batch."""
+def memory_note(device: torch.device, size: int, most: int, unit: str = "rows") -> str:
+    """What a GPU's memory would still take after some steps in micro-batches of `size` rows, or
+    joined ones of so many tokens, in words; "" where it is well used, and elsewhere. most: of a
+    step of this rank."""
     if device.type not in ("cuda", "xpu") or not (peak := peak_memory(device)):
         return ""
     kind = getattr(torch, device.type)
     kept, total = kind.memory_allocated(device), kind.get_device_properties(device).total_memory
-    return room_left(peak, kept, total, rows, most)
+    return room_left(peak, kept, total, size, most, unit)
 
 
-def room_left(peak: int, kept: int, total: int, rows: int, most: int) -> str:
-    """peak: bytes at most; kept: between steps. What grows with the rows is the difference; a tenth
+def room_left(peak: int, kept: int, total: int, size: int, most: int, unit: str = "rows") -> str:
+    """peak: bytes at most; kept: between steps. What grows with the size is the difference; a tenth
     of the memory is left to other things."""
-    fits = min(most, int((0.9 * total - kept) // max(1, (peak - kept) // rows)))
-    if fits < 2 * rows:
+    fits = min(most, int((0.9 * total - kept) / max(1, (peak - kept) / size)))
+    if fits < 2 * size:
         return ""
+    used = f"{peak / 1e9:.1f} of {total / 1e9:.0f} GB used"
+    if unit == "tokens":
+        return f"{used}: {fits:,} tokens together would fit in place of {size:,} (--join_tokens)"
     return (
-        f"{peak / 1e9:.1f} of {total / 1e9:.0f} GB used: micro-batches of {fits} rows would fit in "
-        f"place of {rows}, which is faster (--micro_batch; with dropout its masks are others)"
+        f"{used}: micro-batches of {fits} rows would fit in place of {size}, which is faster "
+        "(--micro_batch; with dropout its masks are others)"
     )
 
 

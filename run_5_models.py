@@ -32,8 +32,9 @@ class Config(preference.Config):
     each parameter from the seed and its own name, so that architectures share a start"""
     freeze: str = "none"
     """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
-    cache_features: bool = True
-    """compute the outputs of frozen parts once, also for later runs; false: in each step"""
+    cache_features: bool | None = None
+    """compute the outputs of frozen parts once, also for later runs; false: in each step; null: a
+    GPU shows at the start which is faster for frozen lower layers, else once"""
 
 
 def main(config: Config, given: bool) -> None:
@@ -44,14 +45,15 @@ def main(config: Config, given: bool) -> None:
             encoder = experiment.load_encoder(config.init)
             pretrained.freeze(encoder, config.freeze)
             state = experiment.build_state(encoder)
-            keeps = config.cache_features and config.freeze != "none"
+            keeps = config.cache_features is not False and config.freeze != "none"
             if config.dry_run:
                 world.say(experiment.cost_elsewhere(state))
                 if keeps:
-                    world.say("note: timed with the frozen part in each step; a run keeps it")
+                    world.say("note: timed with the frozen part in each step; a run may keep it")
                 return run.dry_run(state, lambda: core.train_step(state, experiment.loss_sum))
             if keeps:
-                experiment.keep_frozen(state)
+                before = run.recorded("frozen_part", older="kept")
+                experiment.keep_frozen(state, config.cache_features, before)
             run.resume(state, experiment)
             while not run.done(state):
                 stats = core.train_step(state, experiment.loss_sum)

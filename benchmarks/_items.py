@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import statistics
@@ -27,6 +28,7 @@ from benchmarks import PROJECT, lines_of_run
 
 Figures = dict[str, Any]
 HALVED = "out of memory; "
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 class LeftOut(Exception):
@@ -220,7 +222,8 @@ def smoke(place: Place) -> Figures:
 
 
 def call(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment)
     require(not done.returncode, f"{command[1]}: code {done.returncode}: {done.stderr[-600:]}")
     return done.stdout
 
@@ -410,12 +413,18 @@ def compiled(place: Place) -> Figures:
 @item(40, "two")
 def sharded(place: Place) -> Figures:
     """FSDP2 on two ranks has the losses of one process."""
-    words = ["--precision=fp32", "--stop_after=3"]
-    call(start(place, "instructions", "sharded", *words, "--shard=true", processes=2))
-    call(start(place, "instructions", "whole", *words))
-    both = zip(*(lines_of_run(place.folder / n) for n in ("sharded", "whole")), strict=True)
-    apart = [close(f"step {a['step']}", a["train_loss"], b["train_loss"], 1e-4) for a, b in both]
-    return {"apart_at_most": max(apart)}
+    found = {}
+    for precision, far in (("fp32", 1e-4), ("bf16", 1e-2)):
+        words = [f"--precision={precision}", "--stop_after=3"]
+        ours, whole = f"sharded {precision}", f"whole {precision}"
+        call(start(place, "instructions", ours, *words, "--shard=true", processes=2))
+        call(start(place, "instructions", whole, *words))
+        both = zip(*(lines_of_run(place.folder / n) for n in (ours, whole)), strict=True)
+        found[precision] = max(
+            close(f"{precision}, step {a['step']}", a["train_loss"], b["train_loss"], far)
+            for a, b in both
+        )
+    return {"apart_at_most": found}
 
 
 @item(15, "cuda")
@@ -532,11 +541,18 @@ def generation(place: Place) -> Figures:
 def speed(place: Place) -> Figures:
     """Tokens a second in bf16 at real sizes, beside Trainer and TRL where they are installed."""
     found: Figures = {}
-    for name in ("preference", "mlm", "causal"):
+    rows = place.folder / "rows.json"
+    draw = random.Random(0)
+    words = [f"{what} {number}" for what in ("film", "song", "dish") for number in range(300)]
+    said = lambda count: " ".join(draw.choices(words, k=count))  # noqa: E731
+    lines = [{"instruction": said(12), "output": said(draw.randint(20, 90))} for _ in range(400)]
+    rows.write_text(json.dumps(lines))
+    for name in ("preference", "mlm", "causal", "sft", "sft --tasks=lora"):
         words = ["--size=base", f"--device={place.device}", "--precision=bf16", "--steps=12"]
         words += ["--repeats=1", f"--output={place.folder / 'bench.json'}"]
+        words += [f"--data={rows}"] * name.startswith("sft")
         done = subprocess.run(
-            [sys.executable, str(PROJECT / "bench.py"), name, *words],
+            [sys.executable, str(PROJECT / "bench.py"), *name.split(), *words],
             capture_output=True,
             text=True,
             cwd=PROJECT,
@@ -546,6 +562,69 @@ def speed(place: Place) -> Figures:
         if done.returncode and "is not here" not in found[name]:
             raise AssertionError(f"{name}: {done.stderr[-600:]}")
     return found
+
+
+SUMS = """
+import json, os, sys
+import torch
+import torch.distributed as dist
+import core, gradients
+from settings import Settings
+
+with core.distributed(Settings(device=sys.argv[1])) as world:
+    def drawn(rank):
+        draw = torch.Generator().manual_seed(rank)
+        parts = [torch.randn(shape, generator=draw) for shape in [(3000, 500), (7,), (400, 600)]]
+        return [part.to(world.device) for part in parts]
+
+    wanted = [a + b for a, b in zip(drawn(0), drawn(1))]  # of two the order is no matter
+    apart = {}
+    for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
+        parameters = [torch.nn.Parameter(torch.zeros_like(part)) for part in wanted]
+        sums = gradients.GradientSums(dtype)
+        sums.start(parameters)
+        sum((p * g).sum() for p, g in zip(parameters, drawn(world.rank))).backward()
+        sums.flush(world.device)
+        sums.wait()
+        far = max(float((p.grad - w).abs().max()) for p, w in zip(parameters, wanted))
+        apart[name] = world.sum(torch.tensor([far], device=world.device)).item()
+    plain = drawn(world.rank)
+    for part in plain:
+        dist.all_reduce(part)
+    equal = all(torch.equal(part, w) for part, w in zip(plain, wanted))
+    if world.rank == 0:
+        print(json.dumps({"all_reduce_equal": equal, "apart": apart, "backend": world.backend}))
+"""
+
+
+@item(10, "two")
+def sums(place: Place) -> Figures:
+    """Two ranks' all_reduce, and sums of gradients, are what one process adds up, bit for bit; in
+    bf16 as far as it rounds."""
+    found = json.loads(call_script(place, SUMS, place.device).strip().splitlines()[-1])
+    require(found["all_reduce_equal"], "all_reduce of two ranks is not their sum")
+    require(found["apart"]["fp32"] == 0, f"sums of gradients are {found['apart']['fp32']:.3g} off")
+    require(found["apart"]["bf16"] < 0.2, f"sums in bf16 are {found['apart']['bf16']:.3g} off")
+    return found
+
+
+def call_script(place: Place, text: str, *words: str) -> str:
+    """What a script says that two ranks run."""
+    script = place.folder / "script.py"
+    script.write_text(text)
+    return call([*TWO, str(script), *words])
+
+
+@item(25, "gpu", "two")
+def overlap(place: Place) -> Figures:
+    """Milliseconds a step of two ranks: gradients summed inside the backward pass, by torch's DDP
+    wrapper, and after it."""
+    said = call([*TWO, "-m", "benchmarks.overlap", "20", "bert-base", place.device])
+    found = json.loads(said.strip().splitlines()[-1])
+    ours, peer = found.pop("weights")
+    close("norm of the weights beside DDP's", ours, peer, 1e-4)
+    names = ("ours", "ddp", "after")
+    return {f"{name}_ms": round(1000 * statistics.median(found[name]), 2) for name in names}
 
 
 FAILING = """
@@ -561,15 +640,53 @@ if os.environ["RANK"] == "1":
 if __name__ == "__main__":
     runs.launch(run_5_models.main, run_5_models.Config)
 """
+SHORT_OF_MEMORY = """
+import os
+import torch
+import run_5_models, runs
+from experiments.preference import Preference
+
+whole, calls = Preference.loss_sum, []
+
+def short(*given):
+    calls.append(1)
+    if len(calls) == 3:
+        raise torch.OutOfMemoryError("out of memory: the check's own")
+    return whole(*given)
+
+if os.environ["RANK"] == "1":
+    Preference.loss_sum = short
+if __name__ == "__main__":
+    runs.launch(run_5_models.main, run_5_models.Config)
+"""
+
+
+@item(15, "two")
+def one_rank_short_of_memory(place: Place) -> Figures:
+    """Memory that runs out on one rank of two: both halve, and have the losses of a run with
+    enough."""
+    words = ["--precision=fp32", "--stop_after=4"]
+    said = call(
+        as_script(place, SHORT_OF_MEMORY, start(place, "pairs", "short", *words, processes=2))
+    )
+    require(HALVED in said, "a rank had too little memory, and nothing was halved")
+    call(start(place, "pairs", "enough", *words, processes=2))
+    both = zip(*(lines_of_run(place.folder / n) for n in ("short", "enough")), strict=True)
+    apart = [close(f"step {a['step']}", a["train_loss"], b["train_loss"], 1e-4) for a, b in both]
+    return {"apart_at_most": max(apart)}
+
+
+def as_script(place: Place, text: str, command: list[str]) -> list[str]:
+    """The command with another script in the place of run_5_models.py."""
+    script = place.folder / "script.py"
+    script.write_text(text)
+    return [str(script) if word == str(PROJECT / "run_5_models.py") else word for word in command]
 
 
 @item(30, "two")
 def one_rank_fails(place: Place) -> Figures:
     """An error on one rank of two ends both within a minute."""
-    command = start(place, "pairs", "failed", processes=2)
-    script = place.folder / "failing.py"
-    script.write_text(FAILING)
-    command[command.index(str(PROJECT / "run_5_models.py"))] = str(script)
+    command = as_script(place, FAILING, start(place, "pairs", "failed", processes=2))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)

@@ -46,7 +46,8 @@ def markdown(measured: dict[str, Any]) -> str:
         if line.checks and line.checked == "losses":
             losses = f"{line.checks[0]:.3f}, {line.checks[1]:.3f}"
         elif line.checks:
-            note = f"{line.checks[0]:,.0f} and {line.checks[1]:,.0f} {line.checked}"
+            checked = f"{line.checks[0]:,.0f} and {line.checks[1]:,.0f} {line.checked}"
+            note = "; ".join(filter(None, [line.note, checked]))
         entries.append(
             {
                 "what": line.what,

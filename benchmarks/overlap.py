@@ -1,6 +1,7 @@
 """Gradients summed inside the backward pass, by core.py's own hands and by torch's DDP wrapper.
 
 python bench.py overlap --repeats 30
+python bench.py overlap --repeats 30 --tasks 150mbit        # of free, 1gbit, 400mbit, 150mbit
 
 Two processes of one thread each train the same small BERT on the same rows, two micro-batches a
 rank and step, over a loopback that is free or throttled (a network namespace with tc; Linux, and
@@ -32,7 +33,9 @@ VOCABULARY, LENGTH, MICRO_BATCH, LEARNING_RATE = 8192, 64, 8, 1e-4
 def run(arguments: argparse.Namespace) -> Measured:
     """A line a rate, ours over DDP's."""
     measured = Measured()
-    rates = {"free": None} if arguments.quick else RATES
+    asked = arguments.tasks.split(",")
+    rates = {name: rate for name, rate in RATES.items() if (rate or name) in asked} or RATES
+    rates = {"free": None} if arguments.quick else rates
     table = []
     for name, rate in rates.items():
         pairs, model = (3, "bert-tiny") if arguments.quick else (arguments.repeats, "bert-mini")
@@ -105,22 +108,26 @@ class Rows:
         return {"input_ids": ids, "labels": labels}
 
 
-def compare(pairs: int, architecture: str) -> dict:
-    """In each of the two processes: steps of each side in turns; the first three do not count."""
+def compare(pairs: int, architecture: str, device: str = "cpu") -> dict:
+    """In each of the two processes: steps of each side in turns; the first three do not count.
+
+    A GPU is for bench.py's check: there is no wire to throttle.
+    """
     import torch
     import torch.distributed as dist
 
     import core
+    from device import pins, to_device
     from methods.optimizers import build_optimizer, parameter_groups
     from models import bert
     from settings import Settings
 
     torch.set_num_threads(1)
-    config = Settings(batch=4 * MICRO_BATCH, micro_batch=MICRO_BATCH, device="cpu", epochs=1e6)
+    config = Settings(batch=4 * MICRO_BATCH, micro_batch=MICRO_BATCH, device=device, epochs=1e6)
     with core.distributed(config) as world:
 
         def build() -> tuple:
-            model = bert.build_masked_lm(architecture, VOCABULARY, 0, LENGTH)
+            model = bert.build_masked_lm(architecture, VOCABULARY, 0, LENGTH).to(world.device)
             groups = parameter_groups({"bert": model.parameters()}, {"bert": LEARNING_RATE}, 0.01)
             optimizer = build_optimizer("adamw", groups, LEARNING_RATE, betas=(0.9, 0.98))
             return model, optimizer, core.TrainLoader(Rows(), config, world)
@@ -147,7 +154,7 @@ def compare(pairs: int, architecture: str) -> dict:
             for number, (_, batch) in enumerate(work.micro_batches, start=1):
                 is_last = number == len(work.micro_batches)
                 with contextlib.nullcontext() if is_last else wrapped.no_sync():
-                    loss, _ = loss_sum(wrapped, batch)
+                    loss, _ = loss_sum(wrapped, to_device(batch, world.device))
                     (loss * (world.size / targets)).backward()  # DDP takes the mean over ranks
             torch.nn.utils.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
             ddp.optimizer.step()
@@ -158,15 +165,22 @@ def compare(pairs: int, architecture: str) -> dict:
             "ddp": ddp_step,
             "after": lambda: core.train_step(states["after"], loss_sum),
         }
+
+        def ready() -> None:
+            """All ranks, and what their devices still had to do."""
+            if pins(world.device):
+                getattr(torch, world.device.type).synchronize()
+            dist.barrier()
+
         seconds: dict[str, list[float]] = {side: [] for side in steps}
         for number in range(-3, pairs):
             sides = list(steps) if number % 2 else list(reversed(steps))
             for side in sides:
-                dist.barrier()
+                ready()
                 started = time.perf_counter()
                 steps[side]()
                 if number >= 0:
-                    dist.barrier()
+                    ready()
                     seconds[side].append(time.perf_counter() - started)
         models = states["ours"].model, wrapped
         norms = [float(torch.nn.utils.get_total_norm(m.parameters())) for m in models]
@@ -178,6 +192,6 @@ def compare(pairs: int, architecture: str) -> dict:
 
 
 if __name__ == "__main__":
-    found = compare(int(sys.argv[1]), sys.argv[2])
+    found = compare(int(sys.argv[1]), *sys.argv[2:])
     if os.environ["RANK"] == "0":
         print(json.dumps(found))

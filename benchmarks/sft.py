@@ -3,10 +3,10 @@
 python bench.py sft --data rows.json --repeats 5
 python bench.py sft --data rows.json --tasks lora --repeats 5
 
-A GPT-2 with 6 blocks of 384 and GPT-2's vocabulary, random from one seed; rows of up to 256 tokens
-in the same order, batches of 8, AdamW, no dropout. TRL as people run it: padded to the longest row
-of a batch, transformers' own loss. The loss is over all tokens on both sides. --tasks lora: rank 16
-on every linear map of the blocks, q, k and v in one, as peft has it.
+A GPT-2 with 6 blocks of 384 (--size base: GPT-2's own) and its vocabulary, random from one seed;
+rows of up to 256 tokens in the same order, batches of 8, AdamW, no dropout. TRL as people run it:
+padded to the longest row of a batch, transformers' own loss. The loss is over all tokens on both
+sides. --tasks lora: rank 16 on every linear map of the blocks, q, k and v in one, as peft has it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SHAPE = {"n_embd": 384, "n_layer": 6, "n_head": 6, "n_positions": 1024}
 TOLERANCE = 0.05
 
 
-def base(folder: Path) -> Path:
+def base(folder: Path, size: str = "small") -> Path:
     """The model that both start from."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -36,7 +36,8 @@ def base(folder: Path) -> Path:
     torch.manual_seed(0)
     end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model = GPT2LMHeadModel(GPT2Config(**SHAPE, **end, **no_dropout))
+    shape = SHAPE if size == "small" else {}
+    model = GPT2LMHeadModel(GPT2Config(**shape, **end, **no_dropout))
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     return folder / "base"
@@ -48,10 +49,12 @@ def config_of(arguments: argparse.Namespace) -> Any:
 
     if arguments.data == "hub":
         arguments.data = "tatsu-lab/alpaca"
-    words = [f"--model={base(arguments.folder)}", f"--data={arguments.data}", f"--batch={BATCH}"]
+    model = base(arguments.folder, arguments.size)
+    words = [f"--model={model}", f"--data={arguments.data}", f"--batch={BATCH}"]
     words += [f"--micro_batch={BATCH}", f"--max_length={MAX_LENGTH}", f"--lr={LR}", "--seed=0"]
     words += ["--schedule=constant", "--warmup_frac=0", "--max_grad_norm=1", "--weight_decay=0.1"]
-    words += ["--precision=fp32", "--device=cpu", "--page=false", "--sample_tokens=0"]
+    words += [f"--precision={arguments.precision}", f"--device={arguments.device}"]
+    words += ["--page=false", "--sample_tokens=0"]
     words += ["--baseline=false", "--eval_every=1000000", "--eval_batches=1"]
     words += [f"--out={arguments.folder / 'run'}", f"--stop_after={arguments.steps + WARM_UP}"]
     words += ["--epochs=100"]  # never reached
@@ -128,7 +131,7 @@ def train_peer(arguments: argparse.Namespace, config: Any, rows: list, extra: di
         "lr_scheduler_type": "constant",
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
-        "bf16": False,
+        "bf16": arguments.precision == "bf16",
         "activation_checkpointing": False,
         "seed": 0,
         "logging_steps": 1,
@@ -136,7 +139,7 @@ def train_peer(arguments: argparse.Namespace, config: Any, rows: list, extra: di
         "output_dir": str(arguments.folder / "peer"),
         "save_strategy": "no",
         "report_to": [],
-        "use_cpu": True,
+        "use_cpu": arguments.device == "cpu",
         "disable_tqdm": True,
     }
     trainer = InOrder(

@@ -157,6 +157,8 @@ def words_for(config: Config, run: Any, folder: Path) -> list[str]:
     for name in ("data", "model", "device"):
         if getattr(config, name) is not None:
             settings[name] = getattr(config, name)
+    if "frozen_part" in run.record:  # what was measured there may be otherwise here
+        settings["cache_features"] = run.record["frozen_part"] == "kept"
     source = folder.with_name(f"{folder.name}.yaml")
     if rank() == 0:
         write_text(source, yaml.safe_dump(settings, sort_keys=False))

@@ -22,7 +22,7 @@ from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import choose_rows, count_splits, fingerprint
 from data.style import NAMES, style_features
-from device import compile_model, device_name, rows_in_parts, to_device
+from device import compile_model, device_name, pins, rows_in_parts, to_device
 from evaluation import metrics
 from evaluation.blending import blend
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
@@ -48,6 +48,7 @@ from experiments.training import Targets, Training, build_state
 from files import content_digest, read_json, read_yaml
 from methods import feature_cache
 from methods.dropout import set_dropout
+from methods.frozen_parts import BATCHES, KEPT, RUNS, Times, time_both
 from methods.optimizers import parameter_groups
 from models import pairs, pretrained
 from models.heads import style_scale
@@ -363,15 +364,22 @@ class Preference(Training):
 
     # -- frozen parts
 
-    def keep_frozen(self, state: core.State) -> None:
+    def keep_frozen(
+        self, state: core.State, forced: bool | None = True, before: str | None = None
+    ) -> None:
         """Compute the outputs of the encoder's frozen part once, for all parts and later runs.
 
         Of a wholly frozen encoder that is the embedding of each sequence, in fp32; of frozen lower
-        layers the states that the first trained layer reads, in the run's precision. Says in a
-        line what it did, or why the frozen part runs in each step. Before the first step.
+        layers the states that the first trained layer reads, in the run's precision. Where nothing
+        is forced a GPU shows which is faster, to keep them or to run the layers in each step.
+        before: what an earlier session of the run did, which stays. Says in a line what it did, or
+        why the frozen part runs in each step; facts["frozen_part"] has it. Before the first step.
         """
         encoder, ids, say = state.model.encoder, self.ids, self.world.say
         hidden = encoder.config.hidden_size
+        self.facts["frozen_part"] = RUNS
+        if before == RUNS:
+            return say("frozen part: runs in each step, as it did when the run began")
         if pretrained.is_frozen(encoder):
             shape, dtype = (len(ids), hidden), np.float32
         else:
@@ -379,6 +387,15 @@ class Preference(Training):
                 return say(f"note: the frozen part runs in each step: {why}")
             shape = (len(ids.ids), hidden)
             dtype = {"bf16": np.int16, "fp16": np.float16, "fp32": np.float32}[self.precision]
+            # a CPU reads a layer's states a hundred times as fast as it computes them
+            if forced is None and before is None and pins(self.world.device):
+                alone = self.world.rank == 0
+                times = self.world.from_rank_0(self._time_frozen(state, dtype) if alone else None)
+                if times is not None:
+                    self.facts["frozen_part_seconds"] = dataclasses.asdict(times)
+                    if times.faster == RUNS:
+                        return say(f"frozen part: runs in each step, which is faster ({times})")
+                    say(f"frozen part: its outputs are kept, which is faster ({times})")
         key = {
             "kind": "frozen encoder, version 2",
             "rows": shape[0],
@@ -406,8 +423,39 @@ class Preference(Training):
             data.embeddings, data.states = (
                 (values, None) if pretrained.is_frozen(encoder) else (None, values)
             )
+        self.facts["frozen_part"] = KEPT
         how = "from the cache" if was_there else "computed once"
         say(f"frozen part: outputs for {len(ids):,} sequences, {how}")
+
+    @torch.no_grad()
+    def _time_frozen(self, state: core.State, dtype: type[np.number]) -> Times | None:
+        """Of a few batches: seconds to read their states, and to compute them; None where the disk
+        takes nothing, which keeping them will say."""
+        ids, encoder, device = self.ids, state.model.encoder, self.world.device
+        data = pair_data.SequenceData(
+            ids, self.tokenizer.pad_token_id, self.config.max_length, self.config.length_steps
+        )
+        draw, count = np.random.default_rng(0), min(2 * state.loader.micro_batch, len(ids))
+        numbers = [draw.choice(len(ids), count, replace=False) for _ in range(BATCHES)]
+        batches = [data.collate(rows, None) for rows in numbers]
+        encoder.eval()
+
+        def run(number: int) -> Tensor:
+            with state.autocast():
+                return pretrained.border_states(encoder, **to_device(batches[number], device))
+
+        def read(number: int) -> Tensor:
+            length = batches[number]["input_ids"].shape[1]
+            padded = pair_data.pad_states(states, ids.offsets, numbers[number], length)
+            return to_device({"states": padded}, device)["states"]
+
+        shape = (len(ids.ids), encoder.config.hidden_size)
+        parts = [(ids.offsets[row], ids.offsets[row + 1]) for rows in numbers for row in rows]
+        try:
+            with feature_cache.scratch(shape, dtype, parts) as states:
+                return time_both(read, run, device)
+        except OSError:
+            return None
 
     def _why_no_states(self, encoder: nn.Module) -> str:
         if self.config.compile:
@@ -427,8 +475,8 @@ class Preference(Training):
         world.say(f"frozen part: running once over {len(ids):,} sequences")
         encoder.eval()
 
-        def compute(rows: np.ndarray) -> np.ndarray:
-            batch = to_device(data.collate(rows, None), world.device)
+        def compute(batch: dict[str, Tensor]) -> np.ndarray:
+            batch = to_device(batch, world.device)
             with state.autocast():
                 if whole:
                     return state.model.first_tokens(**batch)[:, None].float().cpu().numpy()
@@ -438,9 +486,15 @@ class Preference(Training):
             return values.cpu().numpy()
 
         each = max(1, 16384 // config.max_length)
-        for batch in core.evaluation_parts(data.lengths, each, world):
-            in_one = [(batch, compute(batch))] if world.sharded else None  # all compute together
-            for rows, values in in_one or rows_in_parts(compute, batch, world.device):
+        for part, made in core.evaluation_batches(data, each, world, config.workers):
+            halves = rows_in_parts(
+                lambda rows, part=part, made=made: compute(
+                    made if rows is part else data.collate(rows, None)
+                ),
+                part,
+                world.device,
+            )
+            for rows, values in halves:
                 for row, value in zip(rows, values, strict=True):
                     yield (row, value) if whole else (ids.offsets[row], value[: ids.lengths[row]])
 

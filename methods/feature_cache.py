@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,32 @@ def kept_rows(
         if world.rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
     return np.load(folder / "values.npy", mmap_mode="r"), False
+
+
+@contextlib.contextmanager
+def scratch(
+    shape: tuple[int, int], dtype: type[np.number], parts: Iterable[tuple[int, int]]
+) -> Iterator[np.ndarray]:
+    """A memory-mapped file as kept_rows' of that shape, with something in the rows [first, end) of
+    parts alone, which are on disk; gone afterwards. OSError where the disk is full."""
+    folder = cache_folder() / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    file, row_bytes = folder / f"timed.{secrets.token_hex(4)}", shape[1] * np.dtype(dtype).itemsize
+    try:
+        start = np.lib.format.open_memmap(file, "w+", dtype, shape).offset
+        with open(file, "r+b") as out:
+            for first, end in parts:
+                out.seek(start + int(first) * row_bytes)
+                out.write(bytes(int(end - first) * row_bytes))
+            out.flush()
+            os.fsync(out.fileno())
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if shape[0] * row_bytes > memory // 2 and hasattr(os, "posix_fadvise"):
+                # too much to stay in memory: what is read comes from the disk
+                os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield np.load(file, mmap_mode="r")
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _beside(folder: Path) -> Path:

@@ -26,7 +26,7 @@ FIXED: dict[str, dict[str, Any]] = {
 WHOLE_SCRIPT = {PREFERENCE: "run_5_models.py"}
 # ... and what is meant where a script, or an older run, has no such setting. Lightning's twin has
 # a loop of its own, and the same settings.
-UNSAID = {"prompt": True, "init": "pretrained", "freeze": "none", "cache_features": True}
+UNSAID = {"prompt": True, "init": "pretrained", "freeze": "none", "cache_features": None}
 WITH_PROMPT = (*FIXED, "run_6_light.py")
 
 
@@ -36,6 +36,8 @@ def resolved(script: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     if script not in WITH_PROMPT:
         return {"script": script, **settings}
     name = PREFERENCE if script in FIXED else script
+    if settings.get("cache_features") is True:  # which was the default, and is rounding at most
+        settings = {**settings, "cache_features": None}
     unsaid = {key: value for key, value in UNSAID.items() if key not in settings}
     return {"script": name, **settings, **unsaid, **FIXED.get(script, {})}
 

@@ -204,6 +204,8 @@ class RunFolder:
             there["label_smoothing"] = 0.0  # language models recorded .1 and did without
         if "minus_one" not in recorded:  # whom older runs took for A; rows have a fingerprint
             there["minus_one"] = now.get("minus_one")
+        if recorded.get("cache_features") and "freeze" in now and now["cache_features"] is None:
+            there["cache_features"] = None  # was the default; run.json knows what is done
         record = read_json(folder / "run.json")
         known, contents = record.get("contents") or {}, self.contents
         differences = []

@@ -1,6 +1,7 @@
 """What a script's loop sees of a run: resuming, logging, evaluating, saving, stopping, the end."""
 
 import contextlib
+import math
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import console
-from core import State, Stopped, World
+from core import State, Stopped, Work, World
 from device import memory_note, peak_memory
 from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
@@ -21,6 +22,7 @@ from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
 from runs import spikes
 from runs.checkpoints import Checkpoints
+from runs.contents import has_begun
 from runs.folder import RunFolder, parameter_facts
 from runs.log import Log
 from runs.results import last_lines, summary_lines, write_result
@@ -158,6 +160,14 @@ class Run:
         if result.metrics:
             self.world.say("\n".join(["before training:", *summary_lines(result.metrics)]))
 
+    def recorded(self, name: str, older: Any) -> Any:
+        """What an earlier session wrote of it into run.json, on all ranks; None: there was none;
+        older: what holds of a run from before it was written."""
+        known = None
+        if self.world.rank == 0 and has_begun(self.folder):
+            known = self.record.facts.get(name, older)
+        return self.world.from_rank_0(known)
+
     def resume(self, state: State, experiment: Experiment) -> None:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
         self.experiment, self.training = experiment, True
@@ -225,9 +235,7 @@ class Run:
             # some are for rank 0 alone, which trains the tokenizer
             require_read(self.config, self.world.gather_rows(read_so_far(self.config)))
         if self._steps_here == 3:
-            rows = state.loader.micro_batch
-            if note := memory_note(self.world.device, rows, config.batch):
-                self.world.say(f"note: {note}")
+            self._say_what_fits(state, stats["work"])
         if state.skipped_steps and state.precision != "fp16":
             self.world.say(f"step {state.step}: loss or gradient is not finite; update skipped")
         outcomes.require_gradients(state.skipped_steps, state.precision, state.step)
@@ -246,6 +254,17 @@ class Run:
         if config.stop_after and self._steps_here >= config.stop_after and not state.clock.done:
             return self._stop(state, f"--stop_after {config.stop_after}")
         self._step_started = time.perf_counter()
+
+    def _say_what_fits(self, state: State, work: Work) -> None:
+        """A larger micro-batch, or more tokens of joined ones where a step takes several."""
+        loader, ranks = state.loader, self.world.size
+        size, most, unit = loader.micro_batch, math.ceil(self.config.batch / ranks), "rows"
+        if loader.join_tokens:
+            size, most, unit = loader.join_tokens, math.ceil(work.tokens / ranks), "tokens"
+            if len(work.micro_batches) < 2:
+                return
+        if note := memory_note(self.world.device, size, most, unit):
+            self.world.say(f"note: {note}")
 
     def _describe_spike(self, state: State, stats: dict[str, Any]) -> None:
         """For run.json, of a step of a spike: its loss, its rate and the rows of its batch."""

@@ -348,10 +348,13 @@ def test_texts_of_memory_that_ran_out(text):
 
 def test_what_is_left_of_a_gpus_memory_is_said():
     gb = 10**9
-    text = room_left(peak=8 * gb, kept=2 * gb, total=16 * gb, rows=4, most=64)
+    text = room_left(peak=8 * gb, kept=2 * gb, total=16 * gb, size=4, most=64)
     assert "8.0 of 16 GB used: micro-batches of 8 rows would fit in place of 4" in text
-    assert room_left(peak=14 * gb, kept=2 * gb, total=16 * gb, rows=4, most=64) == ""
-    assert "of 6 rows" in room_left(gb, gb // 2, 16 * gb, rows=2, most=6)  # the whole batch
+    assert room_left(peak=14 * gb, kept=2 * gb, total=16 * gb, size=4, most=64) == ""
+    assert "of 6 rows" in room_left(gb, gb // 2, 16 * gb, size=2, most=6)  # the whole batch
+    joined = room_left(8 * gb, 2 * gb, 16 * gb, 16_384, 10**6, "tokens")
+    assert joined.endswith("33,860 tokens together would fit in place of 16,384 (--join_tokens)")
+    assert room_left(8 * gb, 2 * gb, 16 * gb, 16_384, 30_000, "tokens") == ""  # all of a step
     assert memory_note(torch.device("cpu"), 4, 64) == ""
 
 

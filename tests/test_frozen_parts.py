@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ from transformers import AutoModel
 import core
 import run_5_models
 from device import Machine, autocast
+from experiments import preference
 from files import DiskFull
-from methods import feature_cache
+from methods import feature_cache, frozen_parts
 from methods.dropout import use_word_dropout
 from models import pairs, pretrained
 from settings import parse_settings
@@ -348,3 +350,76 @@ def test_groups_are_as_many_as_have_enough_tokens():
     assert [g.tolist() for g in pairs.length_groups(lengths)] == [[5, 0, 2], [4, 3, 1]]
     assert [g.tolist() for g in pairs.length_groups(lengths // 10)] == [[5, 0, 2, 4, 3, 1]]
     assert len(pairs.length_groups(lengths * 100)) == 4
+
+
+# ------------------------------------------------------------------ kept or run, as measured
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """measured(times): as a GPU would be asked, and what it would find; how often it was asked."""
+    asked = []
+
+    def as_if(kept: float, runs: float) -> list:
+        def time_both(read, run, device):
+            for number in range(2):
+                states = run(number)
+                assert read(number).shape == states.shape
+            asked.append(device)
+            return frozen_parts.Times(kept, runs)
+
+        monkeypatch.setattr(preference, "pins", lambda device: True)
+        monkeypatch.setattr(preference, "time_both", time_both)
+        return asked
+
+    return as_if
+
+
+def frozen_part_of(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["frozen_part"]
+
+
+def test_what_is_measured_faster_is_done_and_stays_when_the_run_goes_on(
+    tiny, pair_csv, cache, tmp_path, capsys, measured
+):
+    common = (f"--model={tiny('bert')}", f"--data={pair_csv}", "--freeze=bottom:2")
+    common += ("--epochs=0.3",)
+    runs = train(tmp_path / "runs", *common, "--cache_features=false")
+    kept = train(tmp_path / "kept", *common, "--cache_features=true")
+    for name, times, whole in (("runs", (2, 1), runs), ("kept", (1, 2), kept)):
+        asked = measured(*times)
+        asked.clear()
+        folder = train(tmp_path / f"cut {name}", *common, "--stop_after=1")
+        assert frozen_part_of(folder) == name and len(asked) == 1
+        said = capsys.readouterr().out
+        assert "which is faster (" in said and "ms to read them" in said
+        measured(*reversed(times))
+        assert_same_bits(train(folder, *common), whole)
+        assert frozen_part_of(folder) == name and len(asked) == 1  # not asked again
+    assert "runs in each step" not in capsys.readouterr().out
+
+
+def test_an_older_run_goes_on_with_what_it_keeps(tiny, pair_csv, cache, tmp_path, measured):
+    """It recorded `true`, which was the default, and nothing in run.json."""
+    common = (f"--model={tiny('bert')}", f"--data={pair_csv}", "--freeze=bottom:2")
+    common += ("--epochs=0.3",)
+    whole = train(tmp_path / "whole", *common, "--cache_features=true")
+    folder = train(tmp_path / "older", *common, "--cache_features=true", "--stop_after=1")
+    record = json.loads((folder / "run.json").read_text())
+    del record["frozen_part"]
+    (folder / "run.json").write_text(json.dumps(record))
+    asked = measured(2, 1)
+    assert_same_bits(train(folder, *common), whole)
+    assert not asked and frozen_part_of(folder) == "kept"
+
+
+def test_times_are_medians_by_turns():
+    order = []
+    times = frozen_parts.time_both(
+        lambda k: order.append(("read", k)),
+        lambda k: (order.append(("run", k)), time.sleep(0.002)),
+        torch.device("cpu"),
+    )
+    assert order[:3] == [("read", 0), ("run", 0), ("read", 1)]
+    assert times.faster == "kept" and times.runs >= 0.002
+    assert frozen_parts.Times(2.0, 1.0).faster == "runs"

@@ -32,8 +32,9 @@ def observe(
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
     with open(folder / "log", "w") as log:
         code = forked.Process(words, env, log, log).wait(timeout=seconds)
-    assert code == 0, (folder / "log").read_text()[-2000:]
-    return json.loads((folder / "seen.json").read_text())
+    said = (folder / "log").read_text()
+    assert code == 0, said[-2000:]
+    return json.loads((folder / "seen.json").read_text()) | {"said": said}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,13 @@ def test_batches_are_pinned_and_moved_while_the_one_before_computes(seen, name):
     assert passes <= seen[name]["streams"] <= 2 * passes + 2  # Sophia's estimates have theirs
     # single numbers and places in small vectors, of steps and of evaluations
     assert seen[name]["unpinned"] <= 10 * steps, seen[name]["unpinned"]
+
+
+def test_a_run_says_what_is_left_of_the_memory_where_a_step_takes_several_passes(seen):
+    """Once a run, and not of one whose micro-batches are all computed together."""
+    notes = [line for line in seen["said"].splitlines() if "GB used" in line]
+    assert 0 < len(notes) <= len(RUNS) - len(JOINED)
+    assert all("4.3 of 52 GB used: micro-batches of" in note for note in notes), notes
 
 
 @pytest.mark.parametrize("name", ["preference", "fp16"])
