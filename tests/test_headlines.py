@@ -374,6 +374,10 @@ def test_a_run_has_what_the_contract_says(titles_file, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "train/weights/final")
     assert type(model) is gpt.SmallGPTForCausalLM
     assert sum(p.numel() for p in model.parameters()) == found["parameters"]
+    best, step = (
+        tmp_path / "train/weights" / n for n in ("best", f"step_{found['best_step']:08d}")
+    )
+    assert (best / "model.safetensors").samefile(step / "model.safetensors")  # written once
 
 
 @pytest.mark.parametrize("words", [[], ONE_PASS], ids=["titles", "windows"])
