@@ -23,8 +23,8 @@ from reports.plan import LOOKS, plan_of
 @dataclass
 class Race:
     """out: the folder of the sweep; seeds: all that there may be, in their order; settled: what was
-    decided of an arm, and with how many seeds; given_up: what will not decide it, "rows" or "seeds",
-    and with how many."""
+    decided of an arm, and with how many seeds; given_up: what will not decide it, "rows" or
+    "seeds", and with how many."""
 
     out: Path
     baseline: str
