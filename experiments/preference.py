@@ -104,8 +104,8 @@ class Config(Settings):
     head_lr: float | None = None
     """peak learning rate of the head; null: --lr"""
     blend: str | None = None
-    """finished run on the same split (of `features`, or another encoder): the test is of both runs'
-    answers joined, by weights fitted on validation"""
+    """finished run on the same split: the test is of both runs' answers joined, by weights fitted
+    on validation"""
     beyond_style: bool = True
     """say in the test what the answers add to style alone, fitted on the same training rows"""
     dropout: float | None = None
