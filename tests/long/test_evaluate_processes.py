@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import run_script
 from test_evaluate import MORE, folder, runs, systems, test_rows  # noqa: F401
@@ -25,6 +26,6 @@ def test_two_processes_say_what_one_says(name, systems, runs, tmp_path):  # noqa
     assert one.keys() == two.keys()
     for key, value in one.items():
         if isinstance(value, int | float | list):
-            assert two[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+            np.testing.assert_allclose(two[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
         else:
             assert two[key] == value
