@@ -33,8 +33,8 @@ class Config(preference.Config):
     freeze: str = "none"
     """none, all (the head alone learns), bottom (embeddings and the lower half) or bottom:k"""
     cache_features: bool | None = None
-    """compute the outputs of frozen parts once, also for later runs; false: in each step; null: a
-    GPU shows at the start which is faster for frozen lower layers, else once"""
+    """compute the outputs of frozen parts once, for later runs too; false: in each step; null: a
+    GPU times frozen lower layers, else once"""
 
 
 def main(config: Config, given: bool) -> None:

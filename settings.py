@@ -208,7 +208,7 @@ class Settings(Section):
     budget_unit: Literal["steps", "hours", "flops"] = "hours"
     """hours of this machine's clock, steps, or floating-point operations"""
     batch: int = 32
-    """rows an update over all processes (the global batch)"""
+    """rows an update over all processes together"""
     micro_batch: int | None = None
     """rows a forward pass; null: a quarter of --batch, rounded up. Part of the experiment:
     dropout masks are drawn per micro-batch"""
