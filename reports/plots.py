@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -41,6 +41,7 @@ REFERENCE = {"color": LIGHT["muted"], "dashes": (4, 3), "linewidth": 1.2}
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 3))]
 MARKERS = "osD^vP"
 MAX_POINTS = 600
+DPI = 160
 STYLE = {
     "font.size": 11,
     "text.parse_math": False,  # names come from data: "$" is a dollar
@@ -74,6 +75,7 @@ class Picture:
     draw: Callable[[Figure], None]
     height: float = 3.1  # inches, at a width of 5
     left_out: str = ""  # what the data has and the picture does not
+    _figure: Figure | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         part, _, name = self.name.partition("/")
@@ -81,24 +83,29 @@ class Picture:
         self.name = f"{part}/{name[:60]}"
 
     def _saved(self, **how: Any) -> bytes:
+        """Laid out once for both formats, which is most of the work."""
         file = io.BytesIO()
         style = {**STYLE, "svg.hashsalt": self.name}
         with matplotlib.rc_context(style), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a letter that the font has not
-            figure = Figure(figsize=(5, self.height), layout="constrained")
-            FigureCanvasAgg(figure)
-            self.draw(figure)
-            figure.savefig(file, **how)
+            if self._figure is None:
+                self._figure = Figure(figsize=(5, self.height), dpi=DPI, layout="constrained")
+                FigureCanvasAgg(self._figure)
+                self.draw(self._figure)
+                self._figure.draw_without_rendering()
+                self._figure.set_layout_engine(None)
+            self._figure.savefig(file, **how)
         return file.getvalue()
 
     def png(self) -> bytes:
-        """With our name in it, by which --fresh knows whose it is."""
+        """With our name in it, by which --fresh knows whose it is. The figure stays for svg()."""
         marks = {"Software": "ablate"}
-        return self._saved(format="png", dpi=160, facecolor="white", metadata=marks)
+        return self._saved(format="png", dpi=DPI, facecolor="white", metadata=marks)
 
     def svg(self) -> str:
         """An <svg> element for an HTML page: no header, no addresses, colours as variables."""
         text = self._saved(format="svg", metadata={"Date": None}).decode()
+        self._figure = None  # a page of many runs has thousands
         text = text[text.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text)
