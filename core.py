@@ -19,6 +19,7 @@ device.py (what the machine offers) and files.py (files that are whole or not th
 import contextlib
 import dataclasses
 import datetime
+import gc
 import importlib.metadata
 import importlib.util
 import math
@@ -32,6 +33,10 @@ from typing import Any, TypeVar
 import console
 
 console.doing("loading torch")  # a sign of life: it takes seconds
+# Loading makes a million objects, and a collector that looks at them again and again takes a
+# twentieth of the time to the first step. Where training begins, Run.resume sets it back.
+COLLECTOR = gc.get_threshold()
+gc.set_threshold(100_000, *COLLECTOR[1:])
 
 import numpy as np
 import torch

@@ -1,6 +1,7 @@
 """What a script's loop sees of a run: resuming, logging, evaluating, saving, stopping, the end."""
 
 import contextlib
+import gc
 import math
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import console
-from core import State, Stopped, Work, World
+from core import COLLECTOR, State, Stopped, Work, World
 from device import memory_note, peak_memory
 from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
@@ -170,6 +171,7 @@ class Run:
 
     def resume(self, state: State, experiment: Experiment) -> None:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
+        gc.set_threshold(*COLLECTOR)
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
         self._count_parameters(state)
