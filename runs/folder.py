@@ -350,12 +350,9 @@ def parameter_facts(model: nn.Module, trained: Iterable[nn.Parameter]) -> dict[s
     }
 
 
-def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:
-    """Device, versions, commit and threads; a dirty tree's diff goes to the run folder."""
-    versions = {"python": sys.version.split()[0]}
-    for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+@functools.cache
+def of_git() -> tuple[str, str, str]:
+    """Commit, diff and new files of the code that this process has read: asked once."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(PROJECT), *words]
@@ -364,9 +361,18 @@ def environment_facts(world: World, precision: str, folder: Path) -> dict[str, A
 
     try:
         commit, difference = git("rev-parse", "HEAD"), git("diff", "HEAD")
-        untracked = git("ls-files", "--others", "--exclude-standard")
+        return commit, difference, git("ls-files", "--others", "--exclude-standard")
     except OSError:  # no git on this machine
-        commit = difference = untracked = ""
+        return "", "", ""
+
+
+def environment_facts(world: World, precision: str, folder: Path) -> dict[str, Any]:
+    """Device, versions, commit and threads; a dirty tree's diff goes to the run folder."""
+    versions = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    commit, difference, untracked = of_git()
     if difference:
         write_text(folder / "diff.patch", difference + "\n")
     return {
