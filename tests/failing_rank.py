@@ -18,9 +18,9 @@ def fail(*_: object, **__: object) -> None:
 
 
 def main(config: run_2_appendprompt.Config, given: bool) -> None:
-    core.MEETING = datetime.timedelta(seconds=8)
-    if FAILS and PLACE == "before they meet":
-        fail()
+    if PLACE == "before they meet":
+        core.MEETING = datetime.timedelta(seconds=8)
+        fail() if FAILS else None
     if FAILS and PLACE == "step":
         preference.Preference.loss_sum = fail
     elif FAILS and PLACE == "loader worker":

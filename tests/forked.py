@@ -10,6 +10,7 @@ workers are copies nevertheless, by forked_worker.py, which torchrun takes for t
 """
 
 import contextlib
+import gc
 import json
 import os
 import pickle
@@ -30,15 +31,19 @@ IMPORTS = (
     "transformers.models.bert.modeling_bert transformers.models.gpt2.modeling_gpt2 "
     "transformers.models.distilbert.modeling_distilbert reports.page scipy.stats "
     "experiments.preference experiments.classification experiments.language experiments.headlines "
-    "experiments.instructions experiments.pretraining experiments.glue"
+    "experiments.instructions experiments.pretraining experiments.glue runs commands.evaluate "
+    "commands.features commands.predict commands.reproduce docstring_parser sentencepiece attr "
+    "transformers.convert_slow_tokenizer transformers.models.auto.tokenization_auto "
+    "transformers.models.bert.tokenization_bert"
 ).split()
+POLL = 0.02  # seconds between two looks at whether a process has ended
 
 
 class Process:
     """A started script; as subprocess.Popen, as far as tests ask it."""
 
     def __init__(self, words: list[str], env: dict[str, str], stdout: TextIO, stderr: TextIO):
-        """words: of the command line, from the script's path on."""
+        """words: of the command line, from the script's path on. Its input is empty."""
         self.returncode: int | None = None
         self._connection = connect(address())
         self._lines = self._connection.makefile("r")
@@ -62,7 +67,7 @@ class Process:
         while (code := self.poll()) is None:
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            time.sleep(0.005)
+            time.sleep(POLL)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -94,7 +99,7 @@ def run_ranks(
             while None in (codes := [each.poll() for each in running]):
                 if any(codes) or time.monotonic() > end:
                     break
-                time.sleep(0.005)
+                time.sleep(POLL)
             if processes > 1 and any(codes):
                 for each in running:
                     each.send_signal(signal.SIGTERM)
@@ -123,7 +128,7 @@ def spawn(function: Callable, arguments: tuple, nprocs: int, timeout: float = 18
             while None in (codes := [each.poll() for each in ranks]) and time.monotonic() < end:
                 if any(codes):  # one failed: the others would wait for it
                     break
-                time.sleep(0.005)
+                time.sleep(POLL)
             for each in ranks:
                 each.kill()
             log.seek(0)
@@ -133,24 +138,30 @@ def spawn(function: Callable, arguments: tuple, nprocs: int, timeout: float = 18
 # ------------------------------------------------------------------------- the other side
 
 ADDRESS = "ABLATE_FORKED"  # variable with the name of the server's socket
+INTERPRETER = sys.executable
 
 
 def address() -> str:
     """Of this process's server, which is started when it is first asked for."""
     if ADDRESS not in os.environ or not os.environ[ADDRESS].startswith(f"{os.getpid()}-"):
-        name = f"{os.getpid()}-{os.urandom(8).hex()}"
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(f"\0{name}")
-        listening.listen(64)
-        alive, theirs = os.pipe()  # closed by the end of this process, whatever it is
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        env["PYTHONPATH"] = str(PROJECT)
-        words = [sys.executable, __file__, str(listening.fileno()), str(alive)]
-        subprocess.Popen(words, env=env, pass_fds=[listening.fileno(), alive], cwd=PROJECT)
-        os.close(alive)
-        listening.close()
-        os.environ[ADDRESS] = name
+        os.environ[ADDRESS], _ = start()
     return os.environ[ADDRESS]
+
+
+def start(**more: str) -> tuple[str, subprocess.Popen]:
+    """(name of its socket, process) of a new server; more: environment with which it imports."""
+    name = f"{os.getpid()}-{os.urandom(8).hex()}"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(f"\0{name}")
+    listening.listen(64)
+    alive, theirs = os.pipe()  # closed by the end of this process, whatever it is
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    env["PYTHONPATH"] = str(PROJECT)
+    words = [INTERPRETER, __file__, str(listening.fileno()), str(alive)]
+    server = subprocess.Popen(words, env=env, pass_fds=[listening.fileno(), alive], cwd=PROJECT)
+    os.close(alive)
+    listening.close()
+    return name, server
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -158,7 +169,7 @@ def variables(folder: Path) -> dict[str, str]:
     shim = folder / "python"
     if not shim.exists():
         worker = Path(__file__).with_name("forked_worker.py").read_text()
-        shim.write_text(f"#!{sys.executable} -SE\n{worker}")  # without site-packages: 15 ms
+        shim.write_text(f"#!{INTERPRETER} -SE\n{worker}")  # without site-packages: 15 ms
         shim.chmod(0o755)
     return {"PYTHON_EXEC": str(shim), ADDRESS: address()}
 
@@ -194,7 +205,7 @@ def serve(listening: socket.socket, alive: int) -> None:
                     if pid:
                         children.pop(connection, None)
                 else:
-                    _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+                    _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
                     answer = os.fork()
                     if answer == 0:
                         choose.close()
@@ -216,9 +227,10 @@ def serve(listening: socket.socket, alive: int) -> None:
 
 
 def become(words: list[str], env: dict[str, str], descriptors: list[int]) -> None:
-    """Streams, environment and command line of the script."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, *descriptors)):
+    """Streams (output and error, or input too), environment and command line of the script."""
+    if len(descriptors) == 2:
+        descriptors = [os.open(os.devnull, os.O_RDONLY), *descriptors]
+    for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin = os.fdopen(0, "r", closefd=False)
@@ -238,7 +250,11 @@ if __name__ == "__main__":
     for name in IMPORTS:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1  # a thread would not survive a fork
+    gc.collect(), gc.freeze()  # or each copy's collector would write to all of it
     serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(BrokenPipeError):
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if sys.argv[0] == "-c":
+            exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")

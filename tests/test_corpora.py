@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, WORDS
+from conftest import PROJECT, WORDS, copied, environment
 
 import core
 import files
@@ -304,9 +304,8 @@ def test_a_killed_run_continues_to_the_same_bytes(workers, tmp_path, tokenizer_f
     path = write_json_lines(tmp_path / "texts.jsonl", make_texts(5_000))
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
-    words = [sys.executable, str(driver), str(path), str(tokenizer_folder), str(workers)]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(words, env=env, start_new_session=True)
+    words = copied(["python", str(driver), str(path), str(tokenizer_folder), str(workers)])
+    running = subprocess.Popen(words, env=environment(), start_new_session=True)
     cache = tmp_path / "cache" / "corpora"
     try:
         deadline = time.monotonic() + 60

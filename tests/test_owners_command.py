@@ -1,15 +1,19 @@
-"""The command on the first page, letter for letter, on what a hub's cache holds."""
+"""The command on the first page, letter for letter, on what a hub's cache holds. torchrun starts
+copies (forked.py); tests/long/test_owners_processes.py has it start interpreters."""
 
+import csv
 import json
 import os
 import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
-from conftest import PROJECT, WORDS
+from conftest import PROJECT, SCRATCH, WORDS
 from hub_models import build_hub_model, into_datasets_cache, into_hub_cache
 
 from experiments import preference
@@ -24,13 +28,34 @@ def hub_cache(tmp_path_factory, pair_csv) -> Path:
     home = tmp_path_factory.mktemp("hub")
     texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
     texts += [" ".join(str(number) for number in range(100))]
-    model = build_hub_model("electra", home / "electra", texts)
+    model = build_hub_model("electra", home / "electra", texts, layers=1)
     into_hub_cache(model, pretrained.REGISTRY["electra"], home)
-    into_datasets_cache(pair_csv, preference.HUB_DATA, home)
+    with open(pair_csv, newline="") as file:
+        rows = list(csv.reader(file))[:121]
+    with open(home / "rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    into_datasets_cache(home / "rows.csv", preference.HUB_DATA, home)
     return home
 
 
-def test_four_processes_train_electra_to_its_test_metrics(hub_cache, tmp_path):
+@pytest.fixture
+def copies(hub_cache) -> Iterator[dict[str, str]]:
+    """What has torchrun start copies, of a process that imported with this hub's cache."""
+    name, server = forked.start(**of_hub(hub_cache))
+    yield {**forked.variables(SCRATCH), forked.ADDRESS: name}
+    server.kill()
+    server.wait()
+
+
+def of_hub(home: Path) -> dict[str, str]:
+    return {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def test_four_processes_train_electra_to_its_test_metrics(hub_cache, copies, tmp_path):
+    run(hub_cache, tmp_path, copies)
+
+
+def run(hub_cache: Path, tmp_path: Path, more: dict[str, str]) -> None:
     assert COMMAND in (PROJECT / "run_5_models.py").read_text()
     assert COMMAND in (PROJECT / "README.md").read_text()
     (tmp_path / "run_5_models.py").symlink_to(PROJECT / "run_5_models.py")
@@ -39,7 +64,8 @@ def test_four_processes_train_electra_to_its_test_metrics(hub_cache, tmp_path):
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        **{"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        **of_hub(hub_cache),
+        **more,
         **{"ABLATE_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""},
         "PET_MASTER_PORT": str(port),  # torchrun's own, for others may use 29500
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

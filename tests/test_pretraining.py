@@ -52,6 +52,9 @@ METHODS = {
         *("selection.name=rho_loss", "stacking.enabled=true", "optimizer=sophiag")
     ],
 }
+# Each method once; all combinations, in these tests: tests/long/test_pretraining_processes.py
+SUMMED = ["selective backprop, stacking, sophia", "rho, layer drop, adamw"]
+FEW = ["plain", *SUMMED]
 
 
 @pytest.fixture(scope="module")
@@ -153,18 +156,21 @@ def test_the_embedded_default_uses_bf16_where_the_cpu_has_instructions_for_it(mo
 
 @pytest.fixture(scope="module")
 def whole(words, tmp_path_factory) -> dict[str, Path]:
-    """Each combination, trained without interruption by one process."""
-    top = tmp_path_factory.mktemp("whole")
+    """Combinations, trained without interruption by one process."""
+    return train_whole(words, tmp_path_factory.mktemp("whole"), FEW)
+
+
+def train_whole(words: list[str], top: Path, names: list[str]) -> dict[str, Path]:
     with_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     runs_of = {
-        name: train(words, top / str(i), *more) for i, (name, more) in enumerate(METHODS.items())
+        name: train(words, top / str(number), *METHODS[name]) for number, name in enumerate(names)
     }
     torch.set_num_threads(with_threads)
     return runs_of
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FEW)
 def test_every_combination_learns_and_keeps_to_its_budget(name, whole):
     folder = whole[name]
     metrics = metrics_of(folder)
@@ -181,7 +187,7 @@ def test_every_combination_learns_and_keeps_to_its_budget(name, whole):
         assert set(work["train"]) == {"4"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FEW)
 def test_stopped_and_continued_it_ends_bit_identical(name, words, whole, tmp_path):
     torch.set_num_threads(1)
     for steps in ("1", "3", "2"):
@@ -199,7 +205,7 @@ def test_stopped_and_continued_it_ends_bit_identical(name, words, whole, tmp_pat
 def test_a_signal_within_scoring_or_curvature_loses_nothing(words, whole, tmp_path, monkeypatch):
     """The signal comes at the n-th time that the run looks for one, wherever that is."""
     torch.set_num_threads(1)
-    name = "rho, stacking, sophia"
+    name = "selective backprop, stacking, sophia"
 
     def run_with_signal_at(count: int) -> None:
         looked = [0]
@@ -230,12 +236,12 @@ def test_a_signal_within_scoring_or_curvature_loses_nothing(words, whole, tmp_pa
         assert torch.equal(tensor, weights_of(tmp_path / "run")[key]), key
 
 
-def _both_ranks(rank: int, words: list[str], folder: str) -> None:
+def _both_ranks(rank: int, words: list[str], folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = core.World(torch.device("cpu"), Machine(), "gloo", rank, rank, 2)
-    for number, more in enumerate(METHODS.values()):
-        config = parse([*words, *more, f"out={folder}/{number}"])
+    for number, name in enumerate(names):
+        config = parse([*words, *METHODS[name], f"out={folder}/{number}"])
         with runs.Run(config, world) as run:
             task = pretraining.Pretraining(config, world)
             state = task.build_state(task.load_model())
@@ -247,8 +253,12 @@ def _both_ranks(rank: int, words: list[str], folder: str) -> None:
 
 
 def test_two_processes_are_the_same_run_as_one(words, whole, tmp_path):
-    forked.spawn(_both_ranks, (words, str(tmp_path)), nprocs=2)
-    for number, name in enumerate(METHODS):
+    assert_two_processes_equal_one(SUMMED, words, whole, tmp_path)
+
+
+def assert_two_processes_equal_one(names: list[str], words, whole, tmp_path) -> None:
+    forked.spawn(_both_ranks, (words, str(tmp_path), names), nprocs=2)
+    for number, name in enumerate(names):
         one, two = whole[name], tmp_path / str(number)
         assert metrics_of(two)["work"] == metrics_of(one)["work"], name
         assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-4), name
@@ -336,7 +346,7 @@ def test_free_work_buys_updates_and_charged_work_costs_them(words, tmp_path):
 
 def test_the_final_weights_open_with_transformers_and_have_that_loss(words, whole):
     world = core.single_world("cpu")
-    folder = whole["stacking, lion"]
+    folder = whole["selective backprop, stacking, sophia"]
     found = validate.validate(str(folder), world)
     assert found["val_loss"] == pytest.approx(metrics_of(folder)["val_loss"], abs=1e-4)
     assert found["unigram_entropy"] == metrics_of(folder)["unigram_entropy"]

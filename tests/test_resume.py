@@ -39,11 +39,13 @@ TIMES = {"seconds", "examples_per_second", "tokens_per_second", "peak_memory_byt
 
 
 @pytest.fixture(scope="session")
-def settings(tiny_bert, pair_csv, cache_folder) -> list[str]:
-    """20 steps an epoch; checkpoints and evaluations fall on the same step now and then."""
+def settings(one_layer_bert, pair_csv, cache_folder) -> list[str]:
+    """20 steps an epoch, of two micro-batches; checkpoints and evaluations fall on the
+    same step now and then."""
     return [
-        *("--model", str(tiny_bert), "--data", str(pair_csv), "--max_length", "64"),
-        *("--batch", "8", "--save_every", "3", "--eval_every", "7", "--lr", "3e-3"),
+        *("--model", str(one_layer_bert), "--data", str(pair_csv), "--max_length", "32"),
+        *("--batch", "8", "--micro_batch", "4", "--lr", "3e-3"),
+        *("--save_every", "3", "--eval_every", "7"),
     ]
 
 
@@ -152,17 +154,19 @@ class Launch:
         code = self.process.wait(timeout)
         assert expect in (None, code), f"exit {code}\n{self.log.read_text()}"
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], timeout: float = 120, every: float = 0.01
+    ) -> None:
         end = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, f"it ended too early\n{self.log.read_text()}"
             assert time.monotonic() < end, f"too slow\n{self.log.read_text()}"
-            time.sleep(0.002)
+            time.sleep(every)
 
     def pause_while(self, condition: Callable[[], bool]) -> None:
         """Stop all processes at a moment at which the condition holds."""
         while True:
-            self.wait_until(condition)
+            self.wait_until(condition, every=0.001)
             self.send(signal.SIGSTOP)
             if condition():
                 return
@@ -188,7 +192,7 @@ def is_writing(folder: Path, after: int) -> Callable[[], bool]:
 
 # ---------------------------------------------------------------- kills of real processes
 
-LONG = ("--epochs", "6")  # 120 steps, some seconds
+LONG = ("--epochs", "3")  # 60 steps
 
 
 @pytest.fixture(scope="module")
@@ -210,17 +214,17 @@ def uninterrupted_2(settings, tmp_path_factory) -> Path:
 def test_killed_three_times_one_process(uninterrupted, settings, tmp_path):
     folder, draw = tmp_path / "run", random.Random(7)
     with launch(folder, *settings, *LONG) as run:
-        run.wait_until(has_reached(folder, draw.randint(5, 30)))
+        run.wait_until(has_reached(folder, draw.randint(3, 12)))
         time.sleep(draw.uniform(0, 0.05))
         run.send(signal.SIGSTOP)
         with pytest.raises(SystemExit, match="another process is writing"):
             train_here(*settings, *LONG, "--out", str(folder))
     with launch(folder, *settings, *LONG) as run:
-        run.pause_while(is_writing(folder, after=draw.randint(35, 55)))
+        run.pause_while(is_writing(folder, after=draw.randint(16, 26)))
     assert list((folder / "train/weights").glob("step_*.tmp"))
     assert [damage(path) for path in checkpoints(folder)] == [None, None]
     with launch(folder, *settings, *LONG) as run:
-        run.wait_until(has_reached(folder, draw.randint(60, 110)))
+        run.wait_until(has_reached(folder, draw.randint(30, 50)))
         time.sleep(draw.uniform(0, 0.05))
     assert record(folder)["status"] == "running"
     with launch(folder, *settings, *LONG) as run:
@@ -233,7 +237,7 @@ def test_two_processes_stopped_by_torchrun(uninterrupted_2, settings, tmp_path):
     """Random kills of two processes: tests/long/test_random_kills.py."""
     folder, alone = tmp_path / "run", tmp_path / "alone"
     with launch(folder, *settings, *LONG, processes=2) as run:
-        run.wait_until(has_reached(folder, 71))
+        run.wait_until(has_reached(folder, 35))
         run.process.send_signal(signal.SIGTERM)
         run.wait(expect=None, timeout=60)
     assert (record(folder)["status"], record(folder)["exit_reason"]) == ("stopped", "SIGTERM")
@@ -256,12 +260,12 @@ def test_a_killed_worker_makes_torchrun_restart_the_job(uninterrupted_2, setting
     folder = tmp_path / "run"
     again = (*settings, *LONG, "--fresh")
     with launch(folder, *again, processes=2, torchrun=("--max-restarts=2",)) as run:
-        run.wait_until(has_reached(folder, 61))
+        run.wait_until(has_reached(folder, 31))
         os.kill(run.rank(1), signal.SIGKILL)
         run.wait()
     log = run.log.read_text()
     continued = [int(part.split()[0]) for part in log.split("continuing at step ")[1:]]
-    assert len(continued) == 1 and continued[0] >= 57, log
+    assert len(continued) == 1 and continued[0] >= 27, log
     assert_same_results(folder, uninterrupted_2)
 
 
@@ -329,9 +333,9 @@ def test_a_signal_inside_a_step_stops_after_the_step_before(
     short, settings, tmp_path, monkeypatch, number
 ):
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
-    loss_sum.at[4 * 10 + 2] = interrupt(number)  # the second of step 11's four micro-batches
+    loss_sum.at[2 * 10 + 1] = interrupt(number)  # the first of step 11's two micro-batches
     train_here(*settings, *SHORT, "--out", str(tmp_path))
-    assert loss_sum.calls == 42  # no further micro-batch
+    assert loss_sum.calls == 21  # no further micro-batch
     assert record(tmp_path)["status"] == "stopped"
     assert record(tmp_path)["exit_reason"] == signal.Signals(number).name
     assert training_steps(tmp_path) == list(range(1, 11))
@@ -359,7 +363,7 @@ def long_evaluation(settings, tmp_path_factory) -> tuple[list[str], Path]:
         rows.append({"id": number, **{k: [v] for k, v in row.items()}, **winner})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chosen = [*settings, "--data", str(folder / "rows.jsonl"), "--epochs", "1"]
-    chosen += ["--val_frac", "0.5", "--test_frac", "0.2"]
+    chosen += ["--val_frac", "0.5", "--test_frac", "0.2", "--max_length", "64"]
     train_here(*chosen, "--out", str(folder / "run"))
     return chosen, folder / "run"
 
@@ -434,7 +438,7 @@ def copies_before_each_operation(
             original = getattr(owner, name)
 
             def watched(*args, original=original, **named):
-                if math.ceil(passes.calls / 4) + first in steps:
+                if math.ceil(passes.calls / 2) + first in steps:
                     made.append(copies / f"copy_{len(made):03d}")
                     shutil.copytree(folder, made[-1])
                 return original(*args, **named)
@@ -473,7 +477,7 @@ def test_metrics_are_on_disk_before_the_checkpoint_that_follows_them(again, sett
 
     monkeypatch.setattr(os, "fsync", fsync)
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
-    loss_sum.at[4] = flushed.clear  # from here on: step 24, a checkpoint without an evaluation
+    loss_sum.at[2] = flushed.clear  # from here on: step 24, a checkpoint without an evaluation
     train_here(*settings, *SHORT, "--out", str(again), "--stop_after", "1")
     names = [re.sub(r"\.\d*tmp$", "", name) for name in flushed]
     assert names.index("metrics.jsonl") < names.index("manifest.json")
@@ -571,7 +575,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("free_kb", [0, 60, 180, 330])
+@pytest.mark.parametrize("free_kb", [0, 40, 120, 220])
 def test_a_full_disk_costs_nothing_but_time(
     half, short, settings, small_disk, monkeypatch, free_kb
 ):

@@ -665,9 +665,11 @@ def test_controls_of_a_script_without_labels_are_the_pair(folder, capsys):
 # ---------------------------------------------------------------------- a training script
 
 
-def test_a_real_run_is_recognised_as_finished(folder, tiny_bert, pair_csv, cache_folder, capsys):
-    settings = f"model={tiny_bert} data={pair_csv} max_length=32 epochs=0.6 head_lr=null".split()
-    settings += ["lr=1e-3", "precision=fp32", "device=cpu", "page=false"]
+def test_a_real_run_is_recognised_as_finished(
+    folder, one_layer_bert, pair_csv, cache_folder, copies, capsys
+):
+    settings = f"model={one_layer_bert} data={pair_csv} max_length=32 epochs=0.6".split()
+    settings += ["head_lr=null", "lr=1e-3", "precision=fp32", "device=cpu", "page=false"]
     words = [PROJECT / "run_5_models.py", "--set", *settings, "--seeds", "1", "--out", "o"]
     assert run(*words) == 0, Path("o/runs/seed_0.log").read_text()
     finished = (folder / "o/runs/seed_0/run.json").stat().st_mtime_ns
@@ -707,7 +709,7 @@ if __name__ == "__main__":
     ],
 )
 def test_what_the_script_would_refuse_is_refused_before_a_dry_run_and_a_real_one(
-    folder, words, problem
+    folder, words, problem, copies
 ):
     (folder / "ours.py").write_text(OURS)
     for dry in ((), ("--dry_run",)):
@@ -715,7 +717,7 @@ def test_what_the_script_would_refuse_is_refused_before_a_dry_run_and_a_real_one
     assert not Path("results").exists()
 
 
-def test_settings_that_are_tuned_are_checked_too(folder):
+def test_settings_that_are_tuned_are_checked_too(folder, copies):
     (folder / "ours.py").write_text(OURS)
     config = write({"script": "ours.py", "tune": {"lrr": [1e-3, 1e-4]}, "seeds": 1})
     assert "unknown setting lrr" in refusal("--config", config, "--dry_run")

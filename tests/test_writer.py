@@ -174,10 +174,10 @@ def test_an_error_of_the_writer_ends_the_next_step(settings, whole, tmp_path, mo
     writes = WritesOf(monkeypatch)
     writes.at[2] = lambda proceed: fails(OSError(errno.ENOSPC, "No space left on device"))()
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
-    loss_sum.at[4 * 9 + 1] = lambda: time.sleep(0.3)  # step 10, after the checkpoint of 9
+    loss_sum.at[2 * 9 + 1] = lambda: time.sleep(0.3)  # step 10, after the checkpoint of 9
     with pytest.raises(DiskFull, match="disk full while writing .*step_00000009.*make room"):
         train_here(*settings, "--out", str(tmp_path))
-    assert loss_sum.calls == 37 and training_steps(tmp_path)[-1] == 9
+    assert loss_sum.calls == 19 and training_steps(tmp_path)[-1] == 9
     assert record(tmp_path)["status"] == "failed" and "disk full" in record(tmp_path)["exit_reason"]
     assert record(tmp_path)["steps"] == 9 and steps_saved(tmp_path) == [7]
     train_here(*settings, "--out", str(tmp_path))
@@ -205,7 +205,7 @@ def test_a_signal_waits_for_the_writer_or_gives_it_up(settings, whole, tmp_path,
     writes = WritesOf(monkeypatch)
     writes.at[2] = action[kind]
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
-    loss_sum.at[4 * 10 + 2] = interrupt(signal.SIGTERM)
+    loss_sum.at[2 * 10 + 1] = interrupt(signal.SIGTERM)
     train_here(*settings, "--out", str(tmp_path))
     assert (record(tmp_path)["status"], record(tmp_path)["exit_reason"]) == ("stopped", "SIGTERM")
     assert steps_saved(tmp_path) == [9 if kind == "short" else 7, 10]
@@ -224,7 +224,7 @@ def test_the_last_checkpoint_is_never_given_up(settings, whole, tmp_path, monkey
     monkeypatch.setattr(writer, "PATIENCE", 0.01)
     slow = WritesOf(monkeypatch, lambda proceed: time.sleep(0.3))
     loss_sum = CallsOf(monkeypatch, preference.Preference, "loss_sum")
-    loss_sum.at[4 * 9 + 1] = interrupt(signal.SIGTERM)
+    loss_sum.at[2 * 9 + 1] = interrupt(signal.SIGTERM)
     train_here(*settings, "--out", str(tmp_path))
     assert record(tmp_path)["status"] == "stopped" and steps_saved(tmp_path) == [7, 9]
     evaluations = CallsOf(monkeypatch, preference.Preference, "evaluate")
