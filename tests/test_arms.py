@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -40,21 +41,13 @@ from reports.arms import settings_of
 from reports.folder import load_run
 from settings import parse_settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = sorted((PROJECT / "configs/preference").glob("*.yaml"))
 SCRIPTS = ("run_1_distilbert", "run_2_appendprompt", "run_5_models")
 # run_{512,128}_prompt_split are the defaults, spelt out for the comparison
 SPELT_OUT = {"run_1_512_prompt_split": {"split"}, "run_1_128_prompt_split": {"split"}}
 # What decides the arithmetic of a run that is repeated, stands there whatever the defaults are.
 PINNED = {"precision", "max_grad_norm"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread(cache_folder):
-    """Tiny matrices are faster so; the token cache lies in a temporary folder."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(script: str, *settings: object) -> None:
@@ -652,8 +645,6 @@ def test_predict_says_what_it_misses(monkeypatch, saved_run, tmp_path):
 
 
 def test_predict_refuses_damaged_weights(monkeypatch, saved_run, tmp_path):
-    import shutil
-
     copy = tmp_path / "best"
     shutil.copytree(saved_run / "train/weights/best", copy)
     content = bytearray((copy / "head.safetensors").read_bytes())
@@ -728,8 +719,8 @@ def test_augmentation_swaps_sides_and_labels_of_half_the_training_rows():
 
 
 @pytest.fixture(scope="module")
-def learnable_csv(tmp_path_factory) -> Path:
-    """900 pairs over as many prompts: 'good' wins over 'bad'; the same word twice is a tie."""
+def learnable(one_layer_bert, tmp_path_factory) -> list:
+    """900 pairs of as many prompts: 'good' wins over 'bad'; the same word twice is a tie."""
     draw = random.Random(1)
     rows = []
     for number in range(900):
@@ -737,7 +728,8 @@ def learnable_csv(tmp_path_factory) -> Path:
         same = draw.choice(("good", "bad"))
         words = (("good", "bad"), ("bad", "good"), (same, same))[label]
         rows.append((number, f"question {number}", *(f"the film {word}" for word in words), label))
-    return write_rows(tmp_path_factory.mktemp("learnable") / "pairs.csv", rows)
+    path = write_rows(tmp_path_factory.mktemp("learnable") / "pairs.csv", rows)
+    return ["--model", one_layer_bert, "--data", path, *QUICK]
 
 
 QUICK = ["--max_length", 16, "--epochs", 3, "--lr", 1e-2, "--dropout", 0, "--micro_batch", 32]
@@ -745,19 +737,15 @@ QUICK += ["--test_frac", 0.3, "--val_frac", 0.2]
 
 
 @pytest.fixture(scope="module")
-def healthy(one_layer_bert, learnable_csv, tmp_path_factory) -> Path:
+def healthy(learnable, tmp_path_factory) -> Path:
     """A run that learns."""
     out = tmp_path_factory.mktemp("healthy") / "run"
-    settings = ["--model", one_layer_bert, "--data", learnable_csv, *QUICK]
-    train("run_1_distilbert", *settings, "--out", out)
+    train("run_1_distilbert", *learnable, "--out", out)
     return out
 
 
-def test_labels_are_learned_and_shuffled_labels_are_not(
-    healthy, one_layer_bert, learnable_csv, tmp_path
-):
-    settings = ["--model", one_layer_bert, "--data", learnable_csv, "--labels", "shuffled"]
-    train("run_1_distilbert", *settings, *QUICK, "--out", tmp_path)
+def test_labels_are_learned_and_shuffled_labels_are_not(healthy, learnable, tmp_path):
+    train("run_1_distilbert", *learnable, "--labels=shuffled", "--out", tmp_path)
     learned, shuffled = metrics_of(healthy), metrics_of(tmp_path)
     assert learned["accuracy"] > 0.9
     assert learned["n"] == shuffled["n"] > 200
@@ -766,11 +754,8 @@ def test_labels_are_learned_and_shuffled_labels_are_not(
     assert shuffled["log_loss"] > 1.05
 
 
-def test_collapse_is_recorded_and_health_is_not(
-    healthy, one_layer_bert, learnable_csv, tmp_path, capsys
-):
-    settings = ["--model", one_layer_bert, "--data", learnable_csv, *QUICK, "--lr", 1e-12]
-    train("run_1_distilbert", *settings, "--out", tmp_path)
+def test_collapse_is_recorded_and_health_is_not(healthy, learnable, tmp_path, capsys):
+    train("run_1_distilbert", *learnable, "--lr", 1e-12, "--out", tmp_path)
     assert record_of(healthy)["verdicts"] == []
     verdicts = record_of(tmp_path)["verdicts"]
     assert len(verdicts) == 1 and verdicts[0].startswith("collapsed: ")
