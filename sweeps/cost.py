@@ -120,6 +120,8 @@ class Rows:
 # by (script's kind, name): train and test of the published splits, where there are such
 DATA = {
     "lmarena-ai/arena-human-preference-55k": Rows(57_477, None, "each sequence at --max_length"),
+    "reviews": Rows(16_638, None, "each sequence at --max_length"),
+    "reviews_control": Rows(16_638, None, "each sequence at --max_length"),
     "tatsu-lab/alpaca": Rows(52_002, 204, "204 tokens a row, as 999 such rows have"),
     "imdb": Rows(25_000, 300, "300 tokens a text"),
     "ag_news": Rows(120_000, 50, "50 tokens a text"),

@@ -35,7 +35,7 @@ def test_every_published_table_says_what_it_costs(path, monkeypatch):
         settings = settings_of(arm.script, plans.words_of(plan.runs(arm, {})[0]))
         found = cost.cost_of(arm.script, settings)
         hours = found.hours(cost.GPUS["A100"], settings["precision"])
-        assert 0.005 < hours < 24, (arm.label, hours)
+        assert 1e-5 < hours < 24, (arm.label, hours)  # reviews_opponent is for two cores
 
 
 @pytest.mark.parametrize("name, minutes", [("run_5", 12.8), ("run_4", 21.5), ("run_3", 34.0)])
