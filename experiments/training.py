@@ -239,6 +239,9 @@ class Training(abc.ABC):
         return clocks.BudgetClock(config.budget, config.budget_unit, costs, free_work(config))
 
 
+RATE_OF_PRETRAINED = 1e-4  # and below: what fine-tuning takes
+
+
 def build_state(
     experiment: Training,
     model: nn.Module,
@@ -280,6 +283,11 @@ def build_state(
     experiment.start_timing()
     schedule = schedule or schedule_of(config)
     require_learning(schedule, total_steps)
+    if getattr(config, "init", None) == "random" and config.lr <= RATE_OF_PRETRAINED:
+        world.say(
+            f"note: a learning rate of {config.lr:g} is one for pretrained weights; random ones "
+            "learn little with it (--lr 1e-3 is usual for a small model)"
+        )
     state = kind(
         config=config,
         world=world,

@@ -236,6 +236,15 @@ def test_a_student_is_trained_with_its_teacher(models, wikitext, labelled, tmp_p
     assert run.config.model == "student_of_teacher" and run.status == "finished"
 
 
+@pytest.mark.parametrize("rate, noted", [("2e-5", True), ("1e-3", False)])
+def test_a_rate_for_pretrained_weights_is_noted_where_they_are_random(
+    models, labelled, tmp_path, capsys, rate, noted
+):
+    words = [*words_of(models, labelled), "--init=random", f"--lr={rate}", "--stop_after=1"]
+    fine_tune(*words, f"--out={tmp_path / 'run'}")
+    assert ("is one for pretrained weights" in capsys.readouterr().out) == noted
+
+
 def test_a_classifier_starts_from_a_language_model(models, wikitext, labelled, tmp_path):
     lm = ["--task=wikitext2", f"--data={wikitext}", f"--model={models['gpt2']}"]
     fine_tune(*lm, "--max_length=32", "--epochs=1", f"--out={tmp_path / 'lm'}")
