@@ -114,16 +114,23 @@ def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> dict[str, 
 
 
 def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
+    """A line an arm; last, beside the features of its own that it was joined with."""
     lines = []
     for name, each in losses.items():
         low, high, *_ = interval(each, groups)
         line = [name, f"{each.mean():.4f}", f"[{low:.3f}, {high:.3f}]"]
-        if name != "features" and "features" in losses:
-            apart = each - losses["features"]
-            low, high, *_ = interval(apart, groups, Ratio(kind="plain"))
-            line += [f"{apart.mean():+.4f}", f"[{low:+.3f}, {high:+.3f}]"]
+        own = name.removesuffix(ALONE) + FEATURES
+        for other in ("features", own):
+            if other in losses and other != name:
+                apart = each - losses[other]
+                low, high, *_ = interval(apart, groups, Ratio(kind="plain"))
+                line += [f"{apart.mean():+.4f}", f"[{low:+.3f}, {high:+.3f}]"]
+            else:
+                line += ["", ""]
         lines.append(line)
-    head = ["", "log loss", "95 %", "− features", "95 %"]
+    head = ["", "log loss", "95 %", "− features", "95 %", "− its own", "95 %"]
+    if not any(line[-1] for line in lines):
+        head, lines = head[:-2], [line[:-2] for line in lines]
     return tabulate(lines, head, disable_numparse=True)
 
 
