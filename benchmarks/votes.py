@@ -118,19 +118,18 @@ def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
     lines = []
     for name, each in losses.items():
         low, high, *_ = interval(each, groups)
-        line = [name, f"{each.mean():.4f}", f"[{low:.3f}, {high:.3f}]"]
-        own = name.removesuffix(ALONE) + FEATURES
-        for other in ("features", own):
+        line = [name, f"{each.mean():.4f} [{low:.3f}, {high:.3f}]"]
+        for other in ("features", name.removesuffix(ALONE) + FEATURES):
+            cell = ""
             if other in losses and other != name:
                 apart = each - losses[other]
                 low, high, *_ = interval(apart, groups, Ratio(kind="plain"))
-                line += [f"{apart.mean():+.4f}", f"[{low:+.3f}, {high:+.3f}]"]
-            else:
-                line += ["", ""]
+                cell = f"{apart.mean():+.4f} [{low:+.3f}, {high:+.3f}]"
+            line.append(cell)
         lines.append(line)
-    head = ["", "log loss", "95 %", "− features", "95 %", "− its own", "95 %"]
+    head = ["", "log loss", "− features", "− its own features"]
     if not any(line[-1] for line in lines):
-        head, lines = head[:-2], [line[:-2] for line in lines]
+        head, lines = head[:-1], [line[:-1] for line in lines]
     return tabulate(lines, head, disable_numparse=True)
 
 
