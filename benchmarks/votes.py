@@ -35,7 +35,7 @@ from models import features
 
 # (rows of training, of test) → probabilities of those, by what is added to the name of the arm
 Train = Callable[[list[PairRow], list[PairRow]], dict[str, np.ndarray]]
-ALONE, FEATURES = " alone", ": its features"
+ALONE, FEATURES = " alone", ": counted"
 
 
 def constant(train: list[PairRow], test: list[PairRow]) -> dict[str, np.ndarray]:
@@ -118,16 +118,16 @@ def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
     lines = []
     for name, each in losses.items():
         low, high, *_ = interval(each, groups)
-        line = [name, f"{each.mean():.4f} [{low:.3f}, {high:.3f}]"]
+        line = [name, f"{each.mean():.3f} [{low:.3f}, {high:.3f}]"]
         for other in ("features", name.removesuffix(ALONE) + FEATURES):
             cell = ""
             if other in losses and other != name:
                 apart = each - losses[other]
                 low, high, *_ = interval(apart, groups, Ratio(kind="plain"))
-                cell = f"{apart.mean():+.4f} [{low:+.3f}, {high:+.3f}]"
+                cell = f"{apart.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             line.append(cell)
         lines.append(line)
-    head = ["", "log loss", "− features", "− its own features"]
+    head = ["", "log loss", "− features", "− its counted"]
     if not any(line[-1] for line in lines):
         head, lines = head[:-1], [line[:-1] for line in lines]
     return tabulate(lines, head, disable_numparse=True)
