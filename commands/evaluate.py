@@ -35,11 +35,11 @@ from runs.contents import delete_run, is_run, refuse_others
 from runs.folder import SCHEMA_VERSION, environment_facts
 from runs.results import last_lines, write_result
 from seal import write_record
-from settings import current_names, parse_settings
+from settings import Section, current_names, parse_settings, read_so_far, require_read
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """Settings of `evaluate`: a saved run on other labelled rows."""
 
     FIRST_WORD = "run_folder"
@@ -538,6 +538,7 @@ def evaluate(config: EvaluateConfig) -> None:
         output = Path(config.output or run.folder / "evaluations" / file_stem(config.data))
         world.on_rank_0(lambda: check_output(output, run))
         evaluated = ADAPTERS[run.script](run)
+        require_read(config, read_so_far(config))
         metrics = evaluated.result.metrics
         if not np.isfinite(metrics.get("unigram_entropy", 0.0)):  # the run's own rows are not there
             del metrics["unigram_entropy"]

@@ -25,10 +25,11 @@ from files import write_folder
 from models import features as model_of_features
 from runs.fitted import new_folder, write_fitted_run
 from runs.results import last_lines
+from settings import Section, read_so_far, require_read
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Settings of the command `features`; those of the rows are named as in training."""
 
     data: str = HUB_DATA
@@ -63,6 +64,7 @@ def features(config: Config) -> None:
     """Fit, test once, write a run folder. ValueError where there is nothing to learn from."""
     folder = new_folder(config.out or Path("results/features") / Path(config.data).stem)
     rows, facts = load_rows(config, core.single_world("cpu"), folder)
+    require_read(config, {*read_so_far(config), "words", "seed"})
     classes = tuple(facts["classes"])
     count_splits(rows, config.data)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}

@@ -211,6 +211,14 @@ def test_the_command_writes_a_run_that_answers_again(tmp_path, monkeypatch, caps
         features.load(saved)
 
 
+@pytest.mark.parametrize("given", ["--minus_one=a", "--data=reviews --limit=300 --split=row"])
+def test_a_setting_that_the_command_has_no_use_for_is_refused(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    data = write_rows(planted(60, "length"), tmp_path / "votes.csv")
+    with pytest.raises(ValueError, match="was given, but nothing in this run uses it"):
+        run_features(f"--data={data}", "--out=run", *given.split())
+
+
 def test_weights_of_a_blend_are_those_that_a_search_finds():
     draw = np.random.default_rng(3)
     labels = draw.integers(0, 3, 400)
