@@ -15,6 +15,7 @@ from commands.evaluate import EvaluateConfig, evaluate
 from data import arena, corpora, instructions, layouts, texts, titles
 from evaluation.stats import METHOD
 from reports.folder import find_runs, load_run
+from settings import parse_settings
 from sweeps.explain import ask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -258,6 +259,13 @@ def test_what_cannot_be_evaluated_is_refused(systems, runs, tmp_path):
     refused("an evaluation of another run", other, labelled, tmp_path / "out")
     wrong = write_csv(tmp_path / "wrong.csv", ["text", "label"], [("a", "maybe"), ("b", "yes")])
     refused("class 'maybe', expected one of no, yes", other, wrong, tmp_path / "new")
+    words = [str(other), f"--data={labelled}", f"--output={tmp_path / 'new'}", "--device=cpu"]
+    for idle in ("--skip_bad_rows=true", "--minus_one=a"):  # of the systems that know no such rows
+        asked, _ = parse_settings(EvaluateConfig, [*words, idle], "evaluate")
+        with pytest.raises(ValueError, match="nothing in this run uses it"):
+            evaluate(asked)
+    words[2] = f"--output={tmp_path / 'good'}"
+    evaluate(parse_settings(EvaluateConfig, words, "evaluate")[0])
     none = write_csv(tmp_path / "none.csv", ["text", "label"], [("a", ""), ("b", "yes")])
     refused("expected a label", other, none, tmp_path / "new")
     assert not (tmp_path / "new").exists()
