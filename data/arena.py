@@ -52,7 +52,7 @@ class PairRow:
     response_a: list[str]
     response_b: list[str]
     label: int | None  # 0 A wins, 1 B wins, 2 tie; None in a file without winners
-    group: str  # rows that intervals resample together (the prompt's hash)
+    group: str  # rows that intervals resample together: hash of the prompt, or of its first turn
     split: str  # train | val | test | "" (not assigned, or unlabelled)
     soft: tuple[float, ...] | None = None  # probabilities of A, B, tie, where they are the label
 
@@ -97,6 +97,7 @@ def read_pairs(
         empty_response       a response that is blank in all its turns (kept)
         plain_text           text that is not a JSON list, read as one turn
         python_lists         lists as Python prints them, not as JSON
+        later_turns          turns of a conversation after the one judged (column turn), left out
         surrogates_joined    two halves of one character, joined
         surrogates_replaced  half a character, replaced by U+FFFD
         row_number_ids       no id column, the row's number (from 1) serves
@@ -151,6 +152,9 @@ def read_pairs(
         first = f" (row {bad_rows[0][0]}: {bad_rows[0][3]})" if bad_rows else ""
         raise ValueError(f"{source}: nothing to read, {why}{first}.")
     layout.give_numbers_meaning(rows, require_labels)
+    if repairs["later_turns"]:  # what was judged after one turn and after two shares its answers
+        for row in rows:
+            row.group = prompt_hash(row.prompt[:1])
     ties = layout.has_tie_column or any(
         row.label == TIE or (row.soft and row.soft[TIE]) for row in rows
     )
@@ -271,10 +275,23 @@ def check_leaks(rows: Iterable[PairRow], by: str) -> int:
 def extra_rows(rows: Sequence[PairRow], known: Iterable[PairRow]) -> tuple[list[PairRow], int]:
     """Rows of another file for training, and how many are left out: those whose prompt is among the
     `known` ones of validation or test."""
-    held_out = {prompt_hash(row.prompt) for row in known if row.split in ("val", "test")}
+
+    def prompts(row: PairRow) -> set[str]:
+        return {row.group, prompt_hash(row.prompt)}  # two where rows are grouped by first turns
+
+    held_out = set().union(*(prompts(row) for row in known if row.split in ("val", "test")))
     kept = [replace(row, id=f"extra-{row.id}", split="train") for row in rows]
-    kept = [row for row in kept if row.group not in held_out]
+    kept = [row for row in kept if not prompts(row) & held_out]
     return kept, len(rows) - len(kept)
+
+
+def comparison(row: PairRow) -> tuple[tuple[str, ...], int | None]:
+    """What was compared, whichever side it stood on, and the winner as seen from there."""
+    texts = (row.prompt, row.response_a, row.response_b)
+    prompt, first, second = map(normalised_text, texts)
+    if first > second:
+        return (prompt, second, first), exchanged_row(row).label
+    return (prompt, first, second), row.label
 
 
 def shuffle_labels(rows: Sequence[PairRow], seed: int) -> list[PairRow]:

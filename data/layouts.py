@@ -29,7 +29,7 @@ CHOSEN = ("chosen", "rejected")
 PROMPTS = ("prompt", "question", "instruction", "conversations")  # the first that is there
 # what stands before and after a prompt in columns of its own, where one of these is the prompt
 AROUND = {"prompt": ("system",), "question": ("system",), "instruction": ("system", "input")}
-WINNERS = ("winner", "label", "preference")  # the first that is there
+WINNERS = ("winner", "label", "preference", "better_response_id")  # the first that is there
 A, B, TIE = 0, 1, 2
 KNOWN = (
     "known are: prompt, response_a, response_b, or conversation_a, conversation_b (lists of "
@@ -38,6 +38,7 @@ KNOWN = (
     "chosen, rejected (texts or lists of messages)"
 )
 NOUNS = ("model", "response", "answer", "assistant", "conversation", "output", "completion")
+SIDES = ("response", "answer", "assistant", "output", "completion")  # of text columns
 WORDS: dict[str, int] = {
     **{f"{noun} {side}": label for noun in NOUNS for label, side in enumerate("ab")},
     **{"a": A, "b": B},
@@ -96,7 +97,13 @@ class Layout:
             if one is not other and normalised_text([one or ""]) != normalised_text([other or ""]):
                 problem = f"expected one prompt, found two in turn {turn}"
                 raise BadRow("/".join(columns), problem)
-        return max(first_asks, second_asks, key=len), first, second
+        asks = max(first_asks, second_asks, key=len)
+        judged = _number(record.get("turn")) if self.kind == "conversations" else None
+        if judged is not None and 1 <= judged < len(asks):
+            # MT-bench's: the judge of a first turn has not seen the second, which stands there too
+            repaired.add("later_turns")
+            return asks[:judged], first[:judged], second[:judged]
+        return asks, first, second
 
     def _with_around(self, record: dict, asked: Turns) -> Turns:
         """system \\n\\n prompt \\n\\n input, the parts that a row has, in the first turn."""
@@ -137,6 +144,10 @@ class Layout:
             word = re.sub(r"[\W_]+", " ", value).strip().casefold()
             if word in WORDS:
                 return WORDS[word], None
+            if numbered := re.fullmatch(rf"(?:{'|'.join(NOUNS)}) ([0-2])", word):
+                side = int(numbered[1]) - self.first_side
+                if side in (A, B):
+                    return side, None
             names = [record.get("model_a"), record.get("model_b")]
             if names.count(value) == 1:  # the winner by its name
                 return names.index(value), None
@@ -148,6 +159,12 @@ class Layout:
         )
 
     @property
+    def first_side(self) -> int:
+        """The number of A where answers have numbers: 1 of response_1, response_2."""
+        second = [column for column, name in self.respelt.items() if name == TEXT_COLUMNS[2]]
+        return int(bool(second) and second[0].strip().endswith("2"))
+
+    @property
     def has_tie_column(self) -> bool:
         return isinstance(self.winner, tuple) and WINNER_COLUMNS[TIE] in self.winner
 
@@ -155,10 +172,12 @@ class Layout:
         """number → label, of all numbers that the rows have; ValueError where they could mean
         several things."""
         there = set(self.numbers)
-        if -1 not in there and there != {1, 2}:
+        if self.first_side == 1 and there <= {1, 2} and not self.has_words:
+            return {number: number - 1 for number in there}
+        if self.first_side == 0 and -1 not in there and there != {1, 2}:
             return {number: number for number in there}
         way_out = "Write A, B and tie."
-        if there <= {-1, 0, 1} and not self.has_words:
+        if -1 in there and there <= {-1, 0, 1} and not self.has_words:
             # 1 is the better answer to some, and the place of the second one to others
             if side := self.minus_one():
                 lower, upper = (A, B) if side == "a" else (B, A)
@@ -173,7 +192,7 @@ class Layout:
     def give_numbers_meaning(self, rows: Iterable[Any], required: bool) -> None:
         """Numbers as labels, in place, once all rows were read. required: False leaves rows
         without a label where the numbers have no meaning."""
-        if not self.numbers or -1 not in self.numbers and set(self.numbers) != {1, 2}:
+        if not self.numbers:
             return
         try:
             meaning = self.meaning()
@@ -181,8 +200,9 @@ class Layout:
             if required:
                 raise
             meaning, self.winner = {}, None
-        for row in rows:
-            row.label = meaning.get(row.label)
+        if any(number != label for number, label in meaning.items()) or not meaning:
+            for row in rows:
+                row.label = meaning.get(row.label)
 
     def said(self, ties: bool) -> str:
         """One line on what was understood."""
@@ -214,16 +234,27 @@ class Layout:
 SPELLINGS = {
     **{name: name for name in (*TEXT_COLUMNS, *CONVERSATIONS, *CHOSEN, *WINNER_COLUMNS)},
     **{name: name for name in (*PROMPTS, *WINNERS, "system", "input", "model_a", "model_b")},
-    **{f"{noun}_{side}": f"response_{side}" for noun in NOUNS[2:4] for side in "ab"},
-    **{f"{noun}_{side}": f"response_{side}" for noun in NOUNS[5:] for side in "ab"},
+    **{f"{noun}_{side}": f"response_{side}" for noun in SIDES for side in "ab"},
 }
 
 
+def numbered_sides(columns: Iterable[str]) -> dict[str, str]:
+    """Column → response_a or response_b, where there are just two answers with numbers, from 0 or
+    from 1: response_1 and response_2."""
+    for noun in SIDES:
+        numbers = sorted(c[-1] for c in columns if re.fullmatch(rf"{noun}_\d", c))
+        if numbers in (["0", "1"], ["1", "2"]):
+            return dict(zip((f"{noun}_{n}" for n in numbers), TEXT_COLUMNS[1:], strict=True))
+    return {}
+
+
 def respelt(columns: Sequence[str]) -> dict[str, str]:
-    """Column → its name here, where a file spells it otherwise: Response A, answer_a."""
+    """Column → its name here, where a file spells it otherwise: Response A, answer_a, output_1."""
     found: dict[str, str] = {}
+    plain = {column: re.sub(r"[\s-]+", "_", column.strip()).casefold() for column in columns}
+    spellings = SPELLINGS | numbered_sides(plain.values())
     for column in columns:
-        name = SPELLINGS.get(re.sub(r"[\s-]+", "_", column.strip()).casefold())
+        name = spellings.get(plain[column])
         if name and column != name and name not in columns and name not in found.values():
             found[column] = name
     return found

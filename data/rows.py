@@ -8,7 +8,7 @@ a `split`.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 
@@ -93,6 +93,26 @@ def count_splits(
         if not count[split]:
             raise ValueError(f"{source}: no {split} rows among {len(rows)}: use more rows")
     return ", ".join(f"{split} {count[split]:,}" for split in splits)
+
+
+def contrary_labels(labelled: Iterable[tuple[Hashable, Hashable]]) -> list[str]:
+    """A line where the same content (a hashable key) has several labels, none otherwise.
+
+    Whatever a model says of such copies, it is wrong on all but those with their commonest label:
+    a bound on accuracy that no training lifts.
+    """
+    labels: dict[Hashable, Counter] = {}
+    for content, label in labelled:
+        labels.setdefault(content, Counter())[label] += 1
+    apart = [count for count in labels.values() if len(count) > 1]
+    if not apart:
+        return []
+    several = sum(count.total() > 1 for count in labels.values())
+    wrong = sum(count.total() - max(count.values()) for count in apart)
+    return [
+        f"note: {several:,} examples occur more than once, {len(apart):,} of them with contrary "
+        f"labels: no model can be right on {wrong:,} of the rows"
+    ]
 
 
 def choose_rows(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import core
 from data import texts
+from data.rows import contrary_labels, normalised_text
 from data.texts import TextData, TextRow
 from device import device_name, to_device
 from evaluation import metrics
@@ -35,6 +36,7 @@ class Classification(Phases):
         rows, facts = self.choose_rows(rows, texts.data_fingerprint(rows))
         shares = Counter(row.label for row in rows)
         named = (f"{name} {shares[k] / len(rows):.1%}" for k, name in enumerate(self.classes[:8]))
+        notes += contrary_labels((normalised_text([row.text]), row.label) for row in rows)
         for line in (f"classes: {', '.join(named)}", *notes):
             self.world.say(line)
         return rows, facts

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import core
 from data import glue
 from data.glue import SUITES, TASKS, Row, Task
-from data.rows import choose_rows, count_splits
+from data.rows import choose_rows, contrary_labels, count_splits, normalised_text
 from data.tokens import segment_separator
 from device import compile_model
 from evaluation.glue_metrics import added_metrics, exact_match, regression_metrics
@@ -144,6 +144,9 @@ class FineTuning(Training):
             config.train_rows,
         )
         sizes = count_splits(rows, task.name, list(dict.fromkeys(["train", "val", *task.parts])))
+        if task.classes:  # not the scores of STS-B
+            fields = (normalised_text(list(row.fields.values())) for row in rows)
+            notes += contrary_labels(zip(fields, (row.label for row in rows), strict=True))
         for line in (f"data: {task.name} from {config.data}: {sizes} rows", *notes):
             self.world.say(line)
         return rows, facts

@@ -20,7 +20,7 @@ from data import arena, reviews
 from data import pairs as pair_data
 from data.arena import PairRow
 from data.pairs import PairData
-from data.rows import choose_rows, count_splits, fingerprint
+from data.rows import choose_rows, contrary_labels, count_splits, fingerprint
 from data.style import NAMES, style_features
 from device import compile_model, device_name, pins, rows_in_parts, to_device
 from evaluation import metrics
@@ -172,6 +172,7 @@ def load_rows(
     if config.extra_train:
         extra, ties = load_extra(config, world, folder, every, facts)
         rows, classes = [*rows, *extra], CLASSES if ties else classes
+    contrary = contrary_labels(map(arena.comparison, rows))
     if config.labels == "shuffled":
         rows = arena.shuffle_labels(rows, config.seed)
         world.say("labels are shuffled inside each part: nothing can be learned from them")
@@ -182,6 +183,8 @@ def load_rows(
             f"extra training rows: {len(extra):,} of {config.extra_train}; "
             f"{shares_of(extra, classes)}"
         )
+    for line in contrary:
+        world.say(line)
     if repairs:
         world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
     if leaks:

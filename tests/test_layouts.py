@@ -1,6 +1,7 @@
 """data/layouts.py: each way in which people write down a preference is read as the same rows."""
 
 import csv
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -317,6 +318,68 @@ def test_conversations_of_several_turns_share_what_came_before(tmp_path):
     (row,) = load_arena(write(tmp_path / "x.jsonl", [record]))[0]
     assert row.prompt == asked
     assert (row.response_a, row.response_b)[row.label] == [shared, "good"]
+
+
+@pytest.mark.parametrize(
+    ("first", "winner", "values"),
+    [
+        (1, "preference", (1, 2)),
+        (1, "preference", (1.0, 2.0)),
+        (1, "winner", ("output_1", "Output 2")),
+        (0, "better_response_id", (0, 1)),
+        (0, "winner", ("response_0", "response_1")),
+        (1, "label", ("A", "B")),
+    ],
+)
+def test_answers_with_numbers(tmp_path, first, winner, values):
+    noun = "output" if first else "response"
+    records = [
+        {"instruction": "q", f"{noun}_{first}": "a", f"{noun}_{first + 1}": "b", winner: value}
+        for value in (*values, values[0])
+    ]
+    for name in ("x.jsonl", "x.csv"):
+        rows = load_arena(write(tmp_path / name, records))[0]
+        assert [(row.response_a, row.response_b) for row in rows] == [(["a"], ["b"])] * 3
+        assert [row.label for row in rows] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 1, 2), (1, "B"), (1, "tie")])
+def test_numbers_that_do_not_fit_those_of_the_answers_are_refused(tmp_path, values):
+    records = [sides("q", "a", "b", winner=value) for value in values]
+    records = [
+        {name.replace("_a", "_1").replace("_b", "_2"): cell for name, cell in record.items()}
+        for record in records
+    ]
+    with pytest.raises(ValueError, match="could mean several things.*Write A, B and tie"):
+        load_arena(write(tmp_path / "x.jsonl", records))
+
+
+def test_of_more_than_two_answers_none_is_chosen(tmp_path):
+    record = {"prompt": "q", "answer_1": "a", "answer_2": "b", "answer_3": "c", "winner": 1}
+    with pytest.raises(ValueError, match="missing columns: response_a"):
+        load_arena(write(tmp_path / "x.jsonl", [record]))
+
+
+def test_turns_after_the_judged_one_are_left_out(tmp_path):
+    asked, answers = ["one?", "two?"], (["a", "b"], ["c", "d"])
+    records = [
+        conversations(asked, *answers, winner="model_a") | {"turn": 1},
+        conversations(asked, *answers, winner="tie") | {"turn": 2},
+        conversations(["one?"], ["a"], ["c"], winner="model_b") | {"turn": 1},
+    ]
+    rows, repairs = load_arena(write(tmp_path / "x.jsonl", records))
+    assert [row.prompt for row in rows] == [asked[:1], asked, asked[:1]]
+    assert [row.response_b for row in rows] == [["c"], ["c", "d"], ["c"]]
+    assert repairs["later_turns"] == 1
+    # or an answer to the first turn would be known from training, and asked for in the test
+    assert len({row.group for row in rows}) == 1
+    arena.assign_splits(rows, "prompt", 0.2, 0.2)
+    assert arena.check_leaks(rows, "prompt") == 0
+    known = [dataclasses.replace(row, split="test") for row in rows[1:2]]
+    assert arena.extra_rows(rows, known) == ([], 3)
+    other = sides(["one?"], ["a"], ["b"], winner="A")
+    others = load_arena(write(tmp_path / "y.jsonl", [other]))[0]
+    assert arena.extra_rows(others, known) == ([], 1)
 
 
 def test_a_system_message_stands_in_front_of_the_first_question(tmp_path):
