@@ -21,6 +21,14 @@ from experiments.saved_pairs import open_run
 class PredictConfig:
     """Settings of `predict`: a saved run answers new rows."""
 
+    ONLY_WITH = {
+        "output": "data",
+        "skip_bad_rows": "data",
+        "prompt": "data=null",
+        "response_a": "data=null",
+        "response_b": "data=null",
+    }
+
     run_folder: str = ""
     """run folder (or a folder of saved weights)"""
     data: str | None = None
