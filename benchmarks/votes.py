@@ -8,12 +8,15 @@ Each fold's rows are answered by what was trained on the others; a run of run_5_
 validation rows from those. Log loss in nats with its interval over prompts, and the difference to
 features on the same rows. --blend: each run is joined with features of its own training rows, by
 weights fitted on its validation rows, and all three are shown: alone, joined, and those features,
-which had fewer rows than those above. Ten folds of an encoder are ten runs. --losses keeps the nats
-of each row: arms that it has are not trained again, and without a file of votes it is only shown.
+which had fewer rows than those above. Ten folds of an encoder are ten runs. --seeds 3: all are
+fitted three times; figures are means over seeds, intervals are over seeds and prompts
+(docs/statistics.md). --losses keeps the nats of each row: arms that it has are not trained again,
+and without a file of votes it is only shown.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import sys
 import tempfile
@@ -28,24 +31,28 @@ import core
 from data import arena
 from data.arena import PairRow
 from data.rows import stable_hash
-from evaluation.stats import Ratio, interval
+from evaluation.comparisons import Difference, contrast
+from evaluation.stats import Influence, Ratio, checked, group_index, influence, interval
 from experiments.saved_pairs import open_run
 from files import csv_text, write_text
 from models import features
 
-# (rows of training, of test) → probabilities of those, by what is added to the name of the arm
-Train = Callable[[list[PairRow], list[PairRow]], dict[str, np.ndarray]]
-ALONE, FEATURES = " alone", ": counted"
+# (rows of training, of test, seed) → probabilities of those, by what is added to the arm's name
+Train = Callable[[list[PairRow], list[PairRow], int], dict[str, np.ndarray]]
+ALONE, FEATURES, SEED = " alone", ": counted", " #"
 
 
-def constant(train: list[PairRow], test: list[PairRow]) -> dict[str, np.ndarray]:
+def constant(train: list[PairRow], test: list[PairRow], seed: int) -> dict[str, np.ndarray]:
     """The shares of the training rows."""
     shares = np.bincount([row.label for row in train], minlength=3) + 1
     return {"": np.tile(shares / shares.sum(), (len(test), 1))}
 
 
 def counted(words: bool) -> Train:
-    return lambda train, test: {"": features.fit(train, words=words).probabilities(test)}
+    def answer(train: list[PairRow], test: list[PairRow], seed: int) -> dict[str, np.ndarray]:
+        return {"": features.fit(train, seed, words).probabilities(test)}
+
+    return answer
 
 
 def three(p: np.ndarray) -> np.ndarray:
@@ -60,17 +67,17 @@ def trained(words: Sequence[str], blend: bool) -> Train:
     from commands.features import features as fit_features
     from settings import parse_settings
 
-    def answer(train: list[PairRow], test: list[PairRow]) -> dict[str, np.ndarray]:
+    def answer(train: list[PairRow], test: list[PairRow], seed: int) -> dict[str, np.ndarray]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_rows(train, folder / "train.csv")
             data = [f"--data={folder}/train.csv", "--val_frac=0.15", "--test_frac=0.1"]
             own = []
             if blend:
-                asked = [*data, f"--out={folder}/features"]
+                asked = [*data, f"--seed={seed}", f"--out={folder}/features"]
                 fit_features(parse_settings(Config, asked, "features")[0])
                 own = [f"--blend={folder}/features"]
-            asked = [*words, *data, *own, f"--out={folder}/run", "--page=false"]
+            asked = [*words, *data, *own, f"--seed={seed}", f"--out={folder}/run", "--page=false"]
             run_5_models.main(*parse_settings(run_5_models.Config, asked, "run_5_models.py"))
             answer = open_run(folder / "run", core.single_world("auto"))
             found = {"": answer(test)}
@@ -96,7 +103,9 @@ def write_rows(rows: Sequence[PairRow], path: Path) -> None:
     )
 
 
-def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> dict[str, np.ndarray]:
+def losses_by_folds(
+    rows: list[PairRow], folds: int, train: Train, seed: int = 0
+) -> dict[str, np.ndarray]:
     """(rows,) nats of each row's label, answered by what the other folds have trained; the keys are
     those of `train`."""
     fold = np.array([int(stable_hash("outer", row.group), 16) % folds for row in rows])
@@ -104,7 +113,7 @@ def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> dict[str, 
     for number in range(folds):
         test = [replace(row, split="test") for row in np.array(rows, object)[fold == number]]
         rest = [replace(row, split="train") for row in np.array(rows, object)[fold != number]]
-        for what, p in (train(rest, test) if test else {}).items():
+        for what, p in (train(rest, test, seed) if test else {}).items():
             right = p[np.arange(len(test)), [row.label for row in test]]
             nats = losses.setdefault(what, np.zeros(len(rows)))
             nats[fold == number] = -np.log(np.maximum(right, 1e-12))
@@ -113,24 +122,45 @@ def losses_by_folds(rows: list[PairRow], folds: int, train: Train) -> dict[str, 
     return losses
 
 
+def seeds_of(losses: dict[str, np.ndarray], arm: str) -> list[Influence]:
+    """The mean nats of an arm's runs, one a seed."""
+    runs = [nats for name, nats in losses.items() if name.partition(SEED)[0] == arm]
+    return [influence(checked(nats, nats), Ratio()) for nats in runs]
+
+
+def apart(
+    losses: dict[str, np.ndarray], arm: str, other: str, index: np.ndarray
+) -> Difference | None:
+    """Of the seeds that both have; None where one of them is not there."""
+    both = list(zip(seeds_of(losses, other), seeds_of(losses, arm), strict=False))
+    if not both or arm == other:
+        return None
+    return contrast(list(zip(*both, strict=True)), [-1.0, 1.0], index)
+
+
 def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
     """A line an arm; last, beside the features of its own that it was joined with."""
-    lines = []
-    for name, each in losses.items():
-        low, high, *_ = interval(each, groups)
-        line = [name, f"{each.mean():.3f} [{low:.3f}, {high:.3f}]"]
+    index, lines = group_index(groups), []
+    for name in dict.fromkeys(column.partition(SEED)[0] for column in losses):
+        runs = seeds_of(losses, name)
+        if len(runs) > 1:
+            found = contrast([runs], [1.0], index)
+            value, (low, high) = found.b, found.interval()
+        else:
+            value, (low, high, *_) = runs[0].value, interval(losses[name], groups)
+        line = [name, str(len(runs)), f"{value:.3f} [{low:.3f}, {high:.3f}]"]
         for other in ("features", name.removesuffix(ALONE) + FEATURES):
-            cell = ""
-            if other in losses and other != name:
-                apart = each - losses[other]
-                low, high, *_ = interval(apart, groups, Ratio(kind="plain"))
-                cell = f"{apart.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-            line.append(cell)
+            between = apart(losses, name, other, index)
+            if between is None:
+                line.append("")
+            else:
+                low, high = between.interval()
+                line.append(f"{between.value:+.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(line)
-    head = ["", "log loss", "− features", "− its counted"]
-    if not any(line[-1] for line in lines):
-        head, lines = head[:-1], [line[:-1] for line in lines]
-    return tabulate(lines, head, disable_numparse=True)
+    head = ["", "seeds", "log loss", "− features", "− its counted"]
+    kept = [k for k in range(len(head)) if k < 3 or any(line[k] for line in lines)]
+    lines = [[line[k] for k in kept] for line in lines]
+    return tabulate(lines, [head[k] for k in kept], disable_numparse=True)
 
 
 def read_losses(path: Path) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
@@ -154,6 +184,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?")
     parser.add_argument("--folds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--run", action="append", default=[], help="name: words of run_5_models.py")
     parser.add_argument("--blend", action="store_true", help="runs are also joined with features")
     parser.add_argument("--losses", type=Path, help="CSV of each row's nats, which is added to")
@@ -174,12 +205,14 @@ def main(words: Sequence[str] | None = None) -> None:
     for each in arguments.run:
         name, _, words = each.partition(":")
         arms[name] = trained(words.split(), arguments.blend)
-    for name, train in arms.items():
-        if name not in known:
-            found = losses_by_folds(rows, arguments.folds, train)
-            known |= {name + what: nats for what, nats in found.items()}
-            if path is not None:
-                write_losses(path, ids, groups, known)
+    for (name, train), seed in itertools.product(arms.items(), range(arguments.seeds)):
+        numbered = f"{SEED}{seed}" if seed else ""
+        if name + numbered in known or (seed and train is constant):
+            continue
+        found = losses_by_folds(rows, arguments.folds, train, seed)
+        known |= {name + what + numbered: nats for what, nats in found.items()}
+        if path is not None:
+            write_losses(path, ids, groups, known)
     print(f"{len(rows):,} rows of {arguments.data}, {arguments.folds} folds over prompts")
     print(table(groups, known))
 

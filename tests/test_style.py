@@ -248,7 +248,7 @@ def test_methods_are_put_beside_each_other_by_folds(few_trees, tmp_path, capsys)
     rows, _ = arena.load_arena(str(data))
     folds: list[set[str]] = []
 
-    def train(learns, test):
+    def train(learns, test, seed):
         folds.append({row.id for row in test})
         assert not {row.group for row in learns} & {row.group for row in test}
         sure = np.eye(3)[[row.label for row in test]] * 0.94 + 0.02
@@ -257,6 +257,33 @@ def test_methods_are_put_beside_each_other_by_folds(few_trees, tmp_path, capsys)
     found = votes.losses_by_folds(rows, 3, train)
     assert sum(map(len, folds)) == len(set().union(*folds)) == 200
     assert found[""] == pytest.approx(-np.log(0.96)) and found[votes.ALONE].max() > 3
+    votes.main([str(data), "--folds=2", f"--losses={kept}", "--seeds=2"])
+    names = list(votes.read_losses(kept)[2])
+    assert names == ["constant", "style", "features", "style #1", "features #1"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [line[:2] for line in lines] == [["constant", "1"], ["style", "2"], ["features", "2"]]
+
+
+def test_intervals_over_seeds_and_prompts_miss_as_often_as_they_say():
+    """Two arms alike, whose seeds spread as far as their rows do."""
+    draw, groups, misses, by_rows = np.random.default_rng(5), np.repeat(np.arange(40), 2), 0, 0
+    for _ in range(600):
+        shared = draw.normal(size=80) + np.repeat(draw.normal(size=40), 2)
+        losses = {
+            arm + (votes.SEED + str(seed) if seed else ""): 3
+            + shared
+            + draw.normal(scale=0.15)
+            + draw.normal(scale=0.8, size=80)
+            for arm in ("features", "other")
+            for seed in range(3)
+        }
+        found = votes.apart(losses, "other", "features", groups)
+        low, high = found.interval()
+        misses += not low < 0 < high
+        every = {name: losses[name] for name in ("features", "other")}  # as if one seed were all
+        low, high = votes.apart(every, "other", "features", groups).interval()
+        by_rows += not low < 0 < high
+    assert 0.02 < misses / 600 < 0.07 < 0.15 < by_rows / 600
 
 
 @pytest.fixture(scope="module")
