@@ -240,10 +240,14 @@ def summary(arguments: argparse.Namespace, pairs: list[dict]) -> Line:
     checks = None
     if check in pairs[0]["ours"]:
         checks = tuple(statistics.mean(p[side][check] for p in pairs) for side in ("ours", "peer"))
-    note = ""
-    if less_is_better:
-        ours, peer = (statistics.median(p[side][rate] for p in pairs) for side in ("ours", "peer"))
-        note = f"{ours:.2f} s against {peer:.2f} s"
+
+    def medians(name: str) -> str:
+        ours, peer = (statistics.median(p[side][name] for p in pairs) for side in ("ours", "peer"))
+        return f"{ours:.2f} s against {peer:.2f} s"
+
+    note = medians(rate) if less_is_better else ""
+    if "begun" in pairs[0]["ours"]:
+        note += f"; the step began after {medians('begun')}"
     return Line(
         what=getattr(comparison, "WHAT", arguments.comparison)
         + (" (LoRA)" if arguments.comparison == "sft" and arguments.tasks == "lora" else ""),

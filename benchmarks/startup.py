@@ -1,4 +1,4 @@
-"""From the command to the end of the first step, in seconds.
+"""From the command to the end of the first step, in seconds; the note says when it began.
 
 python bench.py startup --repeats 5
 
@@ -32,16 +32,26 @@ def since_start(moment: float) -> float:
 
 
 def ours(arguments: argparse.Namespace) -> dict:
+    import core
     import run_2_appendprompt
     from settings import parse_settings
 
+    began: list[float] = []
+    train_step = core.train_step
+
+    def timed_step(*what):
+        began.append(time.time())
+        return train_step(*what)
+
+    core.train_step = timed_step
     config, given = parse_settings(run_2_appendprompt.Config, words(arguments), "bench.py")
     with contextlib.redirect_stdout(sys.stderr):
         run_2_appendprompt.main(config, given)
     folder = arguments.folder / "run"
     # the log has one line, written at the end of the first step
     ended = (folder / "train/metrics/metrics.jsonl").stat().st_mtime
-    return {"seconds": since_start(ended), "loss": lines_of_run(folder)[0]["train_loss"]}
+    loss = lines_of_run(folder)[0]["train_loss"]
+    return {"seconds": since_start(ended), "begun": since_start(began[0]), "loss": loss}
 
 
 def peer(arguments: argparse.Namespace) -> dict:
@@ -50,9 +60,13 @@ def peer(arguments: argparse.Namespace) -> dict:
     import run_2_appendprompt
     from settings import parse_settings
 
+    began: list[float] = []
     ended: list[float] = []
 
     class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            began.append(time.time())
+
         def on_step_end(self, args, state, control, **_):
             ended.append(time.time())
 
@@ -79,4 +93,5 @@ def peer(arguments: argparse.Namespace) -> dict:
         data_collator=preference.Collator(experiment.tokenizer),
     )
     trainer.train()
-    return {"seconds": since_start(ended[0]), "loss": trainer.state.log_history[0]["loss"]}
+    loss = trainer.state.log_history[0]["loss"]
+    return {"seconds": since_start(ended[0]), "begun": since_start(began[0]), "loss": loss}
