@@ -247,7 +247,7 @@ def summary(arguments: argparse.Namespace, pairs: list[dict]) -> Line:
 
     note = medians(rate) if less_is_better else ""
     if "begun" in pairs[0]["ours"]:
-        note += f"; the step began after {medians('begun')}"
+        note += f"; the first batch after {medians('begun')}"
     return Line(
         what=getattr(comparison, "WHAT", arguments.comparison)
         + (" (LoRA)" if arguments.comparison == "sft" and arguments.tasks == "lora" else ""),

@@ -26,6 +26,8 @@ from experiments.pair_answers import predict_pairs
 from files import content_digest, damage, read_json
 from models import features, pairs, pretrained
 
+ANSWERS = "train/weights/best"  # of a partner
+
 
 class Answer(Protocol):
     """What answers rows."""
@@ -76,19 +78,21 @@ def partner_facts(run: Path | None, other: Path) -> dict[str, str | None]:
     """Where a run's partner lies, seen from the run's folder so that both can move together, and by
     what it is known there."""
     path = str(other.absolute()) if run is None else os.path.relpath(other, run)
-    return {"run": path, "digest": content_digest(other)}
+    return {"run": path, "digest": content_digest(other / ANSWERS)}
 
 
 def partner(run: Path, joined: dict[str, Any]) -> Path:
     """The run that a blend was made with: where it lay, seen from the run (or, of older runs, on
-    the disk), or beside it or above under its name. ValueError where it is not there, or has other
-    weights by now."""
+    the disk), or beside it or somewhere above under its name. ValueError where it is not there, or
+    has other weights by now."""
     told, digest = Path(joined["run"]), joined.get("digest")
     own = run.absolute()
-    above = [folder / told.name for folder in (own.parent, own.parent.parent)]
+    above = [folder / told.name for folder in own.parents]
+    above = above if digest else above[:2]  # by its name alone: not from far away
     there = [path for path in (own / told, told, *above) if (path / "run.json").is_file()]
     for path in there:
-        if digest is None or content_digest(path) == digest:
+        # older blends have the digest of the whole folder
+        if digest in (None, content_digest(path / ANSWERS), content_digest(path)):
             return path
     if there:
         raise ValueError(

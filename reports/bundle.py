@@ -67,7 +67,15 @@ def bundle(
     packed.write_zip(output, {f"{output.stem}/{name}": each for name, each in contents.items()})
     size = output.stat().st_size / 1e6
     with_weights = f", with {weights} weights" if weights else ", without weights"
-    return f"bundle: {output} ({size:.2f} MB, {len(runs)} runs{with_weights})"
+    said = [f"bundle: {output} ({size:.2f} MB, {len(runs)} runs{with_weights})"]
+    names = {run.path.name for run in every}
+    for run in every if weights else ():
+        other = Path(run.metrics.get("blend", {}).get("run", "")).name
+        if other and other not in names:
+            said.append(
+                f"note: {run.path} answers joined with {other}, which is not in it: name both"
+            )
+    return "\n".join(said)
 
 
 def run_files(run: RunFolder, weights: str | None) -> dict[str, bytes]:

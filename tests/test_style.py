@@ -6,11 +6,13 @@ import math
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import WORDS
 
+import report
 import run_5_models
 from benchmarks import votes
 from commands import features as command
@@ -342,6 +344,22 @@ def test_both_runs_of_a_blend_move_together_and_another_partner_is_refused(blend
     shutil.rmtree(tmp_path / "opponent")
     with pytest.raises(ValueError, match="which is not there: put that run's folder where it lay"):
         partner(tmp_path / "deep/run", joined)
+
+
+def test_a_bundled_blend_answers_as_it_did(blended, tmp_path, monkeypatch, capsys):
+    folder, _ = blended
+    monkeypatch.chdir(folder)
+    words = ["--weights=best", f"--output={tmp_path}/both.zip"]
+    report.main(["bundle", "run", *words])
+    assert "note: run answers joined with opponent, which is not in it" in capsys.readouterr().out
+    report.main(["bundle", "run", "opponent", *words])
+    assert "note" not in capsys.readouterr().out
+    shutil.unpack_archive(tmp_path / "both.zip", tmp_path)
+    for run in ("run", tmp_path / "both/run"):
+        asked = {"run_folder": str(run), "data": "votes.csv", "output": f"{tmp_path}/answers.csv"}
+        predict.predict(predict.PredictConfig(**asked))
+        (tmp_path / "answers.csv").rename(tmp_path / f"{Path(run).parent.name or 'here'}.csv")
+    assert (tmp_path / "here.csv").read_bytes() == (tmp_path / "both.csv").read_bytes()
 
 
 def test_votes_by_length_end_in_style_only(blended):
