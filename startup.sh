@@ -546,10 +546,11 @@ run_tests() {
         words+=("$argument")
     done
     ensure dev
-    # whole files at a time, on as many processes as there are cores (four at most: each needs 2 GiB)
+    # whole files at a time, the longest first (tests/conftest.py), on as many processes as there are cores (four at
+    # most: each needs 2 GiB)
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
     .venv/bin/python -m pytest -q --numprocesses="$((cores < 4 ? cores : 4))" \
-        --dist=loadfile ${target[@]+"${target[@]}"} ${words[@]+"${words[@]}"}
+        --dist=loadfile --no-loadscope-reorder ${target[@]+"${target[@]}"} ${words[@]+"${words[@]}"}
 }
 
 smoke() {
