@@ -3,9 +3,11 @@
 python bench.py checkpoints --repeats 5 --steps 10
 python bench.py checkpoints --repeats 20 --steps 10 --threads 1      # a core is left to the writer
 
-The steps of `python bench.py preference`; what --save_every with as many steps costs. A block ends
-when its checkpoint is whole on the disk, so that none is paid for by the next block. The thread
-that writes needs a core: on a machine whose cores all compute it takes its seconds from them.
+The steps of `python bench.py preference`; what --save_every with as many steps costs. A block has a
+few of them, always of the same batches, and ends when its checkpoint is whole on the disk: steps
+behind that are alike with and without, and only add to the noise of a machine that drifts. The
+thread that writes needs a core: on a machine whose cores all compute it takes its seconds from
+them.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import time
 from pathlib import Path
 
 from benchmarks import WARM_UP, Line, Measured, preference
+
+BLOCK = 2  # steps, in which a checkpoint is written many times over
 
 
 def run(arguments: argparse.Namespace) -> Measured:
@@ -42,13 +46,15 @@ def run(arguments: argparse.Namespace) -> Measured:
             experiment = Preference(config, world, under_test.folder)
             state = experiment.build_state(experiment.load_encoder())
             under_test.resume(state, experiment)
+            first = 0
             for block in range(-1, 2 * arguments.repeats):
                 saves = bool(block % 2) == bool(block // 2 % 2)  # on off off on on off off …
+                state.loader.seek(first)
                 started, worked = time.perf_counter(), time.thread_time()
                 if saves:
                     under_test.save(state)
                 begun = time.perf_counter()
-                for _ in range(WARM_UP if block < 0 else arguments.steps):
+                for _ in range(WARM_UP if block < 0 else BLOCK):
                     under_test.after_step(state, core.train_step(state, experiment.loss_sum))
                 trained = time.perf_counter()
                 under_test.settle()
@@ -56,17 +62,22 @@ def run(arguments: argparse.Namespace) -> Measured:
                 if block >= 0:
                     times[saves].append(ended - started)
                     used[saves].append(time.thread_time() - worked)
+                if block < 0:
+                    first = state.loader.position
                 if block >= 0 and saves:
                     held.append(begun - started)
                     waited.append(ended - trained)
             newest = sorted((under_test.folder / "train/weights").glob("step_*"))[-1]
             size = sum(path.stat().st_size for path in newest.iterdir())
             under_test.end("stopped", "measured")
+    step = statistics.median(times[False]) / BLOCK
     ratios, cpu = (
-        [on / off for on, off in zip(each[True], each[False], strict=True)]
+        [
+            1 + (on - off) / (arguments.steps / BLOCK * off)
+            for on, off in zip(each[True], each[False], strict=True)
+        ]
         for each in (times, used)
     )
-    step = statistics.median(times[False]) / arguments.steps
     line = Line(
         what=f"a checkpoint every {arguments.steps} steps",
         peer="the same run without",
