@@ -282,17 +282,19 @@ def test_the_tests_add_pytest_and_a_later_setup_keeps_it(machine):
     for package in EXTRAS["demo"] + EXTRAS["dev"]:
         assert f" {package}" in install
     assert re.search(
-        r"-m pytest -q --numprocesses=\d --dist=loadfile tests --ignore=tests/long -x$", tests
+        r"-m pytest -q --numprocesses=\d --dist=loadfile --no-loadscope-reorder "
+        r"tests --ignore=tests/long -x$",
+        tests,
     )
     assert machine.run("setup").returncode == 0 and machine.calls() == []
     (machine.project / "tests").mkdir()
     (machine.project / "tests" / "test_a.py").touch()
     machine.run("test", "tests/test_a.py::test_b")
-    assert machine.calls()[0].endswith("=loadfile tests/test_a.py::test_b")
+    assert machine.calls()[0].endswith("tests/test_a.py::test_b")
     machine.run("test", "--quick")
-    assert machine.calls()[0].endswith("=loadfile tests --ignore=tests/long --quick")
+    assert machine.calls()[0].endswith(" tests --ignore=tests/long --quick")
     machine.run("test", "-x", "--long")
-    assert machine.calls()[0].endswith("=loadfile tests/long -x")
+    assert machine.calls()[0].endswith(" tests/long -x")
 
 
 def test_half_made_environment_is_made_again(machine):
