@@ -148,7 +148,8 @@ def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
             value, (low, high) = found.b, found.interval()
         else:
             value, (low, high, *_) = runs[0].value, interval(losses[name], groups)
-        line = [name, str(len(runs)), f"{value:.3f} [{low:.3f}, {high:.3f}]"]
+        named = f"{name}, {len(runs)} seeds" if len(runs) > 1 else name
+        line = [named, f"{value:.3f} [{low:.3f}, {high:.3f}]"]
         for other in ("features", name.removesuffix(ALONE) + FEATURES):
             between = apart(losses, name, other, index)
             if between is None:
@@ -157,10 +158,10 @@ def table(groups: Sequence[str], losses: dict[str, np.ndarray]) -> str:
                 low, high = between.interval()
                 line.append(f"{between.value:+.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(line)
-    head = ["", "seeds", "log loss", "− features", "− its counted"]
-    kept = [k for k in range(len(head)) if k < 3 or any(line[k] for line in lines)]
-    lines = [[line[k] for k in kept] for line in lines]
-    return tabulate(lines, [head[k] for k in kept], disable_numparse=True)
+    head = ["", "log loss", "− features", "− its counted"]
+    if not any(line[-1] for line in lines):
+        head, lines = head[:-1], [line[:-1] for line in lines]
+    return tabulate(lines, head, disable_numparse=True)
 
 
 def read_losses(path: Path) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
