@@ -197,7 +197,7 @@ class Claims:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(json.dumps(content))
                 file.flush()
-                os.fsync(file.fileno())
+                files.sync(file.fileno())
         except FileExistsError:
             return None
         except OSError as error:
@@ -338,9 +338,7 @@ class Claim:
             # a network volume may ask twice and be told that the second time there was nothing
             return read_json(place / TOKEN).get("token") == self.token
         with contextlib.suppress(OSError):
-            descriptor = os.open(place.parent, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            files.sync_folder(place.parent)
         return True
 
     def clear(self) -> None:

@@ -806,9 +806,9 @@ def sum_gradients(
     stands before that batch.
     """
     world, batch_size, over_ranks = state.world, state.config.batch, state.gradient_sums
-    train_but_frozen(state.model)
     while True:
         work = loader.next()
+        train_but_frozen(state.model)  # behind next(), which may have scored rows
         over_ranks.start(state.summed_parameters())
         # summed where they are computed: reading each one would wait for the device
         sums = torch.zeros(2, dtype=state.sum_dtype, device=world.device)

@@ -446,6 +446,42 @@ def moved_ahead(batches: Sequence[Any], device: torch.device) -> Iterator[Any]:
             yield ready
 
 
+def available_memory(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Bytes of the host's memory that this process may still take: of what the machine has free,
+    and of what its container or batch job is allowed (Linux's control groups, versions 1 and 2),
+    where files in memory count as free, for they go when it is wanted."""
+    import psutil
+
+    free: list[float] = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                root, names = groups, ("memory.max", "memory.current", "")
+            elif "memory" in controllers.split(","):
+                root = groups / "memory"
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            else:
+                continue
+            inner = root / path.lstrip("/")  # in a container a name of the host's, not to be found
+            above = [each for each in (inner, *inner.parents) if each.is_relative_to(root)]
+            free += [_left_in(group, *names) for group in above]
+    return int(max(0, min(free)))
+
+
+def _left_in(group: Path, limit: str, used: str, prefix: str) -> float:
+    """Bytes that a control group may still take; inf where it has no limit."""
+    try:
+        most, now = (int((group / name).read_text()) for name in (limit, used))
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        files = sum(int(facts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    except (OSError, ValueError):  # "max"
+        return float("inf")
+    return most - now + files
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes at most so far: of the device, or of this process on a CPU."""
     if device.type in ("cuda", "xpu"):

@@ -64,11 +64,36 @@ def write_text(path: Path, text: str, shared: bool = False) -> None:
         with open(beside, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise disk_error(error, path) from error
+
+
+# What a volume answers that cannot flush: some network ones, and many where it is a folder.
+CANNOT_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP)
+
+
+def sync(descriptor: int) -> None:
+    """Flush to disk; nothing where the volume knows no such thing, which costs no run."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in it, as far as the volume lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def disk_error(error: Exception, path: Path) -> Exception:
@@ -191,15 +216,16 @@ def write_folder(
             files[name] = seen or {"bytes": path.stat().st_size, "sha256": sha256(path)}
             if not (twins and _linked(path, twins, files[name])):
                 with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+                    sync(file.fileno())
         write_text(beside / "manifest.json", json.dumps({**facts, "files": files}, indent=1))
         if folder.exists():  # renamed away first: a rename cannot replace a full folder
             folder.rename(old)
         beside.rename(folder)
-        descriptor = os.open(folder.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync_folder(folder.parent)
     except Exception as error:
+        if old.exists() and not folder.exists():  # the second of the two renames failed
+            with contextlib.suppress(OSError):
+                old.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
         raise disk_error(error, folder) from error
     shutil.rmtree(old, ignore_errors=True)
@@ -294,7 +320,7 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
             text = json.dumps(line, ensure_ascii=False, allow_nan=False)
             file.write((b"\n" if torn else b"") + text.encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
             torn = False
 
         yield json_lines(content), add

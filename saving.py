@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
+from device import available_memory
 from files import HashedFile
 
 # safetensors' names, in the order in which it lays tensors out: none begins at an odd address
@@ -83,7 +83,7 @@ class HostCopy:
         there = {_place(tensor) for tensor in besides}
         needed = sum(t.nbytes for t in tensors_of(tree) if _place(t) not in there)
         held = sum(t.nbytes for each in self._buffers.values() for t in each)
-        return needed - held < 0.8 * psutil.virtual_memory().available
+        return needed - held < 0.8 * available_memory()
 
 
 def _place(tensor: Tensor) -> tuple:

@@ -509,7 +509,7 @@ class _Packer:
             with open(beside, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                files.sync(file.fileno())
             beside.rename(path)
         except OSError as error:
             beside.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import console
 from core import IGNORE_INDEX, World
-from files import cache_folder
+from files import cache_folder, sync
 
 
 class Ragged:
@@ -93,10 +93,10 @@ def cached_tokens(
                     for row in build():
                         file.write(np.asarray(row, np.int32).tobytes())
                         lengths.append(len(row))
-                    os.fsync(file.fileno())  # a name without its bytes would outlive a lost machine
+                    sync(file.fileno())  # a name without its bytes would outlive a lost machine
                 with open(beside / "offsets.npy", "wb") as file:
                     np.save(file, np.cumsum(lengths, dtype=np.int64))
-                    os.fsync(file.fileno())
+                    sync(file.fileno())
                 (beside / "key.json").write_text(json.dumps(key, indent=1))
                 try:
                     beside.rename(folder)

@@ -1,5 +1,6 @@
 """Classification of texts: a head on GPT-2 or an encoder, first alone, then with all of it."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -85,6 +86,12 @@ class Classification(Phases):
         )
         how = "from the cache" if was_there else "computed once"
         self.world.say(f"phase 1: features of {len(self.train.rows):,} rows, {how}")
+
+    def curvature_data(self, seed: int) -> TextData:
+        """Tokens in both phases: its epochs are its own, and say nothing of the phase."""
+        data = copy.copy(self.train)
+        data.feature_epochs = 0
+        return data
 
     # -- what a step does
 

@@ -110,7 +110,8 @@ class LanguageModelling(Phases):
     def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Cross-entropy (nats) summed over the tokens that are predicted; their number."""
         if self.needs_targets():
-            return self.loss_of_targets(model, batch)
+            taught = {} if self.teacher is None else {"teacher": self.teacher_logits(batch)}
+            return self.loss_of_targets(model, batch | taught)
         config = self.config
         hidden, teacher_hidden = causal.last_hidden(model, batch), None
         if self.teacher is not None:
@@ -131,7 +132,14 @@ class LanguageModelling(Phases):
     def target_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Targets:
         hidden = causal.last_hidden(model, batch)
         found = causal.logits_at_targets(model, hidden, batch["labels"], batch["places"])
-        return Targets(*found)
+        return Targets(*found, teacher=batch.get("teacher"))
+
+    @torch.no_grad()
+    def teacher_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """(targets, classes), of the teacher."""
+        hidden = causal.last_hidden(self.teacher, batch)
+        labels, places = batch["labels"], batch["places"]
+        return causal.logits_at_targets(self.teacher, hidden, labels, places)[0]
 
     def sums(self, state: core.State, data: WindowData) -> np.ndarray:
         """`document_sums` of a part, on all ranks."""

@@ -202,6 +202,11 @@ class Phases(Training):
 
     # -- phases
 
+    @property
+    def learning(self) -> int:
+        """The blocks begin to learn in phase 2."""
+        return 1 if self.phase == 1 else self.depth
+
     def begin_step(self, state: core.State) -> bool:
         """Freeze or free what the phase of the next step says; False after a signal."""
         self.phase = 1 if state.loader.position < self.phase_2_step else 2

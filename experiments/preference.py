@@ -325,7 +325,7 @@ class Preference(Training):
         """ValueError unless it is finished and has seen no row of validation or test: what it knows
         of them would come back in its answers. Says how many training rows it has seen."""
         run = Path(self.config.teacher)
-        require_finished("--teacher", run)
+        require_finished("--teacher", run, self.classes)
         seen = prompts_seen(run, self.world)
         held_out = {row.group for row in self.rows if row.split != "train"}
         if leaked := len(held_out & seen):

@@ -50,17 +50,26 @@ def open_run(
     run: its folder, or one of saved weights, which answers without what the run is blended with.
     ValueError where there are none that are whole.
     """
+    folder, tested = whole_weights(run, weights, calibrated)
+    counted = (folder / features.FILE).exists()
+    answer = SavedFeatures(folder) if counted else SavedPairs(folder, world)
+    if joined := tested.get("blend"):
+        answer = Blended(answer, open_run(partner(Path(run), joined), world), joined["weights"])
+    return Calibrated(answer, tested["temperature"]) if calibrated else answer
+
+
+def whole_weights(
+    run: str | Path, weights: str = "best", calibrated: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """(the folder of a run's saved weights, what was tested with them); as open_run."""
     folder = Path(run)
     if (folder / "train/weights").is_dir():
         folder = folder / "train/weights" / weights
     if problem := damage(folder):
         raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
-    counted = (folder / features.FILE).exists()
-    answer = SavedFeatures(folder) if counted else SavedPairs(folder, world)
     tested = read_json(Path(run) / "test/metrics/metrics.json")
-    joined = tested.get("blend")
     fitted = {
-        "--blend: the weights are those": joined,
+        "--blend: the weights are those": tested.get("blend"),
         "--calibrated: the temperature is that": calibrated,
     }
     for what, wanted in fitted.items():
@@ -69,9 +78,7 @@ def open_run(
                 f"{what} of the {tested.get('tested_with')} weights, not of the {weights} ones "
                 "(--weights)"
             )
-    if joined:
-        answer = Blended(answer, open_run(partner(Path(run), joined), world), joined["weights"])
-    return Calibrated(answer, tested["temperature"]) if calibrated else answer
+    return folder, tested
 
 
 def partner_facts(run: Path | None, other: Path) -> dict[str, str | None]:
@@ -206,19 +213,31 @@ def other_run(run: str, facts: dict[str, Any]) -> Path:
     """A run to blend with. ValueError unless it is finished, and trained on the same split: its
     training rows may be test rows here otherwise."""
     folder = Path(run)
-    record = require_finished("--blend", folder)
+    record = require_finished("--blend", folder, facts["classes"])
     for name in ("data_fingerprint", "split_fingerprint"):
         if record.get(name) != facts[name]:
             raise ValueError(
                 f"--blend {run}: it was trained on other rows or another split ({name} differs): "
                 "its training rows may be test rows here"
             )
+    require_partners(folder)
     return folder
 
 
-def require_finished(option: str, run: Path) -> dict[str, Any]:
-    """Its run.json; ValueError unless it is a finished run."""
+def require_partners(run: Path) -> None:
+    """ValueError unless open_run will open it, and what it is blended with: said before the hours
+    of training after which it is asked."""
+    _, tested = whole_weights(run)
+    if joined := tested.get("blend"):
+        require_partners(partner(run, joined))
+
+
+def require_finished(option: str, run: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """Its run.json; ValueError unless it is a finished run, of these classes."""
     record = read_json(run / "run.json")
     if record.get("status") != "finished":
         raise ValueError(f"{option} {run}: no finished run of the preference scripts")
+    known = record.get("classes")  # older runs do not say
+    if known is not None and list(known) != list(classes):
+        raise ValueError(f"{option} {run}: it was trained on other classes ({', '.join(known)})")
     return record

@@ -147,16 +147,21 @@ class Training(abc.ABC):
 
     depth = 0  # layers that there are at this time, where they change
 
+    @property
+    def learning(self) -> int:
+        """Another number where parameters begin to learn, which then need a curvature."""
+        return self.depth
+
     def before_update(self, state: core.State) -> bool:
         """Estimate the curvature where that is due; False after a signal."""
         self.start_timing()
         return self.estimate_curvature(state)
 
     def estimate_curvature(self, state: core.State) -> bool:
-        if self.curvature is None or not self.curvature.due(state.step, self.depth):
+        if self.curvature is None or not self.curvature.due(state.step, self.learning):
             return True
         started = time.perf_counter()
-        if self.curvature.estimate(state, self.depth, self.sampled_loss_sum) is None:
+        if self.curvature.estimate(state, self.learning, self.sampled_loss_sum) is None:
             return False
         self.spend("curvature", time.perf_counter() - started)
         return True

@@ -27,7 +27,7 @@ from torch import nn
 
 import core
 from device import is_out_of_memory
-from files import DiskFull, cache_folder, damage, write_folder
+from files import DiskFull, cache_folder, damage, remove, sync, write_folder
 
 MOST_BYTES = 8 << 30  # 768 numbers in fp32 for 2.8 million rows
 ABANDONED_SECONDS = 24 * 3600  # nobody has written to an unfinished part for so long
@@ -54,7 +54,7 @@ def cached_features(
     key: what they depend on, of JSON's types; build: returns them on all ranks alike, and is called
     by all or by none. A damaged folder is made again. A full disk costs the cache, not the run.
     """
-    folder = _folder_of(key)
+    folder = _folder_of(world.from_rank_0(key))  # a device has another name on other machines
     values = _load(folder, world)
     if values is not None:
         return values, True
@@ -85,7 +85,7 @@ def kept_rows(
     once and write it into one file, so they need one cache folder. None, on all ranks alike and
     said, where the features cannot be kept.
     """
-    folder = _folder_of(key)
+    folder = _folder_of(world.from_rank_0(key))
     features = _load(folder, world)
     if features is not None:
         return features, True
@@ -115,15 +115,20 @@ def kept_rows(
         if world.rank == 0:
             _keep(folder, lambda part: os.replace(file, part / file.name), key)
 
+    found: list[np.ndarray] = []
+
+    def open_it() -> None:
+        found.append(np.load(folder / "values.npy", mmap_mode="r"))
+
     try:
-        for action in (create, write, finish):
+        for action in (create, write, finish, open_it):
             if problem := _problem(action, world):
                 world.say(f"note: the frozen part runs in each step, nothing is kept ({problem})")
                 return None, False
     finally:
         if world.rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
-    return np.load(folder / "values.npy", mmap_mode="r"), False
+    return found[0], False
 
 
 @contextlib.contextmanager
@@ -142,7 +147,7 @@ def scratch(
                 out.seek(start + int(first) * row_bytes)
                 out.write(bytes(int(end - first) * row_bytes))
             out.flush()
-            os.fsync(out.fileno())
+            sync(out.fileno())
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if shape[0] * row_bytes > memory // 2 and hasattr(os, "posix_fadvise"):
                 # too much to stay in memory: what is read comes from the disk
@@ -200,11 +205,15 @@ def _folder_of(key: dict[str, Any]) -> Path:
 
 def _load(folder: Path, world: core.World) -> np.ndarray | None:
     """Memory-mapped; None on all ranks where one of them does not have it whole."""
-    if world.any(damage(folder) is not None):
+    values = None
+    with contextlib.suppress(OSError, ValueError):  # another run may be deleting it
+        if damage(folder) is None:
+            values = np.load(folder / "values.npy", mmap_mode="r")
+    if world.any(values is None):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read
         os.utime(folder)
-    return np.load(folder / "values.npy", mmap_mode="r")
+    return values
 
 
 def forget_oldest(folder: Path, most_bytes: int, kept: Path) -> None:
@@ -219,7 +228,7 @@ def forget_oldest(folder: Path, most_bytes: int, kept: Path) -> None:
             sizes[part] = sum(fact.st_size for fact in facts if stat.S_ISREG(fact.st_mode))
             used[part] = min((fact.st_mtime for fact in facts[:1]), default=0.0)
         elif time.time() - max((fact.st_mtime for fact in facts), default=0.0) > ABANDONED_SECONDS:
-            shutil.rmtree(part, ignore_errors=True)
+            remove(part)  # a folder, or a file of scratch
     for part in sorted(sizes, key=lambda part: used[part]):
         if sum(sizes.values()) <= most_bytes:
             return

@@ -153,13 +153,15 @@ class ShardedState(core.State):
         copies = dict(self.whole.named_parameters()) if self.whole is not None else {}
         for name, parameter in self.model.named_parameters():
             _deal(parameter, copies.get(name))
-        names = [sorted(state) for _, state in sorted(self._optimizer.items())]
-        for number, keys in enumerate(self.world.from_rank_0(names)):
+        # of the parameters that have moments: one that never had a gradient has none
+        names = {number: sorted(state) for number, state in self._optimizer.items()}
+        for number, keys in self.world.from_rank_0(names).items():
             parameter, state = self.parameters[number], {}
             for key in keys:
                 tensor = self._optimizer[number][key] if self.whole is not None else None
                 if key == "step":
-                    state[key] = self.world.from_rank_0(tensor)
+                    # AdamW is fused, and counts on the device
+                    state[key] = self.world.from_rank_0(tensor).to(self.world.device)
                 else:
                     state[key] = torch.zeros_like(parameter)
                     _deal(state[key], tensor)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import claims
-from files import cleared, disk_error, remove, walk
+from files import cleared, disk_error, remove, sync, walk
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".patch")  # what reports read, and inspect.json
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
@@ -164,7 +164,7 @@ def write_zip(file: Path, contents: Mapping[str, bytes]) -> None:
                 info.external_attr = 0o644 << 16
                 packed.writestr(info, contents[name], zipfile.ZIP_BZIP2, 9)
         with open(beside, "rb") as written:
-            os.fsync(written.fileno())
+            sync(written.fileno())
         os.replace(beside, file)
     except OSError as error:
         remove(beside)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from core import State, World
 from device import peak_memory
 from evaluation.monitor import Monitor, open_trackers
 from evaluation.outcomes import Course
-from files import disk_error, write_text
+from files import disk_error, sync, write_text
 from runs.results import finite
 
 
@@ -71,9 +70,13 @@ class Log:
         """What was asked at this evaluation, in a file of its own."""
         if not (answers and self.world.rank == 0):
             return
-        self._samples.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._samples, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"step": state.step} | row) + "\n" for row in answers))
+        text = "".join(json.dumps({"step": state.step} | row) + "\n" for row in answers)
+        try:
+            self._samples.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._samples, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(error, self._samples) from error
 
     def show_bar(self, state: State) -> None:
         """A progress bar, where there is a terminal to draw it on."""
@@ -102,7 +105,7 @@ class Log:
     def sync(self) -> None:
         """To disk, or a machine that vanishes takes its lines along."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
 
     def step(self, state: State, stats: dict[str, Any], took: float) -> None:
         """The line of a step that took so many seconds."""

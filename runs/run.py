@@ -22,6 +22,7 @@ from evaluation.monitor import Monitor, check_trackers
 from experiments.experiment import Experiment, Result
 from files import PROJECT, DiskFull
 from runs import spikes
+from runs.alike import require_alike, settings_of, work_of
 from runs.checkpoints import Checkpoints
 from runs.contents import has_begun
 from runs.folder import RunFolder, parameter_facts
@@ -70,6 +71,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         check_trackers(self.config.trackers)
+        if self.world.size > 1:
+            require_alike(self.world, settings_of(self.config, self.record.contents))
         for note in left_out(self.config):
             self.world.say(f"note: {note}")
         if self.config.dry_run:
@@ -174,6 +177,7 @@ class Run:
         gc.set_threshold(*COLLECTOR)
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
+        require_alike(self.world, work_of(state, experiment.facts))
         self._count_parameters(state)
         saved: dict | None = None
 

@@ -377,3 +377,34 @@ def test_labels_of_gumbel_numbers_have_the_softmax_frequencies():
     drawn = optimizers.gumbel_labels(logits, torch.Generator().manual_seed(0))
     shares = torch.bincount(drawn, minlength=4) / len(drawn)
     assert torch.allclose(shares, logits[0].softmax(-1), atol=0.01)
+
+
+def test_memory_is_what_the_container_or_the_job_may_still_take(tmp_path):
+    """Of the machine's own, which psutil knows alone, a group may be allowed a small part."""
+
+    def group(folder, limit: str, used: str, stat: str, most: object, now: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{now}\n")
+        (folder / "memory.stat").write_text(stat)
+
+    def left(text: str) -> int:
+        (tmp_path / "own").write_text(text)
+        return devices.available_memory(tmp_path, tmp_path / "own")
+
+    second = ("memory.max", "memory.current", "anon 5\nactive_file 100\ninactive_file 20\n")
+    first = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file 7\n")
+    everything = left("")
+    assert everything > 1000
+    group(tmp_path / "job", *second, 1000, 400)
+    group(tmp_path / "job/step", *second, "max", 300)
+    assert left("0::/job/step\n") == 1000 - 400 + 120  # the limit is its parent's
+    group(tmp_path / "job/step", *second, 500, 900)
+    assert left("0::/job/step\n") == 0
+    assert left("0::/none\n") > 1000
+    group(tmp_path, *second, 800, 100)  # of a container, which sees its own group as the root
+    assert left("0::/\n") == left("0::/docker/1f\n") == 800 - 100 + 120
+    group(tmp_path / "memory/user", *first, 900, 300)
+    assert left("9:cpu:/user\n4:memory:/user\n") == 900 - 300 + 7
+    group(tmp_path / "memory/user", *first, 2**63 - 4096, 300)
+    assert left("4:memory:/user\n") > 1000

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -78,6 +79,8 @@ def test_what_killed_runs_left_goes_and_what_runs_write_stays(cache):
         (cache / name / "values.npy").write_bytes(b"0" * 100)
         for path in (cache / name / "values.npy", cache / name):
             os.utime(path, (time.time() - age,) * 2)
+    (cache / "timed.9abc").write_bytes(b"0")  # of scratch()
+    os.utime(cache / "timed.9abc", (1e9, 1e9))
     features({"weights": "b"})
     assert sorted(path.name for path in cache.iterdir() if "." in path.name) == ["written.5678"]
     assert features({"weights": "a"})[1] and features({"weights": "b"})[1]
@@ -131,3 +134,18 @@ def test_the_fingerprint_is_of_every_weight():
     with torch.no_grad():
         model[1].bias[2] += 1e-6
     assert feature_cache.fingerprint(model) != first
+
+
+def test_what_another_run_deletes_meanwhile_is_made_again(cache, monkeypatch):
+    features({"k": 1})
+    original = feature_cache.damage
+
+    def damage(folder):
+        problem = original(folder)
+        shutil.rmtree(folder)  # after it was found whole
+        return problem
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feature_cache, "damage", damage)
+        assert feature_cache._load(next(cache.iterdir()), WORLD) is None
+    assert not features({"k": 1})[1] and features({"k": 1})[1]

@@ -230,6 +230,24 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(freeze, tiny, pair_csv, 
     assert_same_bits(train(parts, *common), whole)
 
 
+def test_frozen_layers_drop_nothing_where_rows_are_scored(
+    tiny, pair_csv, cache, tmp_path, monkeypatch
+):
+    """Batch selection evaluates the model ahead of some steps; dropout is .1."""
+    common = (f"--model={tiny('bert')}", f"--data={pair_csv}", "--freeze=bottom:1")
+    common += ("--selection.name=selective_backprop", "--cache_features=false")
+    modes, original = [], preference.Preference.loss_sum
+
+    def loss_sum(self, model, batch):
+        layers = pretrained.find_layers(model.encoder)
+        modes.append((model.encoder.embeddings.training, layers[0].training, layers[1].training))
+        return original(self, model, batch)
+
+    monkeypatch.setattr(preference.Preference, "loss_sum", loss_sum)
+    train(tmp_path / "run", *common, "--stop_after=4")
+    assert len(modes) >= 4 and set(modes) == {(False, False, True)}
+
+
 def test_what_would_not_fit_on_the_disk_runs_in_each_step(
     tiny, pair_csv, cache, tmp_path, capsys, monkeypatch
 ):
@@ -274,6 +292,9 @@ class TwoRanks(core.World):
     def from_rank_0(self, value):
         return self.gather_rows([value])[0]
 
+    def barrier(self) -> None:
+        self.meeting.wait(10)
+
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_two_ranks_fill_one_file_or_give_up_together(fails, cache, capsys):
@@ -302,6 +323,23 @@ def test_two_ranks_fill_one_file_or_give_up_together(fails, cache, capsys):
             assert (was_there, is_there) == (False, True) and isinstance(later, np.memmap)
     assert ("nothing is kept (no space left" in capsys.readouterr().out) == fails
     assert len(list(cache.iterdir())) == 1 - fails
+
+
+def test_two_ranks_of_other_devices_have_one_folder(cache):
+    """A key names the device, and two cards of one machine may be of two kinds."""
+    TwoRanks.shared, TwoRanks.meeting = [None, None], threading.Barrier(2)
+    values = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+
+    def fill(rank: int) -> np.ndarray:
+        world = TwoRanks(torch.device("cpu"), Machine(), rank=rank, size=2)
+        key, rows = {"device": f"card {rank}"}, iter([(2 * rank, values[2 * rank : 2 * rank + 2])])
+        kept, _ = feature_cache.kept_rows(key, values.shape, np.float32, lambda: rows, world)
+        assert np.array_equal(kept, values)
+        return feature_cache.cached_features(key | {"whole": 1}, lambda: values, world)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(np.array_equal(found, values) for found in pool.map(fill, range(2)))
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

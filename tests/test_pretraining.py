@@ -616,7 +616,8 @@ def test_every_published_run_has_a_config_that_parses(path):
     assert f"configs/bert/{path.parent.name}/" in command
 
 
-def test_workers_make_what_is_scored_chosen_and_evaluated(words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["selective_backprop", "rho_loss"])
+def test_workers_make_what_is_scored_chosen_and_evaluated(method, words, tmp_path, monkeypatch):
     """Batch selection, Sophia's rows and evaluations too: the same run to the last bit."""
     here, collate = [], corpora.MlmData.collate
 
@@ -625,7 +626,7 @@ def test_workers_make_what_is_scored_chosen_and_evaluated(words, tmp_path, monke
         return collate(self, rows, epoch)
 
     monkeypatch.setattr(corpora.MlmData, "collate", noted)
-    more = ["selection.name=selective_backprop", "optimizer=sophiag", "sophia.every=2"]
+    more = [f"selection.name={method}", "optimizer=sophiag", "sophia.every=2"]
     alone = train(words, tmp_path / "alone", *more)
     assert here
     here.clear()

@@ -175,6 +175,27 @@ def test_an_unused_parameter_is_left_alone():
     assert all(p.grad is None for p in state.model.parameters())
 
 
+def test_frozen_parts_evaluate_whatever_the_loader_did_with_the_model():
+    """Batch selection evaluates it, in next(), and leaves it in training mode."""
+    model = nn.ModuleDict({"frozen": Net(dropout=0.5).requires_grad_(False), "net": Net(0.5)})
+    state, modes = build(make=lambda: model), set()
+    loader_next = state.loader.next
+
+    def scoring_next() -> core.Work:
+        state.model.eval()
+        work = loader_next()
+        state.model.train()
+        return work
+
+    def loss(model, batch):
+        modes.add((model["frozen"].dropout.training, model["net"].dropout.training))
+        return squares(model["net"], batch)
+
+    state.loader.next = scoring_next
+    core.train_step(state, loss)
+    assert modes == {(False, True)}
+
+
 def test_a_stop_cuts_the_step_off_and_can_be_repeated():
     world = dataclasses.replace(CPU)
     state, straight = build(world, dropout=0.3), build(dropout=0.3)

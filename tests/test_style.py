@@ -22,7 +22,7 @@ from data.style import NAMES, exchanged, style_features
 from evaluation.blending import blend, fit_weights
 from evaluation.metrics import SWAP
 from experiments.pair_answers import probe
-from experiments.saved_pairs import open_run, partner
+from experiments.saved_pairs import open_run, other_run, partner, require_finished
 from models import features
 from reports.folder import load_run
 from reports.one_run import page_of_run
@@ -384,6 +384,31 @@ def test_a_run_of_another_split_is_no_partner(blended, tmp_path):
     words = [*words, f"--blend={tmp_path}/nowhere"]
     with pytest.raises(ValueError, match="no finished run"):
         run_5_models.main(*parse_settings(run_5_models.Config, words, "run_5_models"))
+
+
+def test_a_partner_that_could_not_be_joined_is_refused_before_training(blended, tmp_path):
+    """It is asked once all training is done."""
+    folder, _ = blended
+    for name in ("run", "opponent"):
+        shutil.copytree(folder / name, tmp_path / name)
+    run, opponent = tmp_path / "run", tmp_path / "opponent"
+    facts = json.loads((opponent / "run.json").read_text())
+    assert other_run(str(run), facts) == run and other_run(str(opponent), facts) == opponent
+    two = ["A", "B"]
+    with pytest.raises(ValueError, match="--blend .*trained on other classes .A, B, tie"):
+        other_run(str(opponent), facts | {"classes": two})
+    with pytest.raises(ValueError, match="--teacher .*trained on other classes"):
+        require_finished("--teacher", opponent, two)
+    file = run / "test/metrics/metrics.json"
+    file.write_text(file.read_text().replace('"tested_with": "best"', '"tested_with": "final"'))
+    with pytest.raises(ValueError, match="the weights are those of the final"):
+        other_run(str(run), facts)
+    shutil.copy(folder / "run/test/metrics/metrics.json", file)
+    (opponent / "train/weights/best/features.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no whole folder of saved weights"):
+        other_run(str(opponent), facts)
+    with pytest.raises(ValueError, match="has other weights than those"):
+        other_run(str(run), facts)
 
 
 def test_probes_change_length_and_marks_alone():

@@ -26,13 +26,14 @@ from test_resume import (
     write_at_once,
 )
 
+import claims
 import core
 import run_2_appendprompt
 import runs
 import saving
 from device import Machine
 from experiments import preference
-from files import DiskFull, HashedFile, damage, sha256, write_folder
+from files import DiskFull, HashedFile, appending, damage, sha256, write_folder, write_text
 from runs import writer
 from settings import parse_settings
 
@@ -123,6 +124,51 @@ def test_the_same_file_of_another_folder_is_linked_or_copied(tmp_path, monkeypat
     }
     files = [tmp_path / name / "model.safetensors" for name in ("step", "best")]
     assert os.path.samefile(*files) == (number is None)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO])
+@pytest.mark.parametrize("what", ["folders", "all"])
+def test_a_volume_that_cannot_flush_costs_no_run(tmp_path, monkeypatch, number, what):
+    """Many know no fsync of a folder. An error of one that can is no such answer."""
+    original = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if what == "all" or os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, "what is fsync?")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    fill = lambda beside: (beside / "model.safetensors").write_bytes(b"weights")  # noqa: E731
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="what is fsync"):
+            write_folder(tmp_path / "step", fill)
+        return
+    write_folder(tmp_path / "step", fill)
+    write_text(tmp_path / "run.json", "{}")
+    with appending(tmp_path / "looks.jsonl") as (_, add):
+        add({"look": 1})
+    work = claims.Claims(tmp_path, Path("arm"))
+    claim = work.take()
+    claim.begin(tmp_path / "arm", lambda folder: False)
+    assert claim.publish(tmp_path / "arm") and damage(tmp_path / "step") is None
+
+
+def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    best = tmp_path / "best"
+    write_folder(best, lambda at: (at / "weights").write_bytes(b"old"))
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == "best.tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        with pytest.raises(OSError, match="Input/output"):
+            write_folder(best, lambda at: (at / "weights").write_bytes(b"new"))
+    assert damage(best) is None and (best / "weights").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["best"]
 
 
 # --------------------------------------------------------------------------- training
