@@ -1,6 +1,7 @@
 """Files of answers, and of what people think of them: what `judge` reads."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections import Counter
@@ -15,7 +16,8 @@ import core
 from commands.generate import Answerer
 from commands.opening import OpenConfig, weights_files
 from data import instructions
-from data.records import BadRow, read_records
+from data.layouts import TIE, WORDS, A, B, winner_word
+from data.records import BadRow, id_of, read_records
 from data.rows import stable_hash, subset
 from evaluation.questions import Answer
 from files import read_json, read_yaml
@@ -83,7 +85,11 @@ def read_answers(file: Path, limit: int | None) -> list[dict[str, Any]]:
         if not isinstance(prompt, str):
             raise ValueError(f"{place}, field prompt: expected text")
         rows.append(
-            {"id": str(row.get("id", number)), "group": str(row.get("group", own)), "input": ""}
+            {
+                "id": id_of(row.get("id"), set()) or str(number),
+                "group": str(row.get("group", own)),
+                "input": "",
+            }
             | {k: v for k, v in row.items() if k in (*FIELDS, "input")}
             | {"prompt": prompt, "decoding": row.get("decoding"), "is_cut": "cut_tokens" in row}
         )
@@ -130,8 +136,6 @@ def matched(one: list[dict], other: list[dict], files: Sequence[Path]) -> tuple[
 
 # ------------------------------------------------------------------------- human labels
 
-WINNERS = {"a": 100.0, "b": 0.0, "tie": 50.0, "model_a": 100.0, "model_b": 0.0}
-
 
 def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
     """(rows,) from 0 to 100, NaN where no one judged, the mean where several did; None without
@@ -143,9 +147,9 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
     for place, row in read_records(Path(config.labels), Counter()):
         if isinstance(row, BadRow):
             raise ValueError(f"{place}: {row}")
-        value, winner = row.get("human"), str(row.get("winner") or "").strip().lower()
+        value, winner = row.get("human"), winner_word(row.get("winner"))
         if config.against and winner:
-            value = WINNERS.get(winner, math.nan)
+            value = {A: 100.0, B: 0.0, TIE: 50.0}.get(WORDS.get(winner), math.nan)
         try:
             value = float(value)
         except (TypeError, ValueError):
@@ -153,7 +157,9 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
         if not 0 <= value <= 100:
             other = ", or winner: A, B or tie" * bool(config.against)
             raise ValueError(f"{place}: expected human, a number from 0 to 100{other}")
-        if (name := str(row.get("id"))) in found:
+        name = id_of(row.get("id"), set())
+        name = name if name in found else name.removesuffix(".0")  # as pandas writes whole numbers
+        if name in found:
             found[name].append(value)
         else:
             strange += 1
@@ -161,5 +167,11 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
         raise ValueError(f"{config.labels}: no line has the id of a row that is judged")
     if strange:
         console.say(f"note: {strange} labels of {config.labels} are of other rows, and left out")
+    highest = max(itertools.chain.from_iterable(found.values()))
+    if highest <= 10:
+        console.say(
+            f"note: the highest label of {config.labels} is {highest:g}: they are read as of 0 to "
+            "100, as the judge's scores are"
+        )
     each_row = [found[row["id"]] for row in rows]
     return np.array([np.mean(each) if each else math.nan for each in each_row])

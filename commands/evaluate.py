@@ -23,6 +23,7 @@ import yaml
 
 import core
 from data import arena, corpora, documents, glue, instructions, texts, titles
+from data.records import require_one_part
 from data.rows import choose_rows, fingerprint, normalised_text, stable_hash
 from data.tokens import segment_separator
 from device import autocast, choose_precision
@@ -79,6 +80,7 @@ class SavedRun:
             raise ValueError("evaluate needs a run and rows: evaluate RUN --data FILE")
         if Path(config.data).suffix and not Path(config.data).exists():
             raise FileNotFoundError(f"{config.data}: no such file")
+        require_one_part(config.data)
         if not is_run(self.folder):
             raise ValueError(f"{self.folder}: no run folder (neither run.json nor config.yaml)")
         self.record = read_json(self.folder / "run.json")
@@ -183,9 +185,7 @@ def of_preference(run: SavedRun) -> Evaluated:
             )
         rows = [row for row in rows if row.label != arena.TIE]
         pairs.repairs.update({"ties_left_out": len(ties)} if ties else {})
-    if pairs.repairs:
-        found = sorted(pairs.repairs.items())
-        run.say(["repaired: " + ", ".join(f"{n} {name}" for name, n in found)])
+    run.say(arena.said_repairs(pairs.repairs))
     run.precision_here = predictor.precision
     p, swapped = predictor.both_orders(rows)
     figures = preference.pair_metrics(rows, p, swapped)

@@ -63,7 +63,8 @@ def said_of_none() -> str:
 def issue(config: Any, backend: Any, ask: Callable[..., np.ndarray]) -> None:
     """Measure, keep and say. ask(questions of asking.py, what) asks the server."""
     pairs = arena.read_pairs(config.passport)
-    console.say(pairs.reading)
+    for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
+        console.say(line)
     rows = pairs.rows
     if isinstance(backend, PreferenceJudge):
         rows = unseen(rows, backend, config.passport)

@@ -13,6 +13,7 @@ import console
 import core
 from commands.verdicts import note_failures
 from data import arena
+from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from experiments.saved_pairs import open_run
 
@@ -84,15 +85,18 @@ def predict(config: PredictConfig) -> None:
     """submission.csv from rows without winners, one pair from the command line, or JSON lines."""
     predictor = Predictor(config)
     if config.data is not None:
-        rows, _, _, reading = arena.read_pairs(
+        require_one_part(config.data)
+        pairs = arena.read_pairs(
             config.data,
             require_labels=False,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
-        console.say(reading)
-        arena.write_submission(config.output, [row.id for row in rows], with_ties(predictor(rows)))
-        console.say(f"{len(rows):,} rows: {config.output}")
+        for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
+            console.say(line)
+        ids = [row.id for row in pairs.rows]
+        arena.write_submission(config.output, ids, with_ties(predictor(pairs.rows)))
+        console.say(f"{len(ids):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:
         record = {"prompt": config.prompt or "", "response_a": config.response_a}

@@ -15,7 +15,7 @@ import numpy as np
 
 import console
 from data import texts
-from data.rows import choose_rows, count_splits
+from data.rows import choose_rows, contrary_labels, count_splits, normalised_text
 from evaluation.metrics import classification_metrics
 from evaluation.outcomes import RULES, Answers, Course, verdicts_of
 from experiments.classification import prediction_lines
@@ -55,6 +55,7 @@ def tfidf(config: Config) -> None:
     rows, facts = choose_rows(rows, texts.data_fingerprint(rows), config.limit, config.train_frac)
     sizes = count_splits(rows, config.task)
     parts = {name: [row for row in rows if row.split == name] for name in ("train", "val", "test")}
+    notes += contrary_labels((normalised_text([row.text]), row.label) for row in rows)
     for line in (f"data: {config.task}: {sizes}", *notes):
         console.say(line)
     started = time.perf_counter()

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,8 @@ from data.layouts import TIE, WINNER_COLUMNS, Layout, chosen_is_b, find_layout, 
 from data.records import (
     BadRow,
     Records,
+    id_of,
+    is_hub_id,
     load_hub,
     read_records,
     repair_surrogates,
@@ -38,9 +39,6 @@ from data.records import (
 )
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
 from files import csv_text, write_text
-
-# a missing file with one of these is not looked for on the hub
-_FILE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".zip", ".gz")
 
 
 @dataclass(slots=True)
@@ -64,6 +62,12 @@ class Pairs(NamedTuple):
     repairs: dict[str, int]
     ties: bool  # whether there are any, or a column for them: else there are two classes
     reading: str  # a line on how it was understood
+
+
+def said_repairs(repairs: dict[str, int]) -> list[str]:
+    """A line on what was repaired, for the console; none where nothing was."""
+    named = ", ".join(f"{count} {name}" for name, count in sorted(repairs.items()))
+    return [f"repaired: {named}"] if named else []
 
 
 def load_arena(source: str, **options: Any) -> tuple[list[PairRow], dict[str, int]]:
@@ -102,7 +106,7 @@ def read_pairs(
         surrogates_replaced  half a character, replaced by U+FFFD
         row_number_ids       no id column, the row's number (from 1) serves
         bad_rows             left out by skip_bad_rows
-    and the number of lines with nul_bytes (removed) or invalid_utf8 (replaced by U+FFFD).
+    and those of the file in records.REPAIRS.
 
     Raises ValueError (file, row, column, what was expected) for a row that cannot be used, unless
     skip_bad_rows: then such rows are left out, counted and written to bad_rows_file (CSV: row, id,
@@ -170,7 +174,7 @@ def read_json_row(line: str, place: str) -> PairRow:
         names = respelt(list(record))
         record = {names.get(name, name): cell for name, cell in record.items()}
         record = {"prompt": "", **record, "id": str(record.get("id", "0"))}
-        layout = Layout(place, "sides", "prompt", ())
+        layout = Layout(place, "sides", "prompt", None)
         return _build_row(layout, record, 1, place, False, False)[0]
     except BadRow as bad:
         column = f", field {bad.column}" if bad.column else ""
@@ -181,10 +185,9 @@ def read_json_row(line: str, place: str) -> PairRow:
 
 def _read(source: str, repairs: Counter) -> Records:
     """The records of a file, or of a set on the hub where the name is no file's."""
-    path = Path(source)
-    if path.exists():
+    if Path(source).exists():
         return read_records(source, repairs)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix.lower() in _FILE_SUFFIXES:
+    if not is_hub_id(source):
         raise FileNotFoundError(f"{source}: no such file. {_where_to_get_data()}")
     rows = load_hub(source, advice=_where_to_get_data(), split="train")
     return ((f"{source}, row {number}", record) for number, record in enumerate(rows, start=1))
@@ -203,10 +206,7 @@ def _build_row(
     """Return the row and the names of its repairs; raise BadRow if it cannot be used."""
     repaired: set[str] = set()
     if "id" in record:
-        row_id = record["id"]
-        if isinstance(row_id, float) and row_id.is_integer():  # pandas turns ids into floats
-            row_id = int(row_id)
-        row_id = "" if row_id is None else repair_surrogates(str(row_id), repaired).strip()
+        row_id = id_of(record["id"], repaired)
         if not row_id:
             raise BadRow("id", "expected an id, found a blank")
     else:

@@ -47,13 +47,13 @@ from data.records import (
     KINDS,
     TEXT_FIELDS,
     BadRow,
-    field_of,
     files_below,
     kind_of,
     load_hub,
     read_records,
     said,
     text_lines,
+    text_of,
 )
 from data.rows import normalised_text, split_of, stable_hash
 from data.tokens import cut_words, target_places, text_backend, tokenizer_fingerprint
@@ -145,7 +145,8 @@ def open_source(data: str) -> Source:
             f"{data}: no such file or folder, nor one of reviews, {', '.join([*HUB, *ALIASES])}. "
             "Without a network: --data reviews, or a local .txt, .jsonl or .parquet file."
         )
-    packed = sorted(p for p in walk(path) if p.name == "state.json") if path.is_dir() else []
+    states = sorted(p for p in walk(path) if p.name == "state.json") if path.is_dir() else []
+    packed = [state for state in states if (state.parent / "tokenizer").is_dir()]
     if packed:
         arrows = sorted(packed[0].parent.glob("*.arrow"))
         return Source(path.name, _file_facts(arrows, path), tokenised=packed[0].parent)
@@ -220,10 +221,7 @@ def _read_fields(path: Path, repairs: Counter) -> Iterator[str]:
     for place, record in read_records(path, repairs, columns=TEXT_FIELDS):
         if isinstance(record, BadRow):
             raise ValueError(f"{place}: {record}")
-        text = field_of(record, TEXT_FIELDS, place)
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"{place}: expected text, found {type(text).__name__}")
-        yield text or ""
+        yield text_of(record, TEXT_FIELDS, place) or ""
 
 
 # --------------------------------------------------------------------------- tokenizer

@@ -25,7 +25,20 @@ from torch import Tensor
 
 from core import IGNORE_INDEX, World
 from data import corpora, reviews, texts
-from data.records import PARTS, files_of_parts, load_hub, said, text_lines
+from data.records import (
+    KINDS,
+    LABEL_FIELDS,
+    PARTS,
+    TEXT_FIELDS,
+    files_below,
+    files_of_parts,
+    first_row,
+    load_hub,
+    name_in,
+    said,
+    strip_control,
+    text_lines,
+)
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
 from data.tokens import (
     cached_tokens,
@@ -129,7 +142,8 @@ def _own_documents(
         source = corpora.open_source(name)
         parts = {"train": list(source.documents())}
         repairs = source.repairs
-    count, notes = sum(map(len, parts.values())), []
+    rows = files.get("train") or (files_below(path, KINDS, Counter()) if path.is_dir() else [path])
+    count, notes = sum(map(len, parts.values())), _other_columns(rows[0]) if rows else []
     if len(parts) == 1 and count < FEW_DOCUMENTS:
         parts = {part: _passages(own) for part, own in parts.items()}
         if (passages := len(parts["train"])) > count:
@@ -139,6 +153,19 @@ def _own_documents(
             )
     documents, more = _build(parts, val_frac, test_frac)
     return documents, True, [*notes, *said(repairs), *more]
+
+
+def _other_columns(path: Path) -> list[str]:
+    """A line where the rows of a file have more than text: a class to predict may be among it."""
+    if (row := first_row(path)) is None:
+        return []
+    others = [strip_control(str(name))[:30] for name in row[1] if not name_in([name], TEXT_FIELDS)]
+    if not others:
+        return []
+    return [
+        f"note: read as text without labels, other columns left out ({', '.join(others[:8])}): a "
+        f"class to predict would be in one called {', '.join(LABEL_FIELDS)}"
+    ]
 
 
 def _build(

@@ -27,7 +27,9 @@ from data import reviews
 from data.records import (
     BadRow,
     Records,
+    id_of,
     kind_of,
+    label_name,
     load_hub,
     read_records,
     said,
@@ -282,12 +284,13 @@ def _build_row(task: Task, split: str, number: int, record: dict | BadRow) -> Ro
     if isinstance(record, BadRow):
         raise record
     label = _read_label(task, record)
-    index = record.get("idx", number)
-    if task.name == "multirc":
-        index = "-".join(str(index[part]) for part in ("paragraph", "question", "answer"))
+    index = record.get("idx")
+    if task.name == "multirc":  # which question an answer belongs to stands nowhere else
+        numbers = (_part(index, name, int) for name in ("paragraph", "question", "answer"))
+        index = "-".join(map(str, numbers))
     part = split.removeprefix("test_")  # test_mismatched: mismatched-17
     return Row(
-        id=f"{part}-{index}",
+        id=f"{part}-{id_of(index, set()) or number}",
         group=stable_hash("group", normalised_text([_text(record, task.fields[0])])),
         fields=_read_fields(task, record),
         label=label,
@@ -366,8 +369,8 @@ def _position(record: dict, name: str) -> int:
 def _read_label(task: Task, record: dict) -> int | float:
     """The number of the class (given as name, number or true/false), or the score."""
     value = record.get("label")
-    word = "" if value is None else str(value).strip()
-    if word in ("", "-", "-1", "-1.0"):
+    word = label_name(value)
+    if word in ("", "-", "-1"):
         raise BadRow(
             "label",
             "expected a label, found none. The test files are unlabelled, their "
@@ -476,14 +479,15 @@ def _read_tsv(path: Path, task: Task, repairs: Counter) -> Records:
 
 
 def _read_jsonl(path: Path, task: Task, repairs: Counter) -> Records:
-    """An object a line, in the shape that it has on the hub."""
+    """An object a line, in the shape of the download or in that of the hub."""
     for place, record in read_records(path, repairs):
         try:
             if isinstance(record, BadRow):
                 raise record
-            if task.name == "multirc":
+            flat = {*task.fields} <= record.keys()  # as on the hub
+            if task.name == "multirc" and not flat:
                 yield from [(place, answer) for answer in _answers(record)]
-            elif task.name == "wsc":
+            elif task.name == "wsc" and not flat:
                 yield place, record | _part(record, "target", dict)
             else:
                 yield place, record

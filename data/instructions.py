@@ -5,11 +5,11 @@
     ids = cached_sequences(rows, tokenizer, "alpaca", world)
     train = InstructionData(ids, rows, "train", pad=50256, max_length=1024, packing=True)
 
-Rows are Alpaca's (instruction, input, output; or prompt and completion) or conversations (messages
-with role and content, or conversations with from and value), in JSON, JSON lines, CSV, parquet or
-on the hub. The whole text
-is tokenised at once, one end-of-text token follows, and every token after the first is a label;
-those of the responses are known apart. The layout is Stanford Alpaca's (Taori et al. 2023).
+Rows are Alpaca's (instruction, input, output, perhaps system and history; or prompt and completion)
+or conversations (messages or conversations, of role and content, or from and value), in JSON, JSON
+lines, CSV, parquet or on the hub. The whole text is tokenised at once, one end-of-text token
+follows, and every token after the first is a label; those of the responses are known apart. The
+layout is Stanford Alpaca's (Taori et al. 2023).
 """
 
 import os
@@ -26,7 +26,18 @@ from torch import Tensor
 import console
 from core import IGNORE_INDEX, World
 from data import reviews
-from data.records import ROLES, BadRow, load_hub, read_records, said, strip_control
+from data.layouts import content_of, parse_list, role_of
+from data.records import (
+    BadRow,
+    id_of,
+    is_hub_id,
+    load_hub,
+    name_in,
+    read_records,
+    said,
+    strip_control,
+    text_of,
+)
 from data.rows import fingerprint, normalised_text, stable_hash
 from data.tokens import (
     Ragged,
@@ -58,6 +69,7 @@ FIELDS = (  # names of a row's fields, and whether it may lack them
     (("input", "context"), True),
     (("output", "completion", "response", "answer"), False),
 )
+SYSTEM = ("system", "system_prompt")
 Turn = tuple[str, str, str]  # instruction, input ("" = none), response
 
 
@@ -112,7 +124,7 @@ def check_rows(data: str) -> None:
 
 
 def _require_hub_id(data: str) -> None:
-    if Path(data).suffix or data.count("/") != 1:
+    if not is_hub_id(data):
         raise FileNotFoundError(
             f"{data}: no such file; expected JSON, JSON lines, CSV or parquet with instruction, "
             "input and output, or with messages; or a hub id; or reviews, which need no network"
@@ -136,10 +148,25 @@ def _read_rows(data: str, answered: bool) -> tuple[list[Row], list[str]]:
         repairs: Counter[str] = Counter()
         records = _records(data, repairs)
         rows = [build_row(record, place, n, answered) for n, place, record in records]
-        notes += said(repairs)
+        repairs["ids that occur again, which got a number"] += _tell_apart(rows)
+        notes += said(+repairs)
     if not rows:
         raise ValueError(f"{data}: it holds no rows")
     return rows, notes
+
+
+def _tell_apart(rows: Sequence[Row]) -> int:
+    """Ids that occur again get their row's number, in place; how many. Subsets and comparisons go
+    by ids."""
+    every, seen, again = {row.id for row in rows}, set(), 0
+    for number, row in enumerate(rows, start=1):
+        if row.id in seen:
+            again += 1
+            row.id += f"-row-{number}"
+            while row.id in every or row.id in seen:
+                row.id += "'"
+        seen.add(row.id)
+    return again
 
 
 def _records(data: str, repairs: Counter) -> Iterator[tuple[int, str, dict]]:
@@ -163,15 +190,20 @@ def build_row(record: dict, place: str, number: int, answered: bool = True) -> R
 
     answered: False for a row that may lack its last response, which is then "".
     """
-    name = str(record.get("id", f"row-{number}"))
-    for key, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
-        if key in record:
-            where = f"{place}, field {key}"
-            system, turns = _read_messages(record[key], where, role, content, answered)
+    name = id_of(record.get("id"), set()) or f"row-{number}"
+    for key in ("messages", "conversations"):
+        if (field := name_in(record, [key])) is not None:
+            where = f"{place}, field {field}"
+            system, turns = _read_messages(_parsed(record[field], where), where, answered)
             return _row(name, system, turns)
+    first, last = (name_in(record, names) for names, _ in (FIELDS[0], FIELDS[-1]))
+    if first and isinstance(record[first], list):  # the prompt's messages, then the answer's
+        answer = record[last] if last and isinstance(record[last], list) else []
+        where = f"{place}, field {first}"
+        return _row(name, *_read_messages([*record[first], *answer], where, answered))
     texts = []
     for names, optional in FIELDS:
-        field = next((name for name in names if name in record), names[0])
+        field = name_in(record, names) or names[0]
         text = record.get(field)
         if text is None and (optional or (names is FIELDS[-1][0] and not answered)):
             text = ""
@@ -182,7 +214,32 @@ def build_row(record: dict, place: str, number: int, answered: bool = True) -> R
         texts.append(text)
     if not texts[0].strip() and not texts[1].strip():
         raise ValueError(f"{place}, field instruction: expected text, found a blank")
-    return _row(name, "", [(texts[0], texts[1], texts[2])])
+    system = text_of(record, SYSTEM, place) if name_in(record, SYSTEM) else None
+    return _row(name, system or "", [*_history(record, place), (texts[0], texts[1], texts[2])])
+
+
+def _parsed(cell: Any, where: str) -> Any:
+    """A list, also as the text that CSV has for it."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return parse_list(cell, "", set())
+    except BadRow as bad:
+        raise ValueError(f"{where}: {bad}") from None
+
+
+def _history(record: dict, place: str) -> list[Turn]:
+    """The turns before, [question, answer] each, as LLaMA-Factory has them."""
+    where = f"{place}, field history"
+    pairs = record.get("history") or []
+    if isinstance(pairs, str):
+        if not pairs.lstrip().startswith("["):  # of something else
+            return []
+        pairs = _parsed(pairs, where)
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        if not (isinstance(pair, list) and [type(text) for text in pair] == [str, str]):
+            raise ValueError(f"{where}: expected a list of [question, answer]")
+    return [(question, "", answer) for question, answer in pairs]
 
 
 def _row(name: str, system: str, turns: Sequence[Turn]) -> Row:
@@ -190,20 +247,21 @@ def _row(name: str, system: str, turns: Sequence[Turn]) -> Row:
     return Row(name, stable_hash("instruction", normalised_text(prompt)), system, tuple(turns))
 
 
-def _read_messages(
-    messages: Any, place: str, role_key: str, text_key: str, answered: bool
-) -> tuple[str, list[Turn]]:
+def _read_messages(messages: Any, place: str, answered: bool) -> tuple[str, list[Turn]]:
     system, turns, question = "", [], None
     for number, message in enumerate(messages if isinstance(messages, list) else [], start=1):
         where = f"{place}, message {number}"
         if not isinstance(message, dict):
-            raise ValueError(f"{where}: expected an object with {role_key} and {text_key}")
-        role, text = ROLES.get(str(message.get(role_key))), message.get(text_key)
-        if role is None or not isinstance(text, str):
-            shown = strip_control(str(message.get(role_key)))[:30]
             raise ValueError(
-                f"{where}: expected {role_key} user or assistant and text, not {shown}"
+                f"{where}: expected an object with role and content, or from and value"
             )
+        try:
+            role, text = role_of(message), content_of(message, "", number)
+        except BadRow as bad:
+            raise ValueError(f"{place}, {bad}") from None
+        if role is None or text is None:
+            shown = strip_control(str(message.get("role", message.get("from"))))[:30]
+            raise ValueError(f"{where}: expected role user or assistant and text, not {shown}")
         if role == "system" and number == 1:
             system = text
         elif role == "user" and question is None:

@@ -12,8 +12,11 @@ themselves are called chosen and rejected.
 import ast
 import contextlib
 import difflib
+import io
+import itertools
 import json
 import re
+import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +59,8 @@ class Layout:
     kind: str  # sides | conversations | chosen
     prompt: str | None  # column, where the texts do not bring it
     winner: str | tuple[str, ...] | None  # column, or one column a class; None: no winners
-    around: tuple[str, ...] = ()  # columns that belong to the prompt, of AROUND
+    around: tuple[str, ...] = ()  # columns that may belong to the prompt, of AROUND
+    seen: set[str] = field(default_factory=set)  # columns of the first row, and of `around`
     numbers: dict[int, str] = field(default_factory=dict)  # number of a winner → its first place
     has_words: bool = False  # whether a winner is none
     respelt: dict[str, str] = field(default_factory=dict)  # of `respelt`
@@ -77,7 +81,7 @@ class Layout:
         for column in columns:
             cell = _cell(record, column)
             said = _messages(cell, column, repaired, always=self.prompt is None)
-            if said and _role(said[0]) == "assistant" and self.prompt is not None:
+            if said and role_of(said[0]) == "assistant" and self.prompt is not None:
                 before = messages if asked is None else _as_messages(asked)
                 sides.append(read_messages([*before, *said], column))
             elif said:
@@ -99,6 +103,8 @@ class Layout:
                 raise BadRow("/".join(columns), problem)
         asks = max(first_asks, second_asks, key=len)
         judged = _number(record.get("turn")) if self.kind == "conversations" else None
+        if judged == 0:
+            raise BadRow("turn", "expected the number of the turn that was judged, from 1, found 0")
         if judged is not None and 1 <= judged < len(asks):
             # MT-bench's: the judge of a first turn has not seen the second, which stands there too
             repaired.add("later_turns")
@@ -113,6 +119,7 @@ class Layout:
         }
         if not there:
             return asked
+        self.seen.update(there)
         first = [there.get("system"), *asked[:1], there.get("input")]
         return ["\n\n".join(part for part in first if part), *asked[1:]]
 
@@ -141,10 +148,11 @@ class Layout:
             return number, None
         if isinstance(value, str):
             self.has_words = True
-            word = re.sub(r"[\W_]+", " ", value).strip().casefold()
+            word = winner_word(value)
             if word in WORDS:
                 return WORDS[word], None
-            if numbered := re.fullmatch(rf"(?:{'|'.join(NOUNS)}) ([0-2])", word):
+            numbered = re.fullmatch(rf"(?:{'|'.join(NOUNS)}) ([0-2])", word)
+            if numbered and self.first_side is not None:
                 side = int(numbered[1]) - self.first_side
                 if side in (A, B):
                     return side, None
@@ -159,10 +167,12 @@ class Layout:
         )
 
     @property
-    def first_side(self) -> int:
-        """The number of A where answers have numbers: 1 of response_1, response_2."""
+    def first_side(self) -> int | None:
+        """The number of A where answers have numbers, 1 of response_1 and response_2; None where
+        they have none."""
         second = [column for column, name in self.respelt.items() if name == TEXT_COLUMNS[2]]
-        return int(bool(second) and second[0].strip().endswith("2"))
+        number = second[0].strip()[-1:] if second else ""
+        return int(number) - 1 if number.isdecimal() else None
 
     @property
     def has_tie_column(self) -> bool:
@@ -174,7 +184,7 @@ class Layout:
         there = set(self.numbers)
         if self.first_side == 1 and there <= {1, 2} and not self.has_words:
             return {number: number - 1 for number in there}
-        if self.first_side == 0 and -1 not in there and there != {1, 2}:
+        if self.first_side != 1 and -1 not in there and there != {1, 2}:
             return {number: number for number in there}
         way_out = "Write A, B and tie."
         if -1 in there and there <= {-1, 0, 1} and not self.has_words:
@@ -210,10 +220,11 @@ class Layout:
         return self._said(ties) + (f" ({others})" if others else "")
 
     def _said(self, ties: bool) -> str:
-        prompt = " + ".join((str(self.prompt), *self.around))
+        around = [name for name in self.around if name in self.seen]
+        prompt = " + ".join((str(self.prompt), *around))
         if self.kind == "chosen":
             text = "chosen/rejected: the side drawn by a hash of each row"
-            if self.around:
+            if around:
                 text = f"{prompt}, {text}"
         else:
             names = (prompt, *TEXT_COLUMNS[1:]) if self.kind == "sides" else CONVERSATIONS
@@ -233,7 +244,7 @@ class Layout:
 
 SPELLINGS = {
     **{name: name for name in (*TEXT_COLUMNS, *CONVERSATIONS, *CHOSEN, *WINNER_COLUMNS)},
-    **{name: name for name in (*PROMPTS, *WINNERS, "system", "input", "model_a", "model_b")},
+    **{name: name for name in (*PROMPTS, *WINNERS, "id", "system", "input", "model_a", "model_b")},
     **{f"{noun}_{side}": f"response_{side}" for noun in SIDES for side in "ab"},
 }
 
@@ -262,6 +273,12 @@ def respelt(columns: Sequence[str]) -> dict[str, str]:
 
 def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> Layout:
     """The layout of a file by its first row's columns; ValueError names what is missing."""
+    layout = _layout(source, columns, require_winner)
+    layout.seen.update(columns)
+    return layout
+
+
+def _layout(source: str, columns: Sequence[str], require_winner: bool) -> Layout:
     prompt = next((name for name in PROMPTS if name in columns), None)
     winner: str | tuple[str, ...] | None = None
     if set(WINNER_COLUMNS[:2]) <= set(columns):
@@ -270,7 +287,7 @@ def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> La
         winner = next((name for name in WINNERS if name in columns), None)
     has_sides = prompt is not None and set(TEXT_COLUMNS[1:]) <= set(columns)
     some = bool(set(WINNER_COLUMNS) & set(columns)) and winner is None
-    around = tuple(name for name in AROUND.get(prompt or "", ()) if name in columns)
+    around = AROUND.get(prompt or "", ())  # a later row may have one that the first lacks
     if prompt == "prompt" and isinstance(winner, tuple):
         around = ()  # Kaggle's own, whatever else is there
     if has_sides and not some and (winner or not require_winner):
@@ -301,6 +318,11 @@ def find_layout(source: str, columns: Sequence[str], require_winner: bool) -> La
     raise ValueError(message)
 
 
+def winner_word(value: Any) -> str:
+    """What a winner says, as WORDS has it: "model a" for Model_A; "" for null."""
+    return "" if value is None else re.sub(r"[\W_]+", " ", str(value)).strip().casefold()
+
+
 def chosen_is_b(prompt: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]) -> bool:
     """On which side the chosen answer of a row stands: a function of its texts alone, so that a
     file in another order, or a part of it, has the same sides."""
@@ -324,20 +346,27 @@ def _is_list(cell: Any) -> bool:
     """Whether it is a list of turns, or one as JSON text."""
     if isinstance(cell, str) and re.match(r"\s*\[\s*([\"']|null|\])", cell):
         with contextlib.suppress(BadRow):
-            cell = _parsed(cell, "", set())
+            cell = parse_list(cell, "", set())
     return isinstance(cell, list)
 
 
-def _parsed(cell: str, column: str, repaired: set[str]) -> Any:
+def parse_list(cell: str, column: str, repaired: set[str]) -> Any:
     """The list, or message, that a text is in JSON, or as Python prints it, which pandas writes."""
     try:
         return json.loads(cell, strict=False)  # raw line ends inside the strings are harmless
     except (ValueError, RecursionError) as error:
         problem = error
     if re.match(r"\s*(\[\s*|\{\s*){1,2}['\"]", cell):
-        errors = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+        errors = (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            RecursionError,
+            MemoryError,
+            tokenize.TokenError,
+        )
         with contextlib.suppress(*errors), warnings.catch_warnings(action="ignore"):
-            found = ast.literal_eval(cell.strip())
+            found = ast.literal_eval(with_commas(cell.strip()))
             if isinstance(found, list | dict):
                 repaired.add("python_lists")
                 return found
@@ -346,6 +375,25 @@ def _parsed(cell: str, column: str, repaired: set[str]) -> Any:
         f"starts as a JSON list but does not parse ({problem}): {short(cell)}; "
         'plain text that starts with "[" must be written as a JSON list of one text',
     )
+
+
+def with_commas(printed: str) -> str:
+    """A list as numpy prints it, and pandas writes it, with the commas of Python between its items:
+    ['a' 'b'], which to Python is one text."""
+    if not re.search(r"['\"}\]e]\s+['\"{\[NTF]", printed):
+        return printed
+    starts = [0, *itertools.accumulate(len(line) + 1 for line in printed.split("\n"))]
+    values = (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
+    parts, done, after_value = [], 0, False
+    for token in tokenize.generate_tokens(io.StringIO(printed).readline):
+        if token.type in (tokenize.NL, tokenize.NEWLINE):
+            continue
+        if after_value and (token.type in values or token.string in ("{", "[")):
+            start = starts[token.start[0] - 1] + token.start[1]
+            parts += [printed[done:start], ","]
+            done = start
+        after_value = token.type in values or token.string in ("}", "]")
+    return "".join([*parts, printed[done:]])
 
 
 def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -> Turns:
@@ -357,7 +405,7 @@ def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -
             if lists:
                 repaired.add("plain_text")
             return [cell]
-        cell = _parsed(cell, column, repaired)
+        cell = parse_list(cell, column, repaired)
     if not isinstance(cell, list):
         raise BadRow(column, f"expected text or a list of texts, found {short(cell)}")
     turns: Turns = []
@@ -384,7 +432,7 @@ def _messages(
     fault."""
     if isinstance(cell, str):
         if _MESSAGES.match(cell) or (always and cell.lstrip().startswith("[")):
-            cell = _parsed(cell, column, repaired)
+            cell = parse_list(cell, column, repaired)
         elif always:
             return transcript(cell)
     if isinstance(cell, dict):
@@ -399,7 +447,7 @@ def _as_messages(asked: Turns) -> list[dict[str, Any]]:
     return [{"role": "user", "content": "\n\n".join(turn or "" for turn in asked)}]
 
 
-def _role(message: Mapping[str, Any]) -> str | None:
+def role_of(message: Mapping[str, Any]) -> str | None:
     return ROLES.get(str(message.get("role", message.get("from"))).strip().casefold())
 
 
@@ -410,8 +458,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]], column: str) -> tuple[T
     answered: Turns = []
     system = ""
     for number, message in enumerate(messages, start=1):
-        role = _role(message)
-        text = _content(message, column, number)
+        role = role_of(message)
+        text = content_of(message, column, number)
         if role == "system" and number == 1:
             system = text or ""
         elif role == "user" and len(asked) == len(answered):
@@ -428,7 +476,7 @@ def read_messages(messages: Sequence[Mapping[str, Any]], column: str) -> tuple[T
     return asked, answered
 
 
-def _content(message: Mapping[str, Any], column: str, number: int) -> str | None:
+def content_of(message: Mapping[str, Any], column: str, number: int) -> str | None:
     """The text of a message; of one in parts, as lmarena has them, those of its texts."""
     text = message.get("content", message.get("value"))
     if isinstance(text, list) and all(isinstance(part, dict) for part in text):

@@ -15,9 +15,11 @@ import csv
 import io
 import itertools
 import json
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -49,17 +51,26 @@ REPAIRS = {
     "surrogates_joined": "rows with two halves of one character, which were joined",
     "surrogates_replaced": "rows with half a character, replaced by U+FFFD",
     "utf16_files": "files in UTF-16 or UTF-32",
+    "semicolon_files": "CSV files with semicolons between their cells",
+    "tab_files": "CSV files with tabs between their cells",
+    "quoted_cells": "cells between tabs in quotes, read as in CSV",
     "hidden_files": "hidden files (._name, .folder) passed over",
+    "other_parts": "files passed over that are no training part",
 }
 LONGEST_LINE = 64 << 20  # characters; a longer one is cut there
 # How a file begins that is no text, whatever it is called.
 _BINARY = {
-    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PK\x03\x04": "a zip archive: unpack it first (of Excel: save it as CSV)",
     b"PAR1": "a parquet file: name it .parquet",
     b"\x1f\x8b": "compressed by gzip: name it .gz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: name it .zst",
     b"BZh": "compressed by bzip2: name it .bz2",
     b"%PDF": "a PDF, no text",
+    b"\xd0\xcf\x11\xe0": "an old Office file: save it as CSV or text",
+    b"ARROW1\x00\x00": "an Arrow file: write it as parquet",
+    b"SQLite format 3": "a database: write its rows as CSV or parquet",
+    b"\x80\x04\x95": "a pickle, which could run code: write its rows as CSV or parquet",
+    b"\x80\x05\x95": "a pickle, which could run code: write its rows as CSV or parquet",
 }
 _MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
     b"\xff\xfe\x00\x00": "utf-32",
@@ -113,8 +124,16 @@ def is_hidden(path: Path, root: Path) -> bool:
 
 
 def files_below(folder: Path, kinds: Sequence[str], repairs: Counter) -> list[Path]:
-    """Files of these kinds in a folder and below it, by name, without hidden ones."""
-    files = sorted(path for path in walk(folder) if path.is_file() and kind_of(path, kinds))
+    """Files of these kinds in a folder and below it, by name, without hidden ones. ValueError for
+    what datasets.save_to_disk writes, whose JSON files hold no rows."""
+    every = [path for path in walk(folder) if path.is_file()]
+    files = sorted(path for path in every if kind_of(path, kinds))
+    arrow = next((path for path in every if path.suffix == ".arrow"), None)
+    if arrow and all(kind_of(path, kinds) == ".json" for path in files):
+        raise ValueError(
+            f"{folder}: its rows are in {arrow.name}, as datasets.save_to_disk writes them: write "
+            "them as parquet (load_from_disk(FOLDER).to_parquet(FILE))"
+        )
     hidden = [path for path in files if is_hidden(path, folder)]
     if hidden:
         repairs["hidden_files"] += len(hidden)
@@ -123,26 +142,50 @@ def files_below(folder: Path, kinds: Sequence[str], repairs: Counter) -> list[Pa
 
 def files_of_parts(folder: Path, kinds: Sequence[str], repairs: Counter) -> dict[str, list[Path]]:
     """Files of train, val and test by their names: train.csv, dev.tsv, test-00000-of-00002.parquet,
-    in the folder or in its data/, as on the hub. ValueError where a part is there in two kinds."""
-    files = [path for path in files_below(folder, kinds, repairs)]
-    files = [p for p in files if p.parent == folder or p.parent == folder / "data"]
-    parts: dict[str, list[Path]] = {}
+    in the folder or in its data/, as on the hub, or in folders of these names, train/0000.parquet.
+    ValueError where a part is there in two kinds."""
+    files = files_below(folder, kinds, repairs)
+    parts: dict[str, list[tuple[str, Path]]] = {}
+    for path in files:
+        if found := part_of(path, folder):
+            parts.setdefault(found[0], []).append((found[1], path))
+    for own in parts.values():
+        if len({(name, kind_of(path, kinds)) for name, path in own}) > 1:
+            shown = [path.relative_to(folder).as_posix() for _, path in own]
+            raise ValueError(f"{folder}: both {shown[0]} and {shown[-1]}: name one file")
+    return {part: [path for _, path in parts[part]] for part in PARTS if part in parts}
+
+
+def part_of(path: Path, folder: Path) -> tuple[str, str] | None:
+    """Of a file below a folder, its part and what says so: its name, or the folder it lies in."""
+    names = path.relative_to(folder).parts
+    names = names[1:] if names[0] == "data" and len(names) > 1 else names
     for part, stems in PARTS.items():
-        pattern = re.compile(rf"({'|'.join(stems)})([-_.]\d.*)?\.", re.IGNORECASE)
-        own = [path for path in files if pattern.match(path.name)]
-        if len({(path.name.split(".")[0].split("-")[0], kind_of(path, kinds)) for path in own}) > 1:
-            raise ValueError(f"{folder}: both {own[0].name} and {own[-1].name}: name one file")
-        if own:
-            parts[part] = own
-    return parts
+        if len(names) > 1 and names[0].casefold() in stems:
+            return part, names[0]
+        one_of = re.compile(rf"({'|'.join(stems)})([-_.]\d.*)?\.", re.IGNORECASE)
+        if len(names) == 1 and (found := one_of.match(names[0])):
+            return part, found[1]
+    return None
+
+
+def require_one_part(data: str) -> None:
+    """ValueError for a folder with several parts, where all rows of one are meant."""
+    folder = Path(data)
+    parts = files_of_parts(folder, (".txt", *KINDS), Counter()) if folder.is_dir() else {}
+    if len(parts) > 1:
+        raise ValueError(
+            f"{data}: a folder with the parts {', '.join(parts)}: name the file of one"
+        )
 
 
 def _open_bytes(path: Path) -> BinaryIO:
-    if not path.name.lower().endswith(COMPRESSED):
+    how = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(path.suffix.lower())  # also .GZ
+    if how is None:
         return open(path, "rb")
     import pyarrow
 
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"))
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=how))
 
 
 def open_text(path: Path, repairs: Counter) -> TextIO:
@@ -206,6 +249,10 @@ def read_records(
     path = Path(source)
     if path.is_dir():
         files = files_below(path, KINDS, repairs)
+        parts = files_of_parts(path, KINDS, Counter())
+        if len(parts) > 1 and "train" in parts:  # as the hub is read
+            repairs["other_parts"] += len(files) - len(parts["train"])
+            files = parts["train"]
         kinds = {kind_of(file) for file in files}
         if not files:
             raise ValueError(f"{source}: a folder without {', '.join(KINDS)} files.")
@@ -248,15 +295,22 @@ def _read_file(path: Path, repairs: Counter, columns: Sequence[str] | None) -> R
     )
 
 
-def _read_csv(path: Path, repairs: Counter) -> Records:
+_CELL = r"\"?[\w. -]+\"?"  # a column's name
+
+
+def _read_csv(path: Path, repairs: Counter, delimiter: str | None = None) -> Records:
+    """delimiter: None finds it out by the header."""
     csv.field_size_limit(2**31 - 1)  # cells of a million characters occur; the default is 131,072
-    # strict: without it a file that was cut off inside quotes ends in a row that looks whole
     text = iter(lines(path, repairs))
     first = next(text, "")
-    semicolons = re.fullmatch(r"\ufeff?\"?[\w.-]+\"?(;\"?[\w.-]+\"?)+\s*", first)
-    if semicolons:  # as spreadsheets write it where a comma stands in numbers
-        repairs["semicolon_files"] += 1
-    delimiter = ";" if semicolons else ","
+    if delimiter is None:
+        # ; as spreadsheets write it where a comma stands in numbers
+        others = {";": "semicolon_files", "\t": "tab_files"}
+        is_other = (d for d in others if re.fullmatch(rf"\ufeff?{_CELL}({d}{_CELL})+\s*", first))
+        delimiter = next(is_other, ",")
+        if delimiter in others:
+            repairs[others[delimiter]] += 1
+    # strict: without it a file that was cut off inside quotes ends in a row that looks whole
     reader = csv.reader(itertools.chain([first], text), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     number = 0
@@ -271,13 +325,11 @@ def _read_csv(path: Path, repairs: Counter) -> Records:
         except csv.Error as error:
             yield place, BadRow("", f"not valid CSV ({error}); is the file cut off?")
             continue
-        if not cells:  # an empty line
+        # an empty line, or one of separators alone, which spreadsheets leave behind the rows
+        if not cells or (len(cells) > 1 and not any(cell.strip() for cell in cells)):
             number -= header is not None
         elif header is None:
-            header = [cell.strip() for cell in cells]
-            twice = [name for name, count in Counter(header).items() if count > 1]
-            if twice:
-                raise ValueError(f"{path}: the header names column {short(twice[0])} twice.")
+            header = _names(path, cells)
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells as in the header, found {len(cells)}"
             yield place, BadRow("" if len(cells) > len(header) else header[len(cells)], problem)
@@ -285,13 +337,55 @@ def _read_csv(path: Path, repairs: Counter) -> Records:
             yield place, dict(zip(header, cells, strict=True))
 
 
+def _names(path: Path, cells: Sequence[str]) -> list[str]:
+    """The names of columns; ValueError where one stands twice: the first column would be lost."""
+    names = [cell.strip() for cell in cells]
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise ValueError(f"{path}: the header names column {short(twice[0])} twice.")
+    return names
+
+
+def name_in(record: Iterable[str], names: Sequence[str]) -> str | None:
+    """The field of a record that is the first of these names to be there, in whatever case."""
+    own = list(record)
+    plain = {str(name).strip().casefold(): name for name in reversed(own)}
+    there = (name if name in own else plain.get(name.casefold()) for name in names)
+    return next((name for name in there if name is not None), None)
+
+
 def field_of(record: dict, names: Sequence[str], place: str) -> Any:
     """The value of the first of these fields that a record has; ValueError names those it has."""
-    for name in names:
-        if name in record:
-            return record[name]
-    own = ", ".join(strip_control(str(name))[:30] for name in list(record)[:10])
-    raise ValueError(f"{place}: no field {' or '.join(names)}; it has {own}")
+    name = name_in(record, names)
+    if name is None:
+        own = ", ".join(strip_control(str(name))[:30] for name in list(record)[:10])
+        raise ValueError(f"{place}: no field {' or '.join(names)}; it has {own}")
+    return record[name]
+
+
+def text_of(record: dict, names: Sequence[str], place: str) -> str | None:
+    """The text in the first of these fields that a record has, None for null. ValueError for what
+    is neither: a number or a list would be one as Python prints it."""
+    text = field_of(record, names, place)
+    if text is not None and not isinstance(text, str):
+        name = strip_control(str(name_in(record, names)))
+        raise ValueError(f"{place}, field {name}: expected text, found {type(text).__name__}")
+    return text
+
+
+def label_name(value: str | int | float | None) -> str:
+    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null."""
+    text = "" if value is None else unicodedata.normalize("NFC", str(value).strip())
+    if text.casefold() == "nan":
+        return ""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+
+
+def id_of(value: Any, repaired: set[str]) -> str:
+    """An id as text: 1 for 1.0, which pandas makes of whole numbers beside a blank; "" for null."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else repair_surrogates(str(value), repaired).strip()
 
 
 def tsv_cells(path: Path, repairs: Counter) -> Iterator[tuple[str, list[str]]]:
@@ -303,29 +397,39 @@ def tsv_cells(path: Path, repairs: Counter) -> Iterator[tuple[str, list[str]]]:
             yield f"{path}, line {number}", text.split("\t")
 
 
+# in quotes, with one of them inside, twice: nobody writes so but where quotes are part of the form
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+
+
 def _read_tsv(path: Path, repairs: Counter) -> Records:
+    _, first = next(tsv_cells(path, Counter()), ("", []))
+    if first and all(re.fullmatch(r'"[^"]+"', cell) for cell in first):  # as R writes it
+        yield from _read_csv(path, repairs, "\t")
+        return
     header: list[str] = []
     for place, cells in tsv_cells(path, repairs):
         if not header:
-            header = [cell.strip() for cell in cells]
+            header = _names(path, cells)
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells between tabs, found {len(cells)}"
+            if sum(cell.count('"') for cell in cells) % 2:
+                problem += " (quotes are text here: a cell with a line end needs a CSV file)"
             yield place, BadRow("", problem)
         else:
+            for column, cell in enumerate(cells):
+                if _QUOTED.fullmatch(cell):  # as pandas writes it
+                    repairs["quoted_cells"] += 1
+                    cells[column] = cell[1:-1].replace('""', '"')
             yield place, dict(zip(header, cells, strict=True))
 
 
 def _read_json(path: Path, repairs: Counter) -> Records:
-    """JSON lines; a .json file may also be one list of objects."""
+    """JSON lines; a .json file may also be one list of objects, or one object that holds it."""
     rows: Iterator[str] = lines(path, repairs)
     if kind_of(path) == ".json":
         text = "".join(rows)
-        if text.lstrip().startswith("["):
-            try:
-                records = json.loads(text, object_pairs_hook=_each_name_once)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: not valid JSON ({error}).") from None
-            for number, record in enumerate(records, start=1):
+        if (whole := _one_value(path, text)) is not None:
+            for number, record in enumerate(whole, start=1):
                 yield f"{path}, row {number}", _repaired(require_object(record), repairs)
             return
         rows = iter(text.split("\n"))
@@ -334,13 +438,49 @@ def _read_json(path: Path, repairs: Counter) -> Records:
             yield f"{path}, line {number}", read_json_object(line, repairs)
 
 
+# what a file's one object may call its list of rows
+ROWS = ("data", "rows", "examples", *itertools.chain.from_iterable(PARTS.values()))
+
+
+def _one_value(path: Path, text: str) -> list | None:
+    """The rows of a file that is one list, or one object around a list; None for JSON lines."""
+    if text.lstrip().startswith("["):
+        try:
+            return _loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not valid JSON ({error}).") from None
+    try:
+        whole = _loads(text)
+    except (ValueError, RecursionError):  # lines
+        return None
+    if not isinstance(whole, dict):
+        return None
+    lists = [name for name, value in whole.items() if name.casefold() in ROWS and _is_rows(value)]
+    if len(lists) > 1:
+        raise ValueError(
+            f"{path}: one object with the lists {', '.join(map(short, lists))}: write the rows of "
+            "each to a file of its own"
+        )
+    return whole[lists[0]] if lists else [whole]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
 def read_json_object(line: str, repairs: Counter) -> dict | BadRow:
     """The object that a line of JSON holds."""
     try:
-        record = require_object(json.loads(line, object_pairs_hook=_each_name_once))
+        record = require_object(_loads(line))
     except (ValueError, RecursionError) as error:
         return BadRow("", f"not valid JSON ({error})")
     return _repaired(record, repairs) if "\\u" in line else record
+
+
+def _loads(text: str) -> Any:
+    """NaN, which pandas' rows have for a blank, is null. ValueError where a name stands twice."""
+    constants = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
+    return json.loads(text, object_pairs_hook=_each_name_once, parse_constant=constants.get)
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -388,15 +528,31 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Records:
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        wanted = None if columns is None else [name for name in columns if name in names]
+        schema = file.schema_arrow
+        _names(path, schema.names)
+        plain = {name.casefold() for name in columns or ()}
+        wanted = [name for name in schema.names if name.strip().casefold() in plain]
+        floats = [column.name for column in schema if pyarrow.types.is_floating(column.type)]
         for batch in file.iter_batches(batch_size=256, columns=wanted or None):
             for record in batch.to_pylist():
                 number += 1
+                for name in floats:  # pandas' NaN is null
+                    if name in record and record[name] != record[name]:
+                        record[name] = None
                 yield f"{path}, row {number}", record
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable parquet file ({reason}).") from None
+
+
+def is_file_name(source: str) -> bool:
+    """Whether what is not there must be a file, and is no set on the hub."""
+    kinds = (".txt", ".zip", ".xz", ".xlsx", ".xls", *KINDS, *COMPRESSED)
+    return source.startswith((".", "/", "~")) or source.lower().endswith(kinds)
+
+
+def is_hub_id(source: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not is_file_name(source)
 
 
 def load_hub(name: str, /, *config: str | None, advice: str, **options: Any) -> Any:

@@ -36,12 +36,15 @@ from data.records import (
     files_of_parts,
     first_row,
     kind_of,
+    label_name,
     load_hub,
+    name_in,
     read_records,
     said,
     short,
     strip_control,
     text_lines,
+    text_of,
     tsv_cells,
 )
 from data.rows import fingerprint, normalised_text, split_of, stable_hash
@@ -106,15 +109,17 @@ def load_rows(
     if "train" not in parts:
         raise ValueError(f"{data or task}: no training part (train.csv, train.tsv, train/ …)")
     records = {part: list(each) for part, each in parts.items()}
+    if not records["train"]:
+        raise ValueError(f"{data or task}: it holds no rows to train on")
     for part in records.values():
         _check_labelled(part, {""})
     try:
         classes = class_names or _classes(records["train"], notes)
     except ValueError as error:
         raise ValueError(f"{data or task}: {error}") from None
-    rows, left_out = _build_rows(records, classes, val_frac, test_frac)
+    rows, counted = _build_rows(records, classes, val_frac, test_frac)
     check_split(rows)
-    return rows, classes, [*notes, *said(repairs), *said(left_out)]
+    return rows, classes, [*notes, *said(repairs), *said(counted)]
 
 
 def load_held_out(path: Path, classes: Sequence[str]) -> tuple[list[TextRow], list[str]]:
@@ -124,21 +129,24 @@ def load_held_out(path: Path, classes: Sequence[str]) -> tuple[list[TextRow], li
     notes: list[str] = []
     records = list(read_file(path, repairs, notes))
     _check_labelled(records, {""})
-    rows, _ = _build_rows({"test": records}, tuple(classes), 0.0, 0.0)
+    rows, counted = _build_rows({"test": records}, tuple(classes), 0.0, 0.0)
     if not rows:
         raise ValueError(f"{path}: it holds no rows")
-    return rows, [*notes, *said(repairs)]
+    return rows, [*notes, *said(repairs), *said(counted)]
 
 
 def _build_rows(
     parts: dict[str, list[Record]], classes: tuple[str, ...], val_frac: float, test_frac: float
 ) -> tuple[list[TextRow], Counter]:
     numbers = {name.casefold(): number for number, name in enumerate(classes)}
-    numbers |= {str(number): number for number in range(len(classes)) if str(number) not in numbers}
+    places: dict[str, int] = {}  # of classes that have names
+    if not any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in classes):
+        places = {str(number): number for number in range(len(classes))}
+    by_number = ", ".join(f"{number} {name}" for number, name in enumerate(classes[:8]))
     test_share = 0.0 if "test" in parts else test_frac
     val_share = 0.0 if "val" in parts else val_frac
     rows: list[TextRow] = []
-    left_out: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
     prefix = {"train": "train" if len(parts) > 1 else "row"}
     taken: dict[str, str] = {}  # test and validation keep a text that the training part has, too
     for part in ("test", "val", "train"):
@@ -146,7 +154,8 @@ def _build_rows(
         if "-1" not in numbers:  # as unlabelled test sets have it
             _check_labelled(parts.get(part, []), {"-1"})
         for number, (place, text, label) in enumerate(parts.get(part, ()), start=1):
-            if label.casefold() not in numbers:
+            label_number = numbers.get(label.casefold(), places.get(label))
+            if label_number is None:
                 raise ValueError(
                     f"{place}: class '{strip_control(label)[:60]}', expected one of "
                     + ", ".join(classes[:20])
@@ -154,14 +163,15 @@ def _build_rows(
             group = stable_hash("text", normalised_text([text]))
             split = split_of(group, val_share, test_share) if part == "train" else part
             if taken.setdefault(group, split) != split:
-                left_out[f"texts of the test or validation part left out of {part}"] += 1
+                counted[f"texts of the test or validation part left out of {part}"] += 1
                 continue
-            label_number = numbers[label.casefold()]
+            if label in places:
+                counted[f"labels that are numbers, read as {by_number}"] += 1
             part_rows.append(
                 TextRow(f"{prefix.get(part, part)}-{number}", group, text, label_number, split)
             )
         rows = part_rows + rows  # train first
-    return rows, left_out
+    return rows, counted
 
 
 def _check_labelled(records: Sequence[Record], no_label: set[str]) -> None:
@@ -249,7 +259,7 @@ def _read_folders(folder: Path, repairs: Counter) -> Iterator[Record]:
         name = file.relative_to(folder).parts[0]
         if file.parent.parent == folder and name != "unsup":
             text = "".join(text_lines(file, repairs)).replace("<br />", "\n")
-            yield str(file), text, FOLDER_CLASSES.get(name, name)
+            yield str(file), text, FOLDER_CLASSES.get(name, label_name(name))
 
 
 def read_file(path: Path, repairs: Counter, notes: list[str]) -> Iterator[Record]:
@@ -264,22 +274,13 @@ def read_file(path: Path, repairs: Counter, notes: list[str]) -> Iterator[Record
     for place, record in read_records(path, repairs):
         if isinstance(record, BadRow):
             raise ValueError(f"{place}: {record}")
-        record = {str(name).strip().casefold(): value for name, value in record.items()}
-        text = field_of(record, TEXT_FIELDS, place)
+        text = text_of(record, TEXT_FIELDS, place)
         label = field_of(record, LABEL_FIELDS, place)
-        if not isinstance(text, str):
-            raise ValueError(f"{place}: expected text, found {type(text).__name__}")
+        if text is None:
+            raise ValueError(f"{place}: expected text, found none")
         if not isinstance(label, str | int | float | None):
             raise ValueError(f"{place}: expected a label (text or a whole number)")
         yield place, text.replace("<br />", "\n"), label_name(label)
-
-
-def label_name(value: str | int | float | None) -> str:
-    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null."""
-    text = "" if value is None else str(value).strip()
-    if text.casefold() == "nan":
-        return ""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def _header(path: Path) -> list[str]:
@@ -288,14 +289,14 @@ def _header(path: Path) -> list[str]:
     A row may have such a word for its label, so that the last cell alone says nothing.
     """
     _, cells = next(tsv_cells(path, Counter()), ("", []))
-    names = [cell.strip().casefold() for cell in cells]
+    names = [cell.strip().strip('"').casefold() for cell in cells]
     is_header = {*names[: max(1, len(names) - 1)]} & {*TEXT_FIELDS}
     is_header = is_header or ({*names} & {*TEXT_FIELDS} and {*names} & {*LABEL_FIELDS})
     return names if is_header else []
 
 
 def _read_bare_tsv(path: Path, repairs: Counter, notes: list[str]) -> Iterator[Record]:
-    rows = []
+    rows: list[tuple[str, list[str]]] = []
     for place, cells in tsv_cells(path, repairs):
         if len(cells) < 2:
             raise ValueError(f"{place}: expected a text, a tab and a label")
@@ -304,6 +305,18 @@ def _read_bare_tsv(path: Path, repairs: Counter, notes: list[str]) -> Iterator[R
     label_first = len(firsts) <= len(rows) / 2 < len(lasts)
     if label_first:
         notes.append(f"{path.name}: the label stands in front of the text")
+    own = (cells[0 if label_first else -1] for _, cells in rows)
+    labels = [label_name(cell.strip('"')).casefold() for cell in own]
+    if rows and labels.count(labels[0]) == 1:
+        shown = short(labels[0])
+        if labels[0] in LABEL_FIELDS:
+            notes.append(f"{path.name}: its first line, whose label is {shown}, names the columns")
+            rows = rows[1:]
+        elif 2 * len({*labels}) <= len(rows):
+            notes.append(
+                f"note: no other line of {path.name} has the label of the first, {shown}: if it "
+                "names the columns, call them text and label"
+            )
     for place, cells in rows:
         text, label = (cells[1:], cells[0]) if label_first else (cells[:-1], cells[-1])
         yield place, "\t".join(text).replace("<br />", "\n"), label_name(label)
@@ -315,14 +328,17 @@ def check_rows(path: Path) -> None:
     bare = kind_of(path) == ".tsv" and not _header(path)
     if not bare and (row := first_row(path)):
         place, record = row
-        field_of({str(name).strip().casefold(): 0 for name in record}, TEXT_FIELDS, place)
+        field_of(record, TEXT_FIELDS, place)
 
 
 def has_labels(path: Path) -> bool:
     """Whether a file or folder of the user's own is for classification: its rows have labels."""
     if path.is_dir():
         files = files_of_parts(path, KINDS, Counter()).get("train")
-        return has_labels(files[0]) if files else any((path / "train").glob("*/*.txt"))
+        if not files and any((path / "train").glob("*/*.txt")):
+            return True
+        files = files or files_below(path, KINDS, Counter())
+        return bool(files) and has_labels(files[0])
     kind = kind_of(path)
     if kind is None:
         return False
@@ -331,10 +347,8 @@ def has_labels(path: Path) -> bool:
         return True
     if names is None:
         _, record = next(read_records(path, Counter()), ("", {}))
-        names = (
-            [str(name).strip().casefold() for name in record] if isinstance(record, dict) else []
-        )
-    return any(name in names for name in LABEL_FIELDS)
+        names = list(record) if isinstance(record, dict) else []
+    return name_in(names, LABEL_FIELDS) is not None
 
 
 def data_fingerprint(rows: Iterable[TextRow]) -> str:

@@ -29,17 +29,19 @@ from data.records import (
     BadRow,
     field_of,
     first_row,
+    is_file_name,
     kind_of,
     lines,
     load_hub,
     read_records,
     said,
+    text_of,
 )
 from data.rows import fingerprint
 from data.tokens import Ragged, cut_words
 from files import cache_folder, write_text
 
-TITLE_FIELDS = ("title", "Title", "headline", "text")
+TITLE_FIELDS = ("title", "headline", "text")
 EOS = "<eos>"
 OFFICIAL_BATCH, OFFICIAL_BLOCK = 64, 128  # of the exercise's evaluation, whatever is trained
 OFFICIAL_SPAN = OFFICIAL_BATCH * OFFICIAL_BLOCK + 1
@@ -80,9 +82,7 @@ def check_rows(data: str) -> None:
     if row := first_row(path):
         place, record = row
         field_of(record, TITLE_FIELDS, place)
-    elif not path.is_file() and (
-        path.exists() or path.suffix == ".txt" or data.startswith((".", "/"))
-    ):
+    elif not path.is_file() and (path.exists() or is_file_name(data)):
         raise FileNotFoundError(f"--data {data}: no such file; expected one title a line")
 
 
@@ -95,7 +95,7 @@ def _read_texts(data: str, repairs: Counter) -> "Sequence[str] | _HubTexts":
         for place, record in read_records(path, repairs, columns=TITLE_FIELDS):
             if isinstance(record, BadRow):
                 raise ValueError(f"{place}: {record}")
-            texts.append(str(field_of(record, TITLE_FIELDS, place) or "").strip())
+            texts.append((text_of(record, TITLE_FIELDS, place) or "").strip())
         return [text for text in texts if text]
     if path.is_file():
         return [line.strip() for line in lines(path, repairs) if line.strip()]
@@ -121,7 +121,9 @@ class _HubTexts:
         return len(self.rows)
 
     def of(self, places: np.ndarray) -> list[str]:
-        return [text or "" for text in self.rows.select(places)[self.column]]
+        texts = zip(places.tolist(), self.rows.select(places)[self.column], strict=True)
+        names = (self.column,)
+        return [text_of({self.column: text}, names, f"row {n + 1}") or "" for n, text in texts]
 
 
 def split_titles(titles: list[Title], val_frac: float) -> tuple[list[Title], list[Title]]:

@@ -185,8 +185,8 @@ def load_rows(
         )
     for line in contrary:
         world.say(line)
-    if repairs:
-        world.say("repaired: " + ", ".join(f"{n} {name}" for name, n in sorted(repairs.items())))
+    for line in arena.said_repairs(repairs):
+        world.say(line)
     if leaks:
         world.say(f"warning: --split row: {leaks} prompts occur in more than one part (a leak)")
     return rows, {**facts, "repairs": repairs, "classes": list(classes)}
@@ -215,7 +215,8 @@ def load_extra(
         bad_rows_file=folder / "extra_bad_rows.csv" if writes else None,
         minus_one=lambda: config.minus_one,
     )
-    world.say(f"{config.extra_train}: {pairs.reading}")
+    for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
+        world.say(f"{config.extra_train}: {line}")
     rows, left_out = arena.extra_rows(pairs.rows, known)
     if left_out:
         world.say(

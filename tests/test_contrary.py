@@ -36,7 +36,7 @@ def test_no_model_is_right_more_often_than_said():
     contents = [i % 7 for i in range(40)]
     labels = [(i * i) % 3 for i in range(40)]
     (line,) = contrary_labels(zip(contents, labels, strict=True))
-    wrong = int(line.removesuffix(" of the rows").rsplit(" ", 1)[1])
+    wrong = int(line.removesuffix(" of the rows at least").rsplit(" ", 1)[1])
     inputs = [[content] for content in contents]
     fitted = RandomForestClassifier(bootstrap=False, random_state=0).fit(inputs, labels)
     assert 0 < wrong == sum(fitted.predict(inputs) != labels)
@@ -50,7 +50,10 @@ def test_votes(tmp_path, world, capsys):
     data = write(tmp_path / "a.csv", ("prompt", "response_a", "response_b", "winner"), rows)
     config, _ = parse_settings(run_5_models.Config, [f"--data={data}"], "run_5_models.py")
     preference.load_rows(config, world, None)
-    assert f"{FOUND}: no model can be right on 1 of the rows" in capsys.readouterr().out
+    assert (
+        f"{FOUND}: a model that answers copies alike is wrong on 1 of the rows at least"
+        in capsys.readouterr().out
+    )
 
 
 def test_sentences(tmp_path, world, capsys):
@@ -66,7 +69,10 @@ def test_sentences(tmp_path, world, capsys):
     tuning.config, _ = parse_settings(eval_bert.Config, words, "eval_bert.py")
     tuning.task, tuning.world = TASKS["sst2"], world
     tuning.load_rows()
-    assert f"{FOUND}: no model can be right on 1 of the rows" in capsys.readouterr().out
+    assert (
+        f"{FOUND}: a model that answers copies alike is wrong on 1 of the rows at least"
+        in capsys.readouterr().out
+    )
 
 
 def test_texts(tmp_path, world, capsys):
@@ -77,4 +83,7 @@ def test_texts(tmp_path, world, capsys):
     tuning.config, _ = parse_settings(finetune_gpt2.Config, [f"--task={path}"], "finetune_gpt2.py")
     tuning.world = world
     tuning.load_rows()
-    assert f"{FOUND}: no model can be right on 1 of the rows" in capsys.readouterr().out
+    assert (
+        f"{FOUND}: a model that answers copies alike is wrong on 1 of the rows at least"
+        in capsys.readouterr().out
+    )

@@ -299,7 +299,7 @@ BAD_LINES = [
     ("rte", "9\tthe film\tthe plot\tmaybe", "expected one of entailment, not_entailment"),
     ("mnli", "9\t9\tx\t( a )\tthe film\tthe plot\t-", "field label: expected a label, found none"),
     ("stsb", "\t".join([*"0123456", "a", "b", "5.1"]), "expected a score from 0 to 5"),
-    ("stsb", "\t".join([*"0123456", "a", "b", "nan"]), "expected a score from 0 to 5"),
+    ("stsb", "\t".join([*"0123456", "a", "b", "nan"]), "expected a label, found none"),
     ("boolq", "{", "not valid JSON"),
     ("boolq", "[1]", "expected an object with named fields"),
     ("boolq", {"question": "why", "passage": None, "label": True}, "field passage: expected text"),
