@@ -484,108 +484,17 @@ plan() {
 
 # ---------------------------------------------------------------- jobs
 
-absolute() { case $1 in /*|~*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac; }
-
-# Reads --out and --device out of a job's settings; the rest is passed on in the array `settings`.
-# A relative --out is meant from where the user stood; so are --data and --config, if such a file is there.
-read_settings() {
-    settings=() out=''
-    local flag value
-    while [ $# -gt 0 ]; do
-        case $1 in
-            --out=*|--device=*|--data=*|--config=*) flag=${1%%=*} value=${1#*=}; shift ;;
-            --out|--device|--data|--config)
-                [ $# -ge 2 ] || die "$1 wants a value"
-                flag=$1 value=$2; shift 2 ;;
-            *) settings+=("$1"); shift; continue ;;
-        esac
-        case $flag in
-            --out) out=$(absolute "$value") ;;
-            --device) ABLATE_DEVICE=$value ;;
-            *) [ ! -e "$(absolute "$value")" ] || value=$(absolute "$value")
-               settings+=("$flag" "$value") ;;
-        esac
+# $@: the job and its words. What it does is in commands/jobs.py; here it is only seen which device is wanted.
+job() {
+    local word before=''
+    for word in "$@"; do
+        case $word in --device=*) ABLATE_DEVICE=${word#*=} ;; esac
+        [ "$before" != --device ] || ABLATE_DEVICE=$word
+        before=$word
     done
-}
-
-demo() {
-    local processes=2 status=0
-    read_settings "$@"
-    ensure
-    out=${out:-$here/results/demo}
-    [ "${ABLATE_DEVICE:-auto}" = auto ] || settings+=(--device "$ABLATE_DEVICE")
-    if [ "$device" = cpu ]; then
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    else
-        processes=$((gpus > 4 ? 4 : gpus))   # a batch of 32 is cut into four micro-batches: a fifth GPU would idle
-    fi
-    say "demo: $processes processes on $device, result in $out; the same command continues it if it is interrupted"
-    .venv/bin/python -m torch.distributed.run --standalone "--nproc_per_node=$processes" run_2_appendprompt.py \
-        --config configs/preference/demo.yaml --out "$out" ${settings[@]+"${settings[@]}"} || status=$?
-    if [ "$status" != 0 ]; then
-        warn "the run ended with exit code $status; the same command continues from its last checkpoint"
-    elif [ ! -e "$out/test/metrics/metrics.json" ]; then
-        say "the run was stopped before its test; the same command continues it"
-    else
-        say "result: $out/test/metrics/metrics.json (accuracy with its 95 % interval)"
-        [ ! -e "$out/report.html" ] || say "page to open: $out/report.html"
-        say "next: .venv/bin/python run_2_appendprompt.py predict --run_folder $out --prompt '...' --response_a '...' --response_b '...'"
-        say "      README.md has the other scripts and your own data, docs/machines.md rented GPUs"
-    fi
-    return "$status"
-}
-
-run_tests() {
-    local argument cores target=(tests --ignore=tests/long) words=()
-    for argument in "$@"; do
-        case $argument in
-        --long) target=(tests/long); continue ;;
-        -*) ;;
-        *) [ ! -e "${argument%%::*}" ] || target=() ;;
-        esac
-        words+=("$argument")
-    done
-    ensure dev
-    # whole files at a time, the longest first (tests/conftest.py), on as many processes as there are cores (four at
-    # most: each needs 2 GiB)
-    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-    .venv/bin/python -m pytest -q --numprocesses="$((cores < 4 ? cores : 4))" \
-        --dist=loadfile --no-loadscope-reorder ${target[@]+"${target[@]}"} ${words[@]+"${words[@]}"}
-}
-
-smoke() {
-    read_settings "$@"
-    ensure
-    out=${out:-$here/results/smoke/$(date +%Y%m%d-%H%M%S)}
-    local run=(.venv/bin/python run_5_models.py) answer
-    local train=("${run[@]}" --config configs/preference/smoke.yaml --out "$out" --device "$device" ${settings[@]+"${settings[@]}"})
-    say "smoke 1 of 3: one step on $device, then stop and save ($out)"
-    "${train[@]}" --stop_after 1
-    expect_status stopped
-    say "smoke 2 of 3: continue from the checkpoint, second step, test"
-    "${train[@]}"
-    expect_status finished
-    [ -s "$out/test/metrics/metrics.json" ] || die "smoke: $out/test/metrics/metrics.json is missing"
-    say "smoke 3 of 3: predict with the saved model"
-    answer=$("${run[@]}" predict --run_folder "$out" --prompt 'x' --response_a 'y' --response_b 'z')
-    printf '%s\n' "$answer"
-    printf '%s\n' "$answer" | tail -n 1 | .venv/bin/python -c 'import json, sys; json.load(sys.stdin)' 2>/dev/null ||
-        die "smoke: the last line of predict is not JSON"
-    say "smoke OK on $device: a step, a checkpoint, continuing from it, a test and a prediction"
-}
-
-check() {
-    read_settings "$@"
-    ensure
-    say "check: about ten minutes on a GPU; docs/gpu.md says what the lines mean and what to send back"
-    .venv/bin/python -m benchmarks.check --device "$device" --output "${out:-check.jsonl}" ${settings[@]+"${settings[@]}"}
-}
-
-expect_status() {
-    local status
-    status=$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$out/run.json") ||
-        die "smoke: no readable $out/run.json"
-    [ "$status" = "$1" ] || die "smoke: run.json says '$status', expected '$1'"
+    case $1 in test) ensure dev ;; *) ensure ;; esac
+    word=$1; shift
+    exec .venv/bin/python -m commands.jobs "$word" --found "$device:$gpus" --caller "$caller" "$@"
 }
 
 # ----------------------------------------------------------------
@@ -612,10 +521,7 @@ case $command in
             cuda|xpu) say "next, once: bash startup.sh check: does this GPU train as it should? Ten minutes" ;;
         esac ;;
     plan) plan ;;
-    demo) demo "$@" ;;
-    test) run_tests "$@" ;;
-    smoke) smoke "$@" ;;
-    check) check "$@" ;;
+    demo|test|smoke|check) job "$command" "$@" ;;
     help|-h|--help) sed -n '2,/^set -euo/{/^set -euo/d; s/^# \{0,1\}//; p;}' startup.sh ;;
     *) die "unknown command '$command': it can be setup, demo, test, smoke, check, plan or help" ;;
 esac

@@ -56,8 +56,9 @@ class Machine:
         self.project, self.bin, self.root = folder / "project", folder / "bin", folder / "root"
         for path in (self.project, self.bin, self.root):
             path.mkdir()
-        for name in ("startup.sh", "requirements.txt", "pyproject.toml"):
-            shutil.copy(PROJECT / name, self.project)
+        (self.project / "commands").mkdir()
+        for name in ("startup.sh", "requirements.txt", "pyproject.toml", "commands/jobs.py"):
+            shutil.copy(PROJECT / name, self.project / name)
         for tool in TOOLS:
             if found := shutil.which(tool):
                 (self.bin / tool).symlink_to(found)
