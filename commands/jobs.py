@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PYTHON = ".venv/bin/python"
-PROCESSES = 4  # a test process needs 2 GiB
+MOST_PROCESSES, GIB_EACH = 4, 2  # of the tests
 
 
 @dataclass
@@ -106,15 +106,16 @@ def demo(job: Job) -> int:
 
 
 def test(words: list[str]) -> int:
-    """Whole files at a time, the longest first (tests/conftest.py), on as many processes as there
-    are cores."""
+    """Whole files at a time, the longest first (tests/conftest.py); a process more than there are
+    cores, for tests also wait: for other processes, for signals, for the clock."""
     target = ["tests", "--ignore=tests/long"]
     if "--long" in words:
         words.remove("--long")
         target = ["tests/long"]
     elif any(Path(w.partition("::")[0]).exists() for w in words if not w.startswith("-")):
         target = []
-    processes = min(os.cpu_count() or 2, PROCESSES)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+    processes = max(1, min((os.cpu_count() or 2) + 1, MOST_PROCESSES, memory // GIB_EACH))
     how = [f"--numprocesses={processes}", "--dist=loadfile", "--no-loadscope-reorder"]
     os.execv(PYTHON, [PYTHON, "-m", "pytest", "-q", *how, *target, *words])
 
