@@ -90,16 +90,16 @@ def note_look(out: Path, seeds: dict[str, list[int]]) -> None:
 
 
 def judge_shuffled(runs: Sequence[Run]) -> bool:
-    """Say of each run with shuffled labels whether it stayed at chance; True: all did.
+    """Say of each run with shuffled labels whether it stayed at chance; True: all did that have a
+    figure, and some has one.
 
     Above chance: even the lower end of the 95 % interval beats the best constant answer. One honest
     run in 40 would be so by luck; more seeds tell.
     """
-    at_chance = diverged = 0
+    at_chance = judged = 0
     for run in runs:
         metrics = read_json(run.folder / "test/metrics/metrics.json")
         if has_diverged(read_json(run.folder / "run.json")):
-            diverged += 1
             console.say(f"{run.name}: diverged, and so has no accuracy to judge by")
             continue
         if not {"accuracy_ci95", "constant_accuracy"} <= metrics.keys():
@@ -108,14 +108,19 @@ def judge_shuffled(runs: Sequence[Run]) -> bool:
         low, high = metrics["accuracy_ci95"]
         above = low > metrics["constant_accuracy"]
         at_chance += not above
+        judged += 1
         console.say(
             f"{run.name}: accuracy {with_interval(metrics['accuracy'], low, high)}, a constant "
             f"answer {metrics['constant_accuracy']:.4f}: "
             + ("ABOVE CHANCE: something leaks" if above else "at chance")
         )
-    judged = len(runs) - diverged
-    passed = at_chance == judged > 0
+    if not judged:
+        console.say("verdict: none of the runs with shuffled labels has a figure to judge by")
+        return False
+    passed = at_chance == judged
     verdict = "as it must be" if passed else "NOT as it must be"
+    if judged < len(runs):
+        verdict += f"; {len(runs) - judged} more cannot be judged"
     console.say(f"verdict: {at_chance} of {judged} runs with shuffled labels at chance, {verdict}")
     return passed
 

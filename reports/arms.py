@@ -14,6 +14,7 @@ import numpy as np
 from reports import packed
 from reports.folder import RunFolder, find_runs, is_run, load_runs
 from reports.outcomes import lost_runs
+from reports.plan import plan_of
 from reports.predictions import Predictions, load_predictions
 from reports.ruler import other_ruler
 from reports.scripts import resolved
@@ -44,6 +45,7 @@ class Arm:
         return [rows for _, rows in self.measured]
 
 
+FINGERPRINTS = ("data_fingerprint", "split_fingerprint")
 _spellings: dict[str, Any] = {}  # fingerprint of rows → how the first run that was read names them
 _names: dict[tuple[str, str], str] = {}  # (setting, digest of what it names) → one name for it
 
@@ -79,7 +81,8 @@ def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> li
     """Runs that are seeds of one setting together.
 
     They are when they lie in one folder as seed_0, seed_1, … (a sweep's layout), or else when
-    all settings but the seed are the same; with `by`, when the settings named there are.
+    all settings but the seed are the same; with `by`, when the settings named there are. Runs of
+    one setting on other rows are no seeds of it.
     """
     groups: dict[Any, list[RunFolder]] = {}
     for run in runs:
@@ -94,20 +97,40 @@ def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> li
         else:
             key = repr(sorted(settings.items()))
         groups.setdefault(key, []).append(run)
-    return list(groups.values())
+    if by is not None:
+        return list(groups.values())
+    return [part for group in groups.values() for part in _on_same_rows(group)]
+
+
+def rows_of(run: RunFolder) -> dict[str, str]:
+    """Which rows it was trained and tested on, as far as its record says."""
+    return {n: str(run.record[n]) for n in FINGERPRINTS if run.record.get(n)}
+
+
+def _on_same_rows(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
+    """The runs by their rows; one that does not say (an older one) is with the first of them."""
+    parts: dict[Any, list[RunFolder]] = {}
+    for run in sorted(runs, key=lambda run: len(rows_of(run)) < len(FINGERPRINTS)):
+        known = tuple(rows_of(run).items())
+        whole = len(known) == len(FINGERPRINTS) or not parts
+        parts.setdefault(known if whole else next(iter(parts)), []).append(run)
+    return [list(runs)] if len(parts) == 1 else list(parts.values())
 
 
 def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Arm]:
     """Each argument is an arm: a run, or a folder of runs (its seeds).
 
     The runs of a single folder, and runs given one by one, are put into arms by group_runs;
-    where that leaves one arm only, each run is an arm of its own.
+    where that leaves one arm only, each run is an arm of its own. Of a sweep's folder the arms are
+    in the order of its plan, whose first is the baseline.
     """
     if by is None and len(paths) > 1 and not all(is_run(Path(path)) for path in paths):
         arms = [Arm("", find_runs(path)) for path in paths]
         labels = shortest_tails([Path(path).absolute().parts for path in paths])
     else:
         runs = load_runs(paths)
+        if len(paths) == 1:  # else the order is that of the arguments
+            runs = sorted(runs, key=plan_of(runs).place)
         groups = group_runs(runs, by)
         if len(groups) == 1 and by is None:
             groups = [[run] for run in runs]
@@ -131,14 +154,19 @@ def _named(run: RunFolder, names: Sequence[str]) -> str:
 
 
 def without_repeats(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Runs of the same settings and seed are one draw: the first finished one stands for them."""
+    """Runs of the same settings, rows and seed are one draw: the first finished one stands for
+    them. A seed of one source of chance alone makes no draw of its own."""
     kept: dict[Any, RunFolder] = {}
     for run in sorted(runs, key=lambda run: run.status != "finished"):
-        key = repr((run.seed, sorted(settings_of(run).items())))
+        key = repr((run.seed, sorted(settings_of(run).items()), rows_of(run)))
         first = kept.setdefault(key if run.seed is not None else id(run), run)
         if first is not run:
-            first.notes.append(f"{run.path} has the same settings and seed: left out")
-    return list(kept.values())
+            sources = [name for name in SEEDS if first.config.get(name) != run.config.get(name)]
+            but = f", but for {', '.join(sources)}" if sources else ""
+            note = f"{run.path} has the same settings and seed{but}: left out"
+            first.notes += [note] * (note not in first.notes)
+    chosen = set(map(id, kept.values()))
+    return [run for run in runs if id(run) in chosen]
 
 
 def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
@@ -151,6 +179,9 @@ def labels_of(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
     ]
     if len(set(folders)) < len(folders):
         settings = [settings_of(group[0]) for group in groups]
+        points = {repr(sorted(each.items())) for each in settings}
+        if len(points) < len(settings):  # one setting, on several rows
+            settings = [settings_of(group[0]) | rows_of(group[0]) for group in groups]
         names = dict.fromkeys(name for each in settings for name in each)
         differing = [name for name in names if len({show(s.get(name)) for s in settings}) > 1]
         if len(differing) > 2:  # too many to name: the first run of each must do
@@ -184,7 +215,7 @@ ENVIRONMENT = (
     "commit",
     "dirty",
 )
-DATA = ("data_fingerprint", "split_fingerprint", "repairs")
+DATA = (*FINGERPRINTS, "repairs")
 
 
 def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
@@ -234,6 +265,15 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
     return tables
 
 
+def environment_notes(arms: Sequence[Arm]) -> list[str]:
+    """That more than settings differs between, or within, the arms."""
+    tables = differences(arms)
+    others = [row[0] for name, rows in tables.items() if name != "settings" for row in rows]
+    if not others:
+        return []
+    return [f"note: the runs differ in {', '.join(others)}, too, which may change figures"]
+
+
 def show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
@@ -243,7 +283,7 @@ def show(value: Any) -> str:
 def refusal(arms: Sequence[Arm]) -> str | None:
     """Why the runs cannot be compared row by row, or None."""
     runs = [run for arm in arms for run in arm.runs]
-    for name in ("split_fingerprint", "data_fingerprint"):
+    for name in reversed(FINGERPRINTS):
         known = {str(run.record[name]): run for run in runs if run.record.get(name)}
         if len(known) > 1:
             first, second = list(known.values())[:2]

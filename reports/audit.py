@@ -25,7 +25,7 @@ from files import content_digest, damage
 from methods.schedules import learning_rate_factor
 from reports import packed
 from reports.compare import run_interval
-from reports.folder import RunFolder, load_run, load_runs, number
+from reports.folder import BESIDE, RunFolder, load_run, load_runs, number
 from reports.predictions import Predictions, load_predictions, read_rows
 from seal import digest_of, hash_of
 from settings import FREE_SETTINGS, flatten
@@ -108,7 +108,7 @@ def with_parts(runs: Sequence[RunFolder]) -> list[RunFolder]:
 def audit_run(run: RunFolder) -> Audit:
     audit = Audit(run)
     for note in run.notes:
-        if not note.startswith(("stopped:", "failed:", "still running")):
+        if not note.startswith(("stopped:", "failed:", "still running", BESIDE)):
             audit.problems.append(note)
     for check in (files, record, figures, log, rates, weights, verdicts, rows):
         check(audit)

@@ -10,14 +10,14 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from files import PROJECT
 from reports import packed
 from reports.audit import audit_run, with_parts
-from reports.folder import RunFolder, load_runs
+from reports.folder import RunFolder, clean, load_runs
 from reports.plan import LOOKS, PLAN
 from reports.table import commands
 from seal import digest_of, hash_of
@@ -28,6 +28,7 @@ KEPT = re.compile(
 )
 TEXT = (".yaml", ".json", ".patch", ".html", ".md", ".txt")
 MEASURED = ("metrics.json", "metrics.jsonl", "predictions.csv")  # byte for byte as they were
+WORDS = ("status", "device", "backend", "precision")  # of run.json, that are no names of people
 ABSOLUTE = re.compile(r"(?<![\w.~/:-])/(?:[^/\s:'\"]+/)+[^/\s:'\"]*")
 
 
@@ -51,26 +52,34 @@ def bundle(
             )
     top = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     contents: dict[str, bytes] = {}
+    short = Shortened.of(every)
     for run in every:
         place = run.path.absolute().relative_to(top).as_posix()
-        for name, content in run_files(run, weights).items():
+        for name, content in run_files(run, weights, short).items():
             contents[f"{place}/{name}"] = content
+    for run in runs if weights else ():
+        place = run.path.absolute().relative_to(top).as_posix()
+        parts = "(?:[^/]+/)?"  # a suite has those of its tasks, an evaluation none
+        inside = re.compile(rf"{re.escape(place)}/{parts}train/weights/{weights}/")
+        if not any(map(inside.match, contents)):
+            raise ValueError(f"{run.path}: no train/weights/{weights} to bundle")
     for folder in {parent for run in runs for parent in run.path.absolute().parents}:
         if folder.is_relative_to(top):
             for name in (PLAN, LOOKS):
                 if packed.is_file(folder / name):
                     text = packed.read_bytes(folder / name).decode("utf-8", "replace")
                     place = (folder.relative_to(top) / name).as_posix()
-                    contents[place] = Shortened([]).text(text).encode()
+                    contents[place] = Shortened.of(every, [text]).text(text).encode()
     contents["versions.txt"] = versions_of(runs).encode()
-    contents["README.md"] = readme(runs, output, weights).encode()
+    contents["README.md"] = readme(runs, output, weights, short).encode()
     packed.write_zip(output, {f"{output.stem}/{name}": each for name, each in contents.items()})
     size = output.stat().st_size / 1e6
     with_weights = f", with {weights} weights" if weights else ", without weights"
     said = [f"bundle: {output} ({size:.2f} MB, {len(runs)} runs{with_weights})"]
     names = {run.path.name for run in every}
     for run in every if weights else ():
-        other = Path(run.metrics.get("blend", {}).get("run", "")).name
+        joined = run.metrics.get("blend")
+        other = Path(str(joined.get("run") or "")).name if isinstance(joined, dict) else ""
         if other and other not in names:
             said.append(
                 f"note: {run.path} answers joined with {other}, which is not in it: name both"
@@ -78,16 +87,13 @@ def bundle(
     return "\n".join(said)
 
 
-def run_files(run: RunFolder, weights: str | None) -> dict[str, bytes]:
+def run_files(run: RunFolder, weights: str | None, short: "Shortened") -> dict[str, bytes]:
     """By their names in the run: shortened, and sealed anew if the run's own seal was whole."""
     found = {}
     for path in packed.files_below(run.path):
         name = path.relative_to(run.path).as_posix()
         if KEPT.fullmatch(name) or weights and name.startswith(f"train/weights/{weights}/"):
             found[name] = packed.read_bytes(path)
-    if weights and not any(name.startswith("train/weights/") for name in found):
-        raise ValueError(f"{run.path}: no train/weights/{weights} to bundle")
-    short = Shortened([*strings(run.config), *strings(run.record)])
     for name, content in found.items():
         private = name.endswith(TEXT) and Path(name).name not in MEASURED
         if private and not name.startswith("train/weights/"):
@@ -112,6 +118,15 @@ def _sealed(found: dict[str, bytes], before: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=1).encode()
 
 
+def keys(value: Any) -> Iterable[str]:
+    """All names in a record or in settings."""
+    if isinstance(value, dict):
+        yield from map(str, value)
+        yield from (name for each in value.values() for name in keys(each))
+    elif isinstance(value, list):
+        yield from (name for each in value for name in keys(each))
+
+
 def strings(value: Any) -> Iterable[str]:
     """All texts in a record or in settings."""
     if isinstance(value, dict):
@@ -127,16 +142,27 @@ def strings(value: Any) -> Iterable[str]:
 class Shortened:
     """Texts without the machine's paths and names."""
 
-    def __init__(self, said: Iterable[str]):
-        """said: texts of the run, in which absolute paths are looked for."""
-        places = {str(PROJECT): "", str(Path.cwd()): "", str(Path.home()): "~"}
+    @classmethod
+    def of(cls, runs: Iterable[RunFolder], said: Iterable[str] = ()) -> "Shortened":
+        """For what these runs wrote, and other texts of them."""
+        runs = list(runs)
+        both = [each for run in runs for each in (run.config, run.record)]
+        words = {name for each in both for name in keys(each)}
+        words |= {text for run in runs for text in strings(run.config)}
+        words |= {str(run.record.get(name)) for run in runs for name in WORDS}
+        return cls([*said, *(text for each in both for text in strings(each))], words)
+
+    def __init__(self, said: Iterable[str], words: Container[str] = ()):
+        """said: texts of the run, in which absolute paths are looked for; words: those that stay,
+        be they a name as well: a user `data` must not rename a setting."""
+        places = {str(PROJECT): "", str(Path.cwd()): "", os.path.expanduser("~"): "~"}
         for text in said:
             for path in ABSOLUTE.findall(text):
                 places.setdefault(path, _short(path))
         places = {place: short for place, short in places.items() if len(place) > 1}
         self.places = sorted(places.items(), key=lambda each: -len(each[0]))
-        names = {getpass.getuser(), socket.gethostname()} - {"root", "localhost"}
-        names = [re.escape(name) for name in names if len(name) > 2]
+        names = {user_name(), socket.gethostname()} - {"root", "localhost"}
+        names = [re.escape(name) for name in names if len(name) > 2 and name not in words]
         self.names = re.compile(rf"(?<!\w)({'|'.join(names)})(?!\w)") if names else None
 
     def text(self, text: str) -> str:
@@ -145,6 +171,14 @@ class Shortened:
                 text = text.replace(f"{place}/", f"{short}/" * bool(short))
             text = text.replace(place, short or ".")
         return self.names.sub("user", text) if self.names else text
+
+
+def user_name() -> str:
+    """Nothing for a user without a name, as containers have them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""
 
 
 def _short(path: str) -> str:
@@ -157,9 +191,9 @@ def _short(path: str) -> str:
 def versions_of(runs: Sequence[RunFolder]) -> str:
     """For pip install -r; where runs differ, all are named in a comment."""
     lines = []
-    names = {name for run in runs for name in run.record.get("versions") or {}}
-    for name in sorted(names):
-        there = sorted({str((run.record.get("versions") or {}).get(name)) for run in runs})
+    known = [versions for run in runs if isinstance(versions := run.record.get("versions"), dict)]
+    for name in sorted({name for versions in known for name in versions}):
+        there = sorted({str(versions.get(name)) for versions in known})
         if name == "python":
             lines.insert(0, f"# Python {', '.join(there)}")
         else:
@@ -169,7 +203,7 @@ def versions_of(runs: Sequence[RunFolder]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme(runs: Sequence[RunFolder], output: Path, weights: str | None) -> str:
+def readme(runs: Sequence[RunFolder], output: Path, weights: str | None, short: "Shortened") -> str:
     commits = {str(run.record.get("commit")) for run in runs if run.record.get("commit")}
     changed = [run.name for run in runs if packed.is_file(run.path / "diff.patch")]
     several = len(runs) > 1
@@ -183,7 +217,7 @@ def readme(runs: Sequence[RunFolder], output: Path, weights: str | None) -> str:
         f"python report.py {'compare' if several else 'table'} {output.name}",
         *(f"git checkout {commit}" for commit in sorted(commits)[:1]),
         "pip install -r versions.txt",
-        Shortened([]).text(commands(runs)),
+        short.text(clean(commands(runs))),
         "```",
         "",
     ]

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation import outcomes
 from evaluation.metrics import doubtful_groups, with_interval
 from files import add_to_folder, write_text
-from reports.arms import show
-from reports.bundle import Shortened, strings
-from reports.folder import RunFolder, clean, load_run, number
+from reports import packed
+from reports.arms import environment_notes, show
+from reports.bundle import Shortened
+from reports.folder import RunFolder, clean, interval_of, load_run, number
 from reports.published import sentences
-from reports.table import command_of
+from reports.table import FIGURES, command_of
 from settings import flatten
 
 # What NOTICE says, by how a setting names the rows.
@@ -54,6 +56,7 @@ def write_card(path: str | Path, against: Sequence[str] = (), output: Path | Non
         add_to_folder(final, "README.md", text)
         return f"card: {final / 'README.md'}\n  publish model and card: hf upload USER/NAME {final}"
     output = output or run.path / "README.md"
+    packed.refuse_inside(output)
     write_text(output, text)
     return f"card: {output}"
 
@@ -67,7 +70,7 @@ def card_of(run: RunFolder, against: Sequence[str] = ()) -> str:
     settings = flatten(run.config)
     rows = source_of(run)
     task = TASKS.get(str(run.record.get("script"))) or _task_of(run)
-    split = f"test ({run.metrics.get('n')} rows)"
+    split = f"test ({show(run.metrics.get('n'))} rows)"
     fingerprint = run.record.get("split_fingerprint")
     results = [
         EvalResult(
@@ -93,24 +96,25 @@ def card_of(run: RunFolder, against: Sequence[str] = ()) -> str:
         tags=["ablate"],
     )
     lines = _body(run, rows, against)
-    short = Shortened([*strings(run.config), *strings(run.record), *lines])
-    body = short.text("\n".join(lines))
+    short = Shortened.of([run], lines)
+    body = clean(short.text("\n".join(lines)))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
-def figures_of(run: RunFolder) -> list[tuple[str, float, list[float] | None]]:
+def figures_of(run: RunFolder) -> list[tuple[str, float, tuple[float, float] | None]]:
     """(name, value, interval) of the test, the primary one first and none under two names; those
     without an interval are left out where some have one."""
-    found: list[tuple[str, float, list[float] | None]] = []
+    found: list[tuple[str, float, tuple[float, float] | None]] = []
     for name, value in run.metrics.items():
-        interval = run.metrics.get(f"{name}_ci95")
-        known = number(value)
-        twice = any(known == value and interval == ends for _, value, ends in found)
-        if known is not None and isinstance(interval, list) and len(interval) == 2 and not twice:
-            found.append((name, float(known), interval))
+        interval = interval_of(run.metrics, name)
+        twice = any(value == other and interval == ends for _, other, ends in found)
+        if interval is not None and not twice:
+            found.append((name, float(value), interval))
     primary = run.metrics.get("primary")
-    if not found and number(run.metrics.get(str(primary))) is not None:
-        found = [(str(primary), float(run.metrics[str(primary)]), None)]
+    if not found:  # averages of a suite have none
+        names = [str(primary)] if primary in run.metrics else FIGURES
+        known = [(name, number(run.metrics.get(name))) for name in names]
+        found = [(name, float(value), None) for name, value in known if value is not None]
     return sorted(found, key=lambda each: each[0] != primary)
 
 
@@ -133,11 +137,11 @@ def _slug(name: str) -> str:
 
 def _body(run: RunFolder, rows: str, against: Sequence[str]) -> list[str]:
     settings, record = flatten(run.config), run.record
-    base = settings.get("model")
+    base, own = settings.get("model"), run.evaluated is None
     lines = [
         f"# {clean(run.path.name)}",
         "",
-        f"Trained by ablate's `{record.get('script')}` from `{base}` on `{rows}`.",
+        f"Trained by ablate's `{record.get('script')}` from `{base}` on `{trained_on(run)}`.",
         "",
         "## What it does on the test rows",
         "",
@@ -149,15 +153,7 @@ def _body(run: RunFolder, rows: str, against: Sequence[str]) -> list[str]:
             " "
         )
         lines.append(f"| {name} | {value_text} | {ends or '-'} |")
-    groups = run.metrics.get("groups")
-    lines += [
-        "",
-        f"{run.metrics.get('n'):,} test rows"
-        + (f" in {groups:,} groups that are resampled together" if groups else "")
-        + f"; the weights were chosen on validation (tested: {run.metrics.get('tested_with')}). "
-        "The intervals are for this model on other rows, not for other seeds."
-        + (f" Note: {doubt}." if (doubt := doubtful_groups(run.metrics)) else ""),
-    ]
+    lines += ["", _about_figures(run)]
     lines += ["", "## What it was compared with", "", *_comparisons(run, against)]
     terms = TERMS.get(str(settings.get("data"))) or TERMS.get(str(settings.get("task")))
     lines += [
@@ -177,12 +173,11 @@ def _body(run: RunFolder, rows: str, against: Sequence[str]) -> list[str]:
         "## Limits",
         "",
     ]
-    lines += [f"- {clean(verdict)}" for verdict in run.verdicts] or [
-        "- no rule of ablate's found fault with the training (docs/outcomes.md has the rules)"
-    ]
+    lines += [f"- {clean(each)}" for each in (*run.verdicts, *run.notes)]
+    lines += [] if run.verdicts else [_without_verdicts(run)]
     lines += [
         f"- one seed ({run.seed}): how much another one would change is not in the intervals",
-        "- measured on rows of the same source as those it was trained on",
+        *(["- measured on rows of the same source as those it was trained on"] if own else []),
         "",
         "## To repeat it",
         "",
@@ -197,6 +192,39 @@ def _body(run: RunFolder, rows: str, against: Sequence[str]) -> list[str]:
         f"{show(record.get('steps'))} steps in {show(record.get('seconds'))} s.",
     ]
     return lines
+
+
+def trained_on(run: RunFolder) -> str:
+    """The rows of its training, of an evaluation those of the run that it measures."""
+    if run.evaluated is None:
+        return source_of(run)
+    name = str(run.evaluated.get("trained_on"))
+    return clean(Path(name).name if Path(name).is_absolute() else name)
+
+
+def _about_figures(run: RunFolder) -> str:
+    said = []
+    if (rows := number(run.metrics.get("n"))) is not None:
+        groups = number(run.metrics.get("groups"))
+        of = f" in {groups:,} groups that are resampled together" if groups else ""
+        said.append(f"{rows:,} test rows{of}.")
+    which = run.evaluated.get("weights") if run.evaluated else run.metrics.get("tested_with")
+    if which == "best":
+        said.append("The weights were chosen on validation.")
+    elif which == "final":
+        said.append("The weights are those of the end of the training: no rows chose them.")
+    if any(interval for _, _, interval in figures_of(run)):
+        said.append("The intervals are for this model on other rows, not for other seeds.")
+    if doubt := doubtful_groups(run.metrics):
+        said.append(f"Note: {doubt}.")
+    return " ".join(said)
+
+
+def _without_verdicts(run: RunFolder) -> str:
+    rules = number(run.record.get("verdict_rules"))
+    if rules is None or rules < outcomes.RULES:
+        return "- the rules of its time found no fault with the training"
+    return "- no rule of ablate's found fault with the training (docs/outcomes.md has the rules)"
 
 
 def _pins(record: dict[str, Any]) -> list[str]:
@@ -216,8 +244,14 @@ def _comparisons(run: RunFolder, against: Sequence[str]) -> list[str]:
     if against:
         from reports import compare
 
-        for other in against:
-            found = compare.build_report([other, str(run.path)])
-            lines += [f"- {result.sentence}" for result in found.results if result.judged]
-            lines += [f"- {clean(note)}" for note in found.notes]
+        found = [compare.build_report([other, str(run.path)]) for other in against]
+        judged = [result for each in found for result in each.judged]
+        if not any(result.race for result in judged):  # which has levels of its own
+            margins = {result.margin for result in judged}
+            compare.share_error(judged, margins.pop() if len(margins) == 1 else None)
+        lines += [f"- {result.sentence}" for result in judged]
+        notes = dict.fromkeys(
+            note for each in found for note in (*each.notes, *environment_notes(each.arms))
+        )
+        lines += [f"- {clean(note)}" for note in (*notes, *compare.caveats(judged))]
     return lines or ["- nothing: `report.py card RUN --against OTHER` says how it compares"]

@@ -57,6 +57,7 @@ class Comparison:
     num_groups: int
     paired_rows: bool
     paired_seeds: bool = False
+    pairs_missing: bool = False  # the plan pairs seeds, and the arms have others
     blocks: tuple[str, ...] = ()
     judged: bool = True
     level: float = comparisons.ALPHA
@@ -122,6 +123,8 @@ class Comparison:
         text = f"{of}: {figure}, p {show_p(self.p)}: {self.verdict}."
         if not math.isnan(d.correlation):
             text += f" Paired by seed, r {d.correlation:+.2f} over {self.num_seeds} seeds."
+        if self.pairs_missing:
+            text += " Not paired by seed as planned: the arms have other seeds."
         return " ".join(p for p in (text, self.still_possible, self.needed, self.looked) if p)
 
     @property
@@ -470,11 +473,13 @@ def _compare_metric(
     seeds = min(sum(len(c.runs) for c in part) for part in np.array_split(cells, 2))
     over_seeds = seeds >= comparisons.MIN_SEEDS and smallest >= 2
     groups = cells[0].runs[0].groups
-    by_seed = bool(plan and plan.paired and over_seeds and paired)
-    by_seed = by_seed and all(cell.seeds == cells[0].seeds for cell in cells)
+    planned = bool(plan and plan.paired and over_seeds and paired)
+    by_seed = planned and all(cell.seeds == cells[0].seeds for cell in cells)
     if not over_seeds:  # of several seeds, their mean
         influences = [[mean_influence(cell)] for cell in influences]
     if not paired:
+        for each in (baseline, arm):
+            _require_own_rows(each)
         alone = [
             comparisons.contrast([cell], [1.0], group_index(rows.runs[0].groups))
             for cell, rows in zip(influences, cells, strict=True)
@@ -495,9 +500,19 @@ def _compare_metric(
         baseline.predictions[0].num_groups,
         paired,
         by_seed,
+        planned and not by_seed,
         tuple(block for block in blocks if block),
         judged,
     )
+
+
+def _require_own_rows(arm: Arm) -> None:
+    """ValueError where the runs of one arm have different test rows: their mean is no figure."""
+    first, *others = arm.predictions
+    if any(len(x) != len(first) or (x.ids != first.ids).any() for x in others):
+        raise ValueError(
+            f"{arm.label}: its own runs have different test rows; compare them run by run"
+        )
 
 
 def with_shared_seeds(first: Arm, second: Arm) -> tuple[Arm, Arm]:
@@ -572,8 +587,14 @@ class Report:
             },  # fmt: skip
             "comparisons": [result.as_json() for result in self.results],
             "published": self.published,
-            "notes": [*self.notes, *caveats(self.results)],
+            "notes": [*self.notes, *caveats(self.results), *margin_notes(self.results, self.plan)],
         }
+
+
+def require_margin(margin: float | None) -> None:
+    """ValueError for one that is no difference that does not matter."""
+    if margin is not None and not (margin > 0 and math.isfinite(margin)):
+        raise ValueError(f"--margin {margin:g}: expected a difference above 0 that does not matter")
 
 
 def build_report(
@@ -584,8 +605,7 @@ def build_report(
     margin: float | None = None,
 ) -> Report:
     """ValueError when the runs cannot be compared row by row and `anyway` is not set."""
-    if margin is not None and not (margin > 0 and math.isfinite(margin)):
-        raise ValueError(f"--margin {margin:g}: expected a difference above 0 that does not matter")
+    require_margin(margin)
     arms = build_arms(paths, by)
     why = refusal(arms)  # reads the test rows, and notes what is wrong with them
     runs = [run for arm in arms for run in arm.runs]
@@ -614,6 +634,8 @@ def build_report(
     )
     if by:
         notes += _block_notes(arms, by)
+    notes += baseline_notes(arms, plan)
+    notes += [] if names else primary_notes(arms, results)
     return Report(arms, notes, tables, results, why, plan, given, by)
 
 
@@ -648,13 +670,42 @@ def report(
                                tablefmt=style)]  # fmt: skip
     lines += ["", *found.published, ""] if found.published else [""]
     lines += caveats(found.results)
-    if found.judged and (margin := found.judged[0].margin) is not None:
-        lines.append(
-            f"The margin {margin:g} was chosen with the results at hand (it was not in the plan)."
-            if found.plan.margin != margin
-            else f"The margin {margin:g} was in the plan."
-        )
+    lines += margin_notes(found.results, found.plan)
     return "\n".join(lines)
+
+
+def margin_notes(results: Sequence[Comparison | ByRanks], plan: Plan) -> list[str]:
+    """Whether the margin of these comparisons stood in the plan."""
+    judged = [result for result in results if result.judged]
+    if not judged or (margin := judged[0].margin) is None:
+        return []
+    if plan.margin == margin:
+        return [f"The margin {margin:g} was in the plan."]
+    return [f"The margin {margin:g} was chosen with the results at hand (it was not in the plan)."]
+
+
+def baseline_notes(arms: Sequence[Arm], plan: Plan) -> list[str]:
+    """That the plan has another baseline than this comparison."""
+    place = plan.place(arms[0].runs[0])
+    if not 0 < place < len(plan.labels):
+        return []
+    note = f"note: the plan compares with {plan.labels[0]}, not with {arms[0].label}"
+    return [note + (": its race has levels for that alone" if plan.race else "")]
+
+
+def primary_notes(arms: Sequence[Arm], results: Sequence[Comparison | ByRanks]) -> list[str]:
+    """That the runs were trained and chosen by different metrics, one of which judges them."""
+    of: dict[str, str] = {}
+    for arm in arms:
+        for rows in arm.predictions:
+            of.setdefault(rows.primary, arm.label)
+    if len(of) < 2:
+        return []
+    said = ", ".join(f"{name} in {label}" for name, label in of.items())
+    judge = next(result.metric for result in results if result.judged)
+    return [
+        f"note: the primary metrics differ ({said}): judged by {judge}; --metrics names another"
+    ]
 
 
 def difference_text(result: Comparison | ByRanks) -> str:
@@ -701,11 +752,16 @@ def few_groups(results: Sequence[Comparison | ByRanks]) -> list[str]:
     of_rows = [result for result in results if isinstance(result, Comparison)]
     if not of_rows or not of_rows[0].baseline.predictions:
         return []
-    rows = of_rows[0].baseline.predictions[0]
-    weights = rows.influence(of_rows[0].metric).leverage
-    facts = interval_facts(of_rows[0].metric, rows.groups, weights)
-    groups = doubtful_groups({"n": len(rows), **facts})
-    return [f"Only {groups} (docs/statistics.md)."] if groups else []
+    metric, arms = of_rows[0].metric, [of_rows[0].baseline]
+    if not of_rows[0].paired_rows:  # each on rows of its own
+        arms += [result.arm for result in of_rows if result.metric == metric]
+    said = []
+    for arm in arms:
+        rows = arm.predictions[0]
+        facts = interval_facts(metric, rows.groups, rows.influence(metric).leverage)
+        if groups := doubtful_groups({"n": len(rows), **facts}):
+            said.append(f"Only {groups} (docs/statistics.md).")
+    return list(dict.fromkeys(said))
 
 
 def _head(arms: Sequence[Arm]) -> list[str]:

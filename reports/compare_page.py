@@ -7,7 +7,15 @@ import numpy as np
 from reports import plots
 from reports.arms import Arm
 from reports.blocks import Block, Figure, Finding, Page, Table, Text, readable, section, to_html
-from reports.compare import Comparison, Report, caveats, contrast_notes, difference_text, show_p
+from reports.compare import (
+    Comparison,
+    Report,
+    caveats,
+    contrast_notes,
+    difference_text,
+    margin_notes,
+    show_p,
+)
 from reports.folder import clean, number
 
 TONES = {"better": "good", "worse": "bad", "higher": "note", "lower": "note"}
@@ -27,7 +35,7 @@ def page_of_comparison(found: Report) -> Page:
     if found.unpaired:
         verdicts.insert(0, Finding(f"compared unpaired, although {clean(found.unpaired)}", "bad"))
     said = [*found.notes, *contrast_notes(found.arms, found.by), *caveats(found.results)]
-    said += found.published
+    said += [*margin_notes(found.results, found.plan), *found.published]
     notes: list[Block] = [Text(clean(line)) for line in said if line]
     body = [
         *section("Verdict", verdicts),

@@ -21,14 +21,16 @@ from evaluation.factorial import Weights
 from evaluation.metrics import digits_of, with_interval
 from evaluation.stats import group_index
 from reports import plots
-from reports.arms import Arm, differences, refusal, settings_of, show, without_repeats
+from reports.arms import Arm, environment_notes, refusal, settings_of, show, without_repeats
 from reports.compare import (
     SCHEMA,
     Comparison,
     caveats,
     difference_text,
+    margin_notes,
     mean_influence,
     metrics_of,
+    require_margin,
     share_error,
     show_p,
 )
@@ -459,7 +461,7 @@ class Effects:
             "effects": [line.as_json() | {"name": name_of(line)} for line in self.lines],
             "sentences": self.sentences,
             "raised_by": raised_values(self.plan, self.metric),
-            "notes": self.notes,
+            "notes": [*self.notes, *self.said_below],
         }
 
     def as_text(self, style: str = "simple") -> str:
@@ -503,15 +505,11 @@ class Effects:
             for line in self.settings
             if line.decision == "undecided" or isinstance(line, ByRanks)
         ]
-        lines += caveats([line for line in self.lines if line.judged])
-        if (margin := self.lines[0].margin) is not None:
-            lines.append(
-                f"The margin {margin:g} was in the plan."
-                if self.plan.margin == margin
-                else f"The margin {margin:g} was chosen with the results at hand (it was not in "
-                "the plan)."
-            )
-        return lines
+        return [*lines, *self.said_below]
+
+    @property
+    def said_below(self) -> list[str]:
+        return [*caveats(self.lines), *margin_notes(self.lines, self.plan)]
 
 
 def is_called(line: Line) -> bool:
@@ -544,8 +542,7 @@ def build_effects(
     levels: dict[str, list[str]] | None = None,
 ) -> Effects:
     """ValueError where the runs are no grid, or cannot be compared row by row."""
-    if margin is not None and not (margin > 0 and math.isfinite(margin)):
-        raise ValueError(f"--margin {margin:g}: expected a difference above 0 that does not matter")
+    require_margin(margin)
     plan = plan_of(load_runs(paths))
     grid = read_grid(paths, levels or {}, plan)
     arms = list(grid.points.values())
@@ -557,7 +554,7 @@ def build_effects(
     margin = margin if given else plan.margin
     metric = metrics_of(arms, [metric] if metric else None)[0][0]
     notes = [*grid.notes, *notes_on_outcomes(grid.runs), *shared_notes(grid.runs), *plan.notes]
-    notes += _environment(arms)
+    notes += environment_notes(arms)
     if lost_runs(grid.runs):
         lines, total = _lines_by_ranks(grid, metric)
     else:
@@ -636,14 +633,6 @@ def grid_of_ends(grid: Grid) -> Grid:
     )
     points = {0: grid.points[0], 1: grid.points[2**grid.k - 1]}
     return Grid([factor], points, grid.seeds, True)
-
-
-def _environment(arms: Sequence[Arm]) -> list[str]:
-    tables = differences(arms)
-    others = [row[0] for name, rows in tables.items() if name != "settings" for row in rows]
-    if not others:
-        return []
-    return [f"note: the runs differ in {', '.join(others)}, too, which may change figures"]
 
 
 def _mean(grid: Grid, point: int, metric: str) -> float | None:

@@ -26,6 +26,9 @@ from reports import packed
 from settings import current_names
 
 SCHEMA_VERSION = 1
+PLAN = "sweep.yaml"
+# Notes on what lies beside a run, and not on the run.
+BESIDE = "beside it, "
 
 
 @dataclass
@@ -167,7 +170,8 @@ def find_runs(path: str | Path) -> list[RunFolder]:
         # the tasks of a suite lie below their run
         folders = [folder for folder in folders if not any(map(is_run, _between(folder, path)))]
         # nor do the trials behind a sweep's tuned settings count as results
-        folders = [f for f in folders if "tune" not in f.relative_to(path).parts] or folders
+        trials = trials_among(folders)
+        folders = [folder for folder in folders if folder not in trials] or folders
         # nor does what a sweep has not published: it may be there twice
         places = {folder: claims.place_of(folder) for folder in folders}
         waiting = {p for p in places.values() if p and not is_run(p)}
@@ -180,12 +184,25 @@ def find_runs(path: str | Path) -> list[RunFolder]:
         if waiting:
             which = f"{len(waiting)} runs that have not ended, or failed, are"
             which = "a run that has not ended, or failed, is" if len(waiting) == 1 else which
-            runs[0].notes.append(f"beside it, {which} left out (sweep.py status)")
+            runs[0].notes.append(f"{BESIDE}{which} left out (sweep.py status)")
         for link in (file for file in files if file.is_symlink() and not file.exists()):
             if not any(map(is_run, _between(link, path))):
-                runs[0].notes.append(f"beside it, the link {link.name} leads to nothing")
+                runs[0].notes.append(f"{BESIDE}the link {link.name} leads to nothing")
         return runs
     return [load_run(path)]
+
+
+def trials_among(folders: Iterable[Path]) -> set[Path]:
+    """Those of runs by which a sweep tuned an arm, and their tasks: OUT/arm/tune/value, beside
+    OUT/arm/seed_0 or below OUT/sweep.yaml. A folder of any other place may be called tune."""
+    folders = list(folders)
+    arms = {folder.parent for folder in folders if re.fullmatch(r"seed_\d+", folder.name)}
+
+    def is_trial(run: Path) -> bool:
+        tunes = [folder for folder in run.parents if folder.name == "tune"]
+        return any(t.parent in arms or packed.is_file(t.parent.parent / PLAN) for t in tunes)
+
+    return set(filter(is_trial, folders))
 
 
 def _between(folder: Path, top: Path) -> list[Path]:

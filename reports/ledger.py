@@ -4,6 +4,7 @@ Rows are told apart by their ids in predictions.csv, whatever else of a split di
 sweep's tuning looked, too, and are counted; they are no settings that a best is chosen from.
 """
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
@@ -19,9 +20,17 @@ from evaluation.metrics import with_interval
 from evaluation.stats import group_index
 from evaluation.winners import Lead, shrunk
 from reports import packed
-from reports.arms import Arm, group_runs, labels_of, refusal
+from reports.arms import (
+    Arm,
+    group_runs,
+    labels_of,
+    refusal,
+    rows_of,
+    settings_of,
+    without_repeats,
+)
 from reports.compare import SCHEMA, mean_influence, metrics_of
-from reports.folder import RunFolder, clean, is_run, load_run, number
+from reports.folder import RunFolder, clean, find_runs, is_run, load_run, number, trials_among
 from reports.outcomes import has_test_rows, lost_runs
 from reports.predictions import direction, ids_digest
 
@@ -31,6 +40,7 @@ class Best:
     """The best of `settings` settings, by its mean over seeds."""
 
     label: str
+    run: RunFolder  # one of its seeds
     metric: str
     settings: int
     seeds: int
@@ -40,6 +50,11 @@ class Best:
     lead: Lead | None  # on fresh rows; None where no interval is known
     over_seeds: bool
     higher_is_better: bool
+    diverged: int = 0  # of its seeds, which have no figure
+
+    def is_seed(self, run: RunFolder) -> bool:
+        """Whether a run is of this setting, on these rows."""
+        return all(of(run) == of(self.run) for of in (settings_of, rows_of))
 
     def on_fresh_rows(self, lead: float) -> float:
         return self.mean + (lead if self.higher_is_better else -lead)
@@ -49,6 +64,8 @@ class Best:
             f"the best of {self.settings} settings is {self.label}: {self.metric} "
             f"{self.value:.4f}, better than their mean by {self.claimed:.4f}"
         )
+        if self.diverged:
+            text += f" (seeds of it that diverged are left out: {self.diverged})"
         if self.lead is None:
             return f"{text}; what of that is luck cannot be said"
         low, high = sorted(map(self.on_fresh_rows, self.lead[1:]))
@@ -104,7 +121,7 @@ def _split_as_json(split: Split) -> dict[str, Any]:
             **{"label": best.label, "metric": best.metric, "settings": best.settings},
             **{"seeds": best.seeds, "value": best.value, "mean": best.mean},
             **{"claimed": best.claimed, "expected": ends[0], "low": ends[1], "high": ends[2]},
-            "over_seeds": best.over_seeds,
+            **{"over_seeds": best.over_seeds, "diverged": best.diverged},
         }
     return found
 
@@ -124,7 +141,21 @@ def build_ledger(paths: Sequence[str]) -> Ledger:
         splits.setdefault(digest, []).append(run)
         sizes[digest] = size
     order = sorted(splits, key=lambda digest: -len(splits[digest]))
-    return Ledger([_split(digest, sizes[digest], splits[digest]) for digest in order])
+    trials = trials_among(run.path for run in runs)
+    found = [_split(digest, sizes[digest], splits[digest], trials) for digest in order]
+    lost = _diverged(paths)
+    for split in found:
+        if split.best:
+            split.best.diverged = sum(map(split.best.is_seed, lost))
+    return Ledger(found)
+
+
+def _diverged(paths: Sequence[str]) -> list[RunFolder]:
+    found: dict[Path, RunFolder] = {}
+    for path in paths:
+        with contextlib.suppress(ValueError):  # none there that has ended
+            found |= {run.path.resolve(): run for run in lost_runs(find_runs(path))}
+    return list(found.values())
 
 
 def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
@@ -157,10 +188,10 @@ def test_rows_of(run: Path) -> tuple[str, int]:
     return ids_digest(ids), len(ids)
 
 
-def _split(digest: str, size: int, runs: list[RunFolder]) -> Split:
-    results = [run for run in runs if "tune" not in run.path.parts]
+def _split(digest: str, size: int, runs: list[RunFolder], trials: set[Path]) -> Split:
+    results = [run for run in runs if run.path not in trials]
     split = Split(size, digest, runs, len(runs) - len(results), None)
-    groups = group_runs(results)
+    groups = list(map(without_repeats, group_runs(results)))
     if len(groups) < 2:
         split.why = "one setting alone: nothing was chosen by these rows" if groups else ""
         return split
@@ -205,7 +236,8 @@ def best_of(arms: Sequence[Arm]) -> Best:
         ends = shrunk(claimed, spread, weights, *parts)
         lead = Lead(*(float(end) for end in ends))
     return Best(
-        *(order[0].label, metric, count, seeds, float(means[first]), float(means.mean())),
+        *(order[0].label, order[0].runs[0], metric, count, seeds),
+        *(float(means[first]), float(means.mean())),
         *(claimed, lead, over_seeds, sign > 0),
     )
 

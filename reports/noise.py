@@ -11,6 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from evaluation.components import Component, Components, components
+from reports.arms import rows_of, settings_of
 from reports.folder import RunFolder, find_runs, number
 from reports.plan import plan_of
 from reports.predictions import load_predictions
@@ -121,14 +122,23 @@ def build_noise(path: str, metric: str | None = None) -> Noise:
     names = list(declared) if isinstance(declared, dict) else _varied(runs)
     if not names:
         raise ValueError(f"{path}: no seeds of single sources differ; sweep.py … --noise makes it")
+    _require_one_setting(path, runs, names)
     metric = metric or _primary(runs)
     cells: dict[tuple, float] = {}
+    places: dict[tuple, RunFolder] = {}
     for run in runs:
         settings = flatten(run.config)
         value = number(run.metrics.get(metric))
         if value is None:
-            raise ValueError(f"{run.path} has no {metric}: {run.status}, {run.exit_reason}")
-        cells[tuple(settings.get(name) for name in names)] = float(value)
+            there = ", ".join(n for n, v in run.metrics.items() if number(v) is not None)
+            why = f"it has {there}" if there else f"{run.status}, {run.exit_reason}"
+            raise ValueError(f"{run.path} has no {metric}: {why}")
+        cell = tuple(settings.get(name) for name in names)
+        if (other := places.setdefault(cell, run)) is not run:
+            raise ValueError(
+                f"{other.path} and {run.path} have the same seeds of all sources: which one counts?"
+            )
+        cells[cell] = float(value)
     sizes = _sizes(list(cells), names)
     order = sorted(cells, key=lambda cell: [str(each).zfill(12) for each in cell])
     values = np.array([cells[cell] for cell in order]).reshape(sizes)
@@ -137,6 +147,20 @@ def build_noise(path: str, metric: str | None = None) -> Noise:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Noise(metric, float(values.mean()), sizes, names, found)
+
+
+def _require_one_setting(path: str, runs: Sequence[RunFolder], names: Sequence[str]) -> None:
+    """ValueError where something else than these seeds would be taken for noise."""
+    settings = {
+        repr(sorted((n, v) for n, v in settings_of(run).items() if n not in names)) for run in runs
+    }
+    if len(settings) > 1:
+        raise ValueError(
+            f"{path}: these are runs of {len(settings)} settings; what settings do is no noise: "
+            "give the folder of one design"
+        )
+    if len({rows_of(run).get("data_fingerprint", "") for run in runs} - {""}) > 1:
+        raise ValueError(f"{path}: the data changed between these runs, which is no noise")
 
 
 def _varied(runs: Sequence[RunFolder]) -> list[str]:

@@ -72,6 +72,12 @@ def is_packed(path: Path) -> bool:
     return _place(path) is not None
 
 
+def refuse_inside(path: Path) -> None:
+    """ValueError where a file would lie in a packed folder: a folder of that name hides it."""
+    if is_packed(path.parent):
+        raise ValueError(f"{path} would lie in a packed folder, and hide it: another place")
+
+
 def folder_name(path: str) -> str:
     """The folder that was packed into a file: x/runs for x/runs.zip, and x/runs/a for x/runs.zip/a.
     A path without such a file, or with the folder beside it, stays as it is."""
@@ -86,13 +92,15 @@ def pack(folder: Path) -> Path:
     `folder`, without weights, pictures and pages. ValueError where no run is."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
     files = {}
-    for path in walk(folder):
+    for path in files_below(folder):  # also of what is packed there, as reports read it
         inside = path.relative_to(folder).as_posix()
         if not claims.is_counted(path):
             continue
-        if path.suffix in SUFFIXES and path.is_file() and "/weights/" not in f"/{inside}":
-            files[inside] = path.read_bytes()
+        if path.suffix in SUFFIXES and is_file(path) and "/weights/" not in f"/{inside}":
+            files[inside] = read_bytes(path)
     if not any(Path(name).name == "run.json" for name in files):
         raise ValueError(f"{folder}: no run folder in it (none has a run.json)")
     packed = folder.with_name(f"{folder.name}.zip")

@@ -42,6 +42,7 @@ def write_page(paths: list[Path], output: Path | None = None, markdown: bool = F
 
 def write_whole(path: Path, content: bytes) -> Path:
     """All of it or nothing: somebody may be looking at the page of before."""
+    packed.refuse_inside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     beside.write_bytes(content)

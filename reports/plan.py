@@ -16,9 +16,9 @@ from evaluation import sequential
 from evaluation.comparisons import MIN_SEEDS
 from files import json_lines
 from reports import packed
-from reports.folder import RunFolder, number
+from reports.folder import PLAN, RunFolder, number
 
-PLAN, LOOKS = "sweep.yaml", "looks.jsonl"
+LOOKS = "looks.jsonl"
 
 
 @dataclass
@@ -36,6 +36,17 @@ class Plan:
     looks: list[dict[str, list]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)  # of the sweep file
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the arms, in their order: the first is the baseline."""
+        arms = self.content.get("arms")
+        return list(map(str, arms)) if isinstance(arms, dict) else []
+
+    def place(self, run: RunFolder) -> int:
+        """Of a run's arm in the plan; behind all others where it has none."""
+        label, labels = run.path.absolute().parent.name, self.labels
+        return labels.index(label) if label in labels else len(labels)
 
     def levels(self, metrics: int = 1) -> dict[int, float]:
         """The level of each look of a race, by seeds, with so many metrics judged."""

@@ -64,6 +64,7 @@ def report(arguments: argparse.Namespace) -> str | dict[str, Any]:
     """Rows and seeds for `--difference`, and what is detectable with the rows that there are."""
     given = arguments
     _check(given)
+    _require_read(given)
     notes: list[str] = []
     unit, known_from, correlation = "rows", 0, None
     seed_std = given.seed_std
@@ -109,6 +110,20 @@ def report(arguments: argparse.Namespace) -> str | dict[str, Any]:
     if given.difference is not None and given.accuracy is not None:
         lines += ["", _apart(given)]
     return "\n".join([*lines, "", foot]).strip()
+
+
+def _require_read(given: argparse.Namespace) -> None:
+    """ValueError for an option that counts for nothing beside, or without, another one."""
+    if given.like:
+        for name in ("disagreement", "row_std", "seed_std"):
+            if getattr(given, name):
+                raise ValueError(f"--{name} is read from the runs of --like: give one of the two")
+    elif given.metric is not None:
+        raise ValueError("--metric is that of the runs of --like")
+    if given.row_std is not None and given.disagreement is not None:
+        raise ValueError("--row_std is of a loss, --disagreement of accuracy: give one of the two")
+    if given.correlation and not given.paired:
+        raise ValueError("--correlation is of seeds that are paired: it needs --paired")
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -224,18 +239,18 @@ def figures_like(paths: list[str], metric: str | None) -> tuple[Case, float, int
     setting it holds no effect, only what rows and chance answers add. ValueError for runs of
     several settings: what these do would be taken for the seeds' spread.
     """
-    from reports.arms import Arm, group_runs, refusal
+    from reports.arms import Arm, group_runs, refusal, without_repeats
     from reports.folder import load_runs
 
-    loaded = load_runs(paths)
+    loaded = without_repeats(load_runs(paths))
+    arm = Arm("", loaded)
+    if why := refusal([arm]):
+        raise ValueError(f"--like: {why}")
     if (several := len(group_runs(loaded))) > 1:
         raise ValueError(
             f"--like: these are runs of {several} settings; give the seeds of one, for what "
             "settings do is no spread of seeds"
         )
-    arm = Arm("", loaded)
-    if why := refusal([arm]):
-        raise ValueError(f"--like: {why}")
     runs = arm.predictions
     if len(runs) < 2:
         notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
@@ -249,6 +264,8 @@ def figures_like(paths: list[str], metric: str | None) -> tuple[Case, float, int
         for number, a in enumerate(runs)
         for b in runs[number + 1 :]
     ]
+    if all(each.problem for each in found):
+        raise ValueError(f"--like: no spread is known: {found[0].problem}")
     variance = sum(each.row_variance for each in found) / len(found)
     values = [rows.value(metric) for rows in runs]
     enough = len(runs) >= comparisons.MIN_SEEDS

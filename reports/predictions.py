@@ -16,10 +16,11 @@ from reports.folder import RunFolder
 
 MOST_CLASSES = 200  # with an F1 of their own
 HIGHER_IS_BETTER = {
-    *("accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearman", "exact_match"),
-    *("flip_consistency", "judge"),
+    *("accuracy", "f1", "f1_a", "f1_macro", "matthews_correlation", "pearson", "spearman"),
+    *("exact_match", "flip_consistency", "judge"),
 }
-LOWER_IS_BETTER = ("loss", "nats", "bits", "mse", "perplexity")  # also as part of a name
+# also as part of a name
+LOWER_IS_BETTER = ("loss", "nats", "bits", "mse", "perplexity", "calibration_error")
 TEXT_COLUMNS = dict.fromkeys(("id", "group", "label", "prediction"), str)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from evaluation import published
 from evaluation.published import Figure, Ours
 from evaluation.stats import mean_interval
+from reports.arms import without_repeats
 from reports.folder import RunFolder, interval_of, number
 from reports.table import figures_of
 
@@ -22,6 +23,7 @@ def reference_of(runs: Sequence[RunFolder]) -> dict[str, Any]:
 
 def sentences(runs: Sequence[RunFolder], label: str = "") -> list[str]:
     """Each published figure that these runs have, ours beside it; then what differs."""
+    runs = without_repeats(runs)
     reference = reference_of(runs)
     pairs = [(f, ours_of(runs, f)) for f in published.published_figures(reference)]
     lines = [published.against(figure, ours).sentence for figure, ours in pairs if ours]

@@ -69,7 +69,7 @@ def distinct_names(runs: list[RunFolder]) -> list[str]:
 def comparable(runs: list[RunFolder]) -> list[Finding]:
     sentences = []
     for name, what in (("data_fingerprint", "data"), ("split_fingerprint", "test rows")):
-        if len({str(run.record.get(name)) for run in runs}) > 1:
+        if len({str(run.record[name]) for run in runs if run.record.get(name)}) > 1:
             text = f"the runs did not have the same {what} ({name} differs): figures side by side "
             sentences.append(Finding(text + "are not a comparison", "bad"))
     text = (

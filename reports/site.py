@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 
 from reports import packed, plots
-from reports.arms import Arm, group_runs, labels_of, refusal, without_repeats
+from reports.arms import (
+    Arm,
+    environment_notes,
+    group_runs,
+    labels_of,
+    refusal,
+    without_repeats,
+)
 from reports.blocks import cut, readable, template
 from reports.compare import caveats, compare, difference_text, metrics_of, show_p
 from reports.folder import RunFolder, clean, load_runs, number, shared_notes
@@ -249,15 +256,12 @@ def comparisons_of(arms: Sequence[Arm]) -> list[Comparison]:
 def compared(kind: str, name: str, arms: list[Arm]) -> Comparison:
     plan = plan_of([run for arm in arms for run in arm.runs])
     title = f"sweep {Path(name).name}" if kind == "sweep" else f"test rows {name}, runs of no sweep"
-    order = list(map(str, planned)) if isinstance(planned := plan.content.get("arms"), dict) else []
-    folders = {id(arm): arm.runs[0].path.absolute().parent.name for arm in arms}
-    if order:
-        known = {label: place for place, label in enumerate(order)}
-        arms = sorted(arms, key=lambda arm: known.get(folders[id(arm)], len(known)))
+    order = plan.labels
+    arms = sorted(arms, key=lambda arm: plan.place(arm.runs[0]))
     there = [arm for arm in arms if arm.predictions or lost_runs(arm.runs)]
-    if not there or (order and folders[id(there[0])] != order[0]):
-        why = f"its baseline {order[0]}" if order else "none of them"
-        return Comparison(clean(title), "", notes=[clean(f"not compared: {why} has test rows")])
+    if not there or (order and plan.place(there[0].runs[0])):
+        why = f"its baseline {order[0]} has no test rows" if order else "none of them has test rows"
+        return Comparison(clean(title), "", notes=[clean(f"not compared: {why}")])
     found = Comparison(clean(title), clean(there[0].label))
     if not order:
         found.notes.append("No sweep file names a baseline: it is the first of them.")
@@ -294,7 +298,7 @@ def compared(kind: str, name: str, arms: list[Arm]) -> Comparison:
                 clean(result.sentence),
             )
         )
-    found.notes += map(clean, [*plan.notes, *caveats(results)])
+    found.notes += map(clean, [*plan.notes, *environment_notes(kept), *caveats(results)])
     return found
 
 

@@ -11,7 +11,9 @@ from reports.compare import (
     compare,
     difference_text,
     figure_of,
+    margin_notes,
     metrics_of,
+    require_margin,
     show_p,
 )
 from reports.folder import find_runs, is_run, shared_notes
@@ -36,6 +38,7 @@ def report(
     columns: those of `table` to show beside it. ValueError when the rows are not the same.
     as_json: an object in place of the text (docs/statistics.md).
     """
+    require_margin(margin)
     arms, notes = _arms_of(_steps_in(paths[0]) if len(paths) == 1 else paths)
     if len(arms) < 2:
         raise ValueError("\n".join([*notes, "give two steps or more, or a folder of them"]))
@@ -48,6 +51,10 @@ def report(
     margin = plan.margin if margin is None else margin
     steps = compare(arms, judged, previous=True, margin=margin, plan=plan)
     notes += [*notes_on_outcomes(runs), *shared_notes(runs), *plan.notes]
+    if len(paths) == 1:
+        there = {run.path.absolute().parent.name for run in runs}
+        missing = [label for label in plan.labels if label not in there]
+        notes += [f"note: no run of {label} has ended: it is no step here" for label in missing]
     if as_json:
         pairs = zip(arms, arms[1:], steps, strict=False)
         return {
@@ -55,7 +62,7 @@ def report(
             "steps": [
                 {**step.as_json(), "changed": changes(before, arm)} for before, arm, step in pairs
             ],
-            "notes": [*notes, *caveats(steps)],
+            "notes": [*notes, *caveats(steps), *margin_notes(steps, plan)],
         }
     lines = []
     for number, arm in enumerate(arms):
@@ -75,7 +82,7 @@ def report(
     table = render(list(lines[0]), lines, style)
     if style == "csv":
         return table
-    return "\n".join([*notes, table, "", *caveats(steps)])
+    return "\n".join([*notes, table, "", *caveats(steps), *margin_notes(steps, plan)])
 
 
 def figure_cell(arm: Arm, metric: str) -> Cell:

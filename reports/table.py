@@ -22,7 +22,7 @@ from tabulate import tabulate
 from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups
 from evaluation.published import published_figures
 from evaluation.stats import mean_interval
-from reports.arms import group_runs, labels_of, settings_of, show
+from reports.arms import group_runs, labels_of, settings_of, show, without_repeats
 from reports.folder import RunFolder, interval_of, number
 from reports.outcomes import counted
 from settings import flatten
@@ -86,7 +86,7 @@ SETTINGS_FIRST = (
 class Cell:
     """A value of one line: text, or a number with its interval (mean over seeds, or a run's).
 
-    seeds: of how many it is the mean, where some diverged and have none: 2 of 3.
+    seeds: of how many it is the mean, where some have none: 2 of 3.
     """
 
     value: Any
@@ -109,9 +109,9 @@ class Cell:
         if not isinstance(self.value, float):
             return show(self.value)
         shown = f"{self.value:.{digits}f}"
-        if math.isnan(self.low):
-            return f"{shown} ({self.seeds})" if self.seeds else shown
-        return f"{shown} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        if not math.isnan(self.low):
+            shown += f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{shown} ({self.seeds})" if self.seeds else shown
 
 
 def command_of(run: RunFolder) -> str:
@@ -154,9 +154,10 @@ def figures_of(run: RunFolder) -> dict[str, Any]:
     facts = flatten({k: v for k, v in recorded.items() if not isinstance(v, list)})
     validation: dict[str, float] = {}
     known = [row for row in evaluations if number(row.get("val_loss")) is not None]
-    if known:  # all of the evaluation that chose the weights
+    if known:  # all of the evaluation of the weights that are tested
         best = min(known, key=lambda row: row["val_loss"])
-        best = known[-1] if "diverged" in run.failures else best  # what it came to
+        tested = run.metrics.get("tested_with", run.config.get("test_with"))
+        best = known[-1] if tested == "final" or "diverged" in run.failures else best
         validation = {k: v for k, v in best.items() if k.startswith("val_")}
     facts["command"] = command_of(run)
     figures = {**facts, "train_loss": last.get("train_loss"), **validation, **flatten(run.metrics)}
@@ -187,7 +188,9 @@ def build_table(
     runs: Sequence[RunFolder], columns: Sequence[str] | None = None, fold: bool = True
 ) -> tuple[list[str], list[dict[str, Cell]]]:
     """(column names, one dict of cells a line). ValueError names a column that no run has."""
-    groups = group_runs(runs) if fold else [[run] for run in runs]
+    groups = [[run] for run in runs]
+    if fold:  # a run that was made twice is one seed, as in a comparison
+        groups = list(map(without_repeats, group_runs(runs)))
     settings = [settings_of(group[0]) for group in groups]
     figures = [[figures_of(run) for run in group] for group in groups]
     if columns is None:
@@ -266,12 +269,15 @@ def _cell(name: str, group: list[RunFolder], setting: dict, figures: list[dict])
         value = setting.get(name, raw[0])
         written = isinstance(value, int | float) and not isinstance(value, bool)
         return Cell(show(value) if written else value)
-    if isinstance(raw[0], int) and set(raw) == {raw[0]}:  # a count, the same in all runs
-        return Cell(raw[0])
+    there = [value for value in raw if number(value) is not None]
+    # a count, the same in all runs
+    if isinstance(there[0], int) and there.count(there[0]) == len(there):
+        return Cell(there[0])
     if len(group) > 1:
         mean, low, high = mean_interval(values)
+        seeds = f"{len(values)} of {len(group)}" if len(values) < len(group) else ""
         # of what depends on the machine's mood an interval says nothing
-        return Cell(mean) if name in MEASURES else Cell(mean, low, high)
+        return Cell(mean, seeds=seeds) if name in MEASURES else Cell(mean, low, high, seeds)
     interval = interval_of(figures[0], name) or (math.nan, math.nan)
     return Cell(values[0], *interval)
 

@@ -27,8 +27,8 @@ from tabulate import tabulate
 import console
 from evaluation import factorial
 from files import find_file, read_yaml, write_text
-from reports import scripts
-from reports.arms import Arm, differences, settings_of
+from reports import packed, scripts
+from reports.arms import FINGERPRINTS, Arm, differences, settings_of
 from reports.compare import SCHEMA
 from reports.effects import MOST_FACTORS, Factor, point_name, shown
 from reports.folder import RunFolder, duration, find_runs, number, shared_notes
@@ -44,7 +44,6 @@ ROWS = (
     *("task", "suite", "validation.fraction", "validation.seed", "validation.truncate_to"),
 )
 ALWAYS_OTHER_ROWS = ("labels", "task", "suite")  # whatever the fingerprints say
-FINGERPRINTS = ("data_fingerprint", "split_fingerprint")
 MOST_POINTS = 256
 LONGEST_LABEL = 100  # characters of a folder's name
 MOST_SEEDS = 100
@@ -567,6 +566,7 @@ def _look_for_runs(
         wanted[_key(place)] = point
     like = question.rows.runs[0].record
     found: dict[tuple[int, int], RunFolder] = {}
+    in_files: list[RunFolder] = []
     for run in _finished_runs(folders, leave_out):
         if run.seed in taken or not isinstance(run.seed, int):
             continue
@@ -576,7 +576,9 @@ def _look_for_runs(
         if settings_of(run)["script"] != settings_of(raising[0])["script"]:
             continue
         point = wanted.get(_key(_compared(run, defaults)))
-        if point is not None:
+        if point is not None and packed.is_packed(run.path):
+            in_files.append(run)
+        elif point is not None:
             found.setdefault((point, run.seed), run)
     if isinstance(seeds, int):
         there = {seed: sum(s == seed for _, s in found) for _, seed in found}
@@ -585,6 +587,11 @@ def _look_for_runs(
         seeds = sorted(order[:seeds])
     question.seeds = list(seeds)
     question.existing = {place: run for place, run in found.items() if place[1] in question.seeds}
+    if in_files:
+        question.notes.append(
+            f"note: {len(in_files)} such runs lie in packed folders, e.g. {in_files[0].path}: they "
+            "count once they are unpacked"
+        )
     versions = {str(run.record.get("versions")) for run in question.existing.values()}
     if len(versions) > 1:
         question.notes.append("note: the runs that exist were made with different versions")

@@ -85,6 +85,7 @@ def gate(base: str, candidate: str, path: Path, given: argparse.Namespace) -> An
     """
     try:
         arms = [_arm(base), _arm(candidate)]
+        packed.refuse_inside(path)
         with appending(path) as (lines, add):
             return _judge(arms, lines, add, given)
     except (ValueError, OSError) as problem:
@@ -103,7 +104,12 @@ def _arm(path: str) -> Arm:
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise NotComparable(f"{path}: each run needs a seed of its own, they have {seeds}")
-    return Arm(Path(path).name, runs)
+    arm = Arm(Path(path).name, runs)
+    read = {run.path for run in (*arm.tested, *lost_runs(runs))}
+    for run in runs:
+        if run.path not in read:  # it would count as a seed
+            raise NotComparable(f"{run.path}: {'; '.join(run.notes) or 'no test rows'}")
+    return arm
 
 
 def identity(run: RunFolder) -> str:
@@ -181,6 +187,9 @@ def _judge(arms: list[Arm], lines: list[dict], add: Any, given: argparse.Namespa
         )
     if shared := set(seeds) & set(base_seeds):
         raise NotComparable(f"seed {min(shared)} is in both: a candidate has seeds of its own")
+    for name in ("proposals", "seeds"):
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise NotComparable(f"--{name} {value}: expected 1 or more")
     if not lines:
         metric, _ = metrics_of(arms, [given.metric] if given.metric else None)
         if not direction(metric[0]):

@@ -8,6 +8,7 @@ It is sent to that machine as it is, and so imports nothing of the project.
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def ended_runs(folder, checkpoints):
         except ValueError:
             continue
         verdicts = [str(verdict) for verdict in record.get("verdicts") or []]
-        diverged = any(verdict.startswith("diverged") for verdict in verdicts)
+        # in a suite its task stands before it: evaluation/outcomes.py
+        diverged = any(re.match(r"([\w.-]+: )?diverged: ", f"{v} ") for v in verdicts)
         if record.get("status") == "finished" or record.get("status") == "failed" and diverged:
             runs[name.as_posix()] = sums(run, files_below(run, checkpoints))
     return runs

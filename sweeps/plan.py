@@ -315,10 +315,12 @@ class Plan:
             raise refuse(f"processes {self.processes}: expected 1 or more")
         self.race = read_race(args, keys)
         self.hours = args.hours
-        given = keys.get("seeds", 3) if args.seeds is None else args.seeds
+        given = keys.get("seeds", 1 if "noise" in keys else 3) if args.seeds is None else args.seeds
         if args.noise is not None and args.seeds is None:
             given = 1  # what is drawn has seeds of its own
         seeds = self.seeds_from(given)
+        if (args.noise is not None or "noise" in keys) and len(seeds) > 1:
+            raise refuse(f"seeds {given}: --noise draws seeds of its own, beside one: 0, or '0,'")
         fixed = {name: parse_value(text) for name, text in parse_words("--set", args.fixed).items()}
         words = parse_words("--grid", args.grid)
         grid = {name: parse_values(text) for name, text in words.items()}

@@ -39,20 +39,25 @@ class Race:
 
     def look(self, count: int) -> None:
         """Judge the arms that are running by their first `count` seeds, or as this look did it
-        before. ValueError where the runs cannot be compared."""
+        before; one that had failed then is judged now. ValueError where the runs cannot be
+        compared."""
         with appending(self.out / LOOKS) as (lines, add):
-            known = [x for x in lines if x.get("look") == count and x.get("race")]
-            line = known[0] if known else self._judged(count)
-            if not known:
+            judged: dict[str, Any] = {}
+            for line in lines:
+                if line.get("look") == count and line.get("race"):
+                    judged = line["race"] | judged
+            if left := [label for label in self.running if label not in judged]:
+                line = self._judged(count, left)
                 add(line)
-        for label, found in line["race"].items():
+                judged |= line["race"]
+        for label, found in judged.items():
             if found["verdict"] != "undecided":
                 self.settled[label] = found["verdict"], count
             elif why := found.get("in_vain") or found.get("only_rows") and "rows":
                 self.given_up[label] = why, count  # only_rows: of a look before there was in_vain
 
-    def _judged(self, count: int) -> dict[str, Any]:
-        arms = [self._arm(label, count) for label in (self.baseline, *self.running)]
+    def _judged(self, count: int, labels: Sequence[str]) -> dict[str, Any]:
+        arms = [self._arm(label, count) for label in (self.baseline, *labels)]
         if why := refusal(arms):
             raise ValueError(f"the arms cannot be compared: {why}")
         plan = plan_of([run for arm in arms for run in arm.runs])

@@ -14,8 +14,9 @@ from tabulate import tabulate
 import console
 from claims import Claims, Look, attempt_of, stale_seconds
 from evaluation.outcomes import failures
-from files import read_json
+from files import json_lines, read_json
 from reports.folder import RunFolder, clean, duration, load_run, number, seconds_since
+from reports.plan import LOOKS
 from reports.watch import seconds_left, total_steps
 from sweeps.ended import has_diverged, has_ended
 from sweeps.limits import cost_of, seconds_of
@@ -44,7 +45,7 @@ class Sweep:
 
     out: Path
     runs: list[Run]
-    race: int | None = None
+    race: list[str] = field(default_factory=list)  # its arms, the baseline first
     claims: dict[str, Claims] = field(default_factory=dict)
 
     @classmethod
@@ -54,10 +55,28 @@ class Sweep:
             raise ValueError(f"{out}: no sweep: it has no sweep.yaml")
         plan = Plan(parse_arguments(["--config", str(out / "sweep.yaml"), "--out", str(out)]))
         runs = plan.every_run()
-        return cls(out, runs, plan.race, {run.name: run.claims for run in runs})
+        arms = [arm.label for arm in plan.arms] if plan.race else []
+        return cls(out, runs, arms, {run.name: run.claims for run in runs})
 
     def states(self) -> list[State]:
-        return [self._state(run) for run in self.runs]
+        """Of all runs but those that a race will not begin any more."""
+        states, settled = [self._state(run) for run in self.runs], self._settled()
+        return [s for s in states if s.kind != "waiting" or s.run.arm not in settled]
+
+    def _settled(self) -> set[str]:
+        """Arms that a race has decided or given up; with the last of them the baseline."""
+        path = self.out / LOOKS
+        if not self.race or not path.is_file():
+            return set()
+        found = [line.get("race") for line in json_lines(path.read_bytes())]
+        settled = {
+            label
+            for looked in found
+            if isinstance(looked, dict)
+            for label, facts in looked.items()
+            if facts.get("verdict") != "undecided" or facts.get("in_vain") or facts.get("only_rows")
+        }
+        return settled | set(self.race[:1]) if settled >= set(self.race[1:]) else settled
 
     def _state(self, run: Run) -> State:
         look = self.claims[run.name].look()

@@ -4,6 +4,7 @@ a script that trains nothing."""
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +19,7 @@ from tiny_script import finished_run
 
 import report
 import sweep
-from reports import arms, effects
+from reports import arms, effects, packed
 from reports.folder import load_run
 from sweeps import explain
 
@@ -118,6 +119,16 @@ def test_settings_existing_runs_cost_and_command(ends, capsys):
     text = said(capsys, "explain", *ends)
     assert "settings that differ" in text and "results/deep/er/b8" in text
     assert "12 runs, 1 of them there already" in text and content["command"] in text
+
+
+def test_a_run_in_a_packed_folder_is_named_and_does_not_count(ends, capsys):
+    finished_run(Path("results/deep/b8"), 1, batch=8)
+    packed.pack(Path("results/deep"))
+    shutil.rmtree("results/deep")
+    content = json.loads(said(capsys, "explain", *ends, "--json"))
+    assert content["missing"] == 12  # no link leads into a file
+    assert any("1 such runs lie in packed folders, e.g. results/deep/b8" in n
+               for n in content["notes"])  # fmt: skip
 
 
 def test_what_no_run_separates_is_said_apart(folder, capsys):

@@ -260,3 +260,22 @@ def test_two_loops_share_one_wealth(base, path, tmp_path):
     assert [p.wait(timeout=120) for p in processes] == [1, 1, 1]
     assert sorted(line["proposal"] for line in lines(path)[1:]) == [1, 2, 3]
     assert sum("gate" in line for line in lines(path)) == 1
+
+
+@pytest.mark.parametrize("content", ["id,group,loss_sum,num_targets\n", "id\nr0\n", "", "\xff\xfe"])
+def test_a_run_whose_rows_cannot_be_read_is_no_seed(base, path, tmp_path, content):
+    candidate = runs(tmp_path / "candidate", range(20, 30), 1.9)
+    rows = Path(candidate, "seed_23/test/metrics/predictions.csv")
+    whole = rows.read_bytes()
+    rows.write_bytes(content.encode("latin-1"))
+    found = ask(base, candidate, path)
+    assert found.verdict == "not comparable" and "seed_23" in found.why, found.why
+    assert not path.exists()
+    rows.write_bytes(whole)
+    assert ask(base, candidate, path).verdict == "keep"
+
+
+@pytest.mark.parametrize("name", ["seeds", "proposals"])
+def test_terms_of_nothing_are_refused(base, path, tmp_path, name):
+    found = ask(base, runs(tmp_path / "other", range(20, 23)), path, **{name: 0})
+    assert found.why == f"--{name} 0: expected 1 or more"

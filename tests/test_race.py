@@ -17,6 +17,7 @@ from evaluation import comparisons, sequential
 from evaluation.stats import Influence
 from reports import compare
 from sweeps.plan import seeds_of_race
+from sweeps.status import Sweep, summary
 
 # Trains nothing: 40 titles' losses, of which the setting `gain` takes something; seeds add noise.
 SCRIPT = """
@@ -200,6 +201,10 @@ def test_a_race_drops_what_is_settled_and_is_not_run_twice(folder, capsys):
     assert run(*words) == 0 and launches() == runs
     assert Path("o/looks.jsonl").read_text() == before
     assert f"race: much: better, settled with {much} seeds" in capsys.readouterr().out
+    # who watches it is not told to wait for seeds that it does not need
+    watched = Sweep.open(Path("o"))
+    assert summary(watched, watched.states())[-1] == "nothing is left"
+    assert len(watched.states()) == len(runs)
     # compare says what the race said, by the seeds that both arms have
     found = compare.build_report(["o/base", "o/much", "o/none"])
     level = {r.arm.label: (r.decision, r.num_seeds, r.level) for r in found.judged}
@@ -207,6 +212,14 @@ def test_a_race_drops_what_is_settled_and_is_not_run_twice(folder, capsys):
     assert level["much"] == ("better", much, expected[much])
     assert level["none"][:2] == ("undecided", none)
     assert "A race that was declared" in "\n".join(found.as_json()["notes"])
+    # a look that was without an arm, whose run had failed then, is made up for
+    was = looks()
+    lines = [{**x, "race": {k: v for k, v in x["race"].items() if k != "none"}} for x in was]
+    Path("o/looks.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run(*words) == 0 and launches() == runs
+    assert f"race: none: undecided with {none} seeds{hardly}\n" in capsys.readouterr().out
+    again = [x["race"]["none"] for x in looks() if "none" in x["race"]]
+    assert again == [x["race"]["none"] for x in was if "none" in x["race"]]
 
 
 def test_a_race_that_was_cut_off_ends_as_the_whole_one(folder, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -576,6 +577,29 @@ def test_tuning_by_a_figure_that_no_run_has_is_refused(folder):
         run("--config", config, "--out", "o")
 
 
+def test_tuning_knows_which_side_is_better_and_a_trial_without_the_figure_has_lost(folder, capsys):
+    text = "script: fake.py\nseeds: 1\ntune: {lr: [1e-1, 1e-3, 1e-5]}\narms: {one: {}}\n"
+    figure = '"val_accuracy": 0.9 - lr'
+    assert figure in SCRIPT
+    name = "val_expected_calibration_error"
+    Path("fake.py").write_text(SCRIPT.replace("val_accuracy", name))
+    assert run("--config", write(f"{text}tune_by: {name}\n"), "--out", "o") == 0
+    assert f"tuned one: lr=0.1, the lowest {name}" in capsys.readouterr().out
+    # predictions that are all the same have no correlation
+    sometimes = '**({"val_pearson": 0.9 - lr} if lr < 0.01 else {})'
+    Path("fake.py").write_text(SCRIPT.replace(figure, sometimes))
+    assert run("--config", write(f"{text}tune_by: val_pearson\n"), "--out", "p") == 0
+    tuned = yaml.safe_load(Path("p/tuned.yaml").read_text())["one"]
+    assert tuned["chosen"] == {"lr": 1e-5} and tuned["val_pearson"]["lr=0.1"] != 0.8
+
+
+def test_a_sweep_that_draws_its_noise_has_one_seed_of_its_own(folder):
+    config = {"script": "fake.py", "noise": {"seed_init": 2, "seed_order": 2}}
+    assert [arm.seeds for arm in plan("--config", write(config)).arms] == [[0]] * 4
+    assert "seeds of its own" in refusal("--config", write({**config, "seeds": 3}))
+    assert "seeds of its own" in refusal("fake.py", "--noise", "--seeds", "2")
+
+
 def test_an_arm_may_be_tuned_over_values_of_its_own_but_not_over_more(folder):
     text = (
         "script: fake.py\nseeds: 1\ntune: {lr: [1e-3, 1e-1]}\narms:\n  one: {}\n"
@@ -653,6 +677,21 @@ def test_controls_fail_where_something_leaks(folder, capsys):
     said = capsys.readouterr().out
     assert "ABOVE CHANCE: something leaks" in said
     assert "0 of 1 runs with shuffled labels at chance, NOT" in said
+
+
+def test_a_control_that_failed_is_no_leak(folder, capsys):
+    runs = []
+    for name in ("good", "failed"):
+        runs.append(SimpleNamespace(name=name, folder=Path(name)))
+    metrics = Path("good/test/metrics/metrics.json")
+    metrics.parent.mkdir(parents=True)
+    facts = {"accuracy": 0.37, "accuracy_ci95": [0.34, 0.4], "constant_accuracy": 0.36}
+    metrics.write_text(json.dumps(facts))
+    assert sweep.judge_shuffled(runs)
+    said = capsys.readouterr().out
+    assert "1 of 1 runs with shuffled labels at chance, as it must be; 1 more cannot be" in said
+    assert not sweep.judge_shuffled(runs[1:])
+    assert "none of the runs with shuffled labels has a figure" in capsys.readouterr().out
 
 
 def test_controls_of_a_script_without_labels_are_the_pair(folder, capsys):

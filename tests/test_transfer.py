@@ -14,6 +14,7 @@ import sweep
 from claims import Claims
 from files import PROJECT
 from sweeps import manifest, transfer
+from sweeps.ended import has_ended
 from sweeps.transfer import Moved, Remote, out_there
 
 
@@ -147,3 +148,12 @@ def test_where_to_is_a_host_and_a_folder(text):
     with pytest.raises(SystemExit, match="expected HOST:FOLDER"):
         Remote.parse(text, "ssh")
     assert Remote.parse("me@host:~/ablate", "ssh").place("o") == "me@host:ablate/o"
+
+
+def test_a_suite_in_which_a_task_diverged_has_ended(tmp_path):
+    record = {"status": "failed", "verdicts": ["cola: diverged: the loss is NaN"]}
+    for name, verdicts in (("suite", record["verdicts"]), ("other", ["overfitted: by far"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record | {"verdicts": verdicts}))
+        assert has_ended(tmp_path / name) == (name == "suite")
+    assert list(manifest.ended_runs(tmp_path, False)) == ["suite"]

@@ -275,45 +275,64 @@ def kinds(inputs: Path) -> dict[str, tuple[str, list[str], int]]:
 KINDS = tuple(kinds(Path()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_random_moments(kind, inputs, tmp_path):
+def killed_until(most: int, kind: str, inputs: Path, tmp_path: Path, attempt: Callable) -> str:
+    """A run is begun again until so many kills count; what comes to its end, the last one too, is
+    as the one that nobody interrupted. Returns what is to be said.
+
+    attempt(begin, random choices, folder, seconds of a whole run): begins it, and has (its exit
+    codes, or None where it was killed; whether that kill counts).
+    """
     name, words, size = kinds(inputs)[kind]
-    words = [*words, *QUIET]
     reference, folder, log = tmp_path / "reference", tmp_path / "run", tmp_path / "log.txt"
-    started = time.monotonic()
+
+    def begin(*more: str, out: Path = folder, before: Callable = lambda: None) -> list[int]:
+        log.unlink(missing_ok=True)
+        return start(name, [*words, *QUIET, *more, f"--out={out}"], size, log, before)
+
+    def require_end(codes: list[int]) -> None:
+        assert codes == [0] * size, log.read_text()[-3000:]
+
     for _ in range(2):  # the second one finds caches, as those that are killed do
         shutil.rmtree(reference, ignore_errors=True)
         started = time.monotonic()
-        pids = start(name, [*words, f"--out={reference}"], size, log)
-        assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
+        require_end(ends(begin(out=reference), log))
     whole, wanted = time.monotonic() - started, results(reference)
-    draw, kills, whole_runs, nowhere = random.Random(kind), 0, 0, 0
-    begun = time.monotonic()
-    while kills < KILLS:
-        log.unlink(missing_ok=True)
-        extra = ["--workers=1"] if draw.random() < 0.2 and kind != "pretraining" else []
-        pids = start(name, [*words, *extra, f"--out={folder}"], size, log)
-        codes = end_of(pids, draw.uniform(0, 1.1 * whole))
+    draw, kills, whole_runs, begun = random.Random(kind), 0, 0, time.monotonic()
+    while kills < most:
+        codes, counts = attempt(begin, draw, folder, whole)
         if codes is None:
-            victims = pids if size == 1 or draw.random() < 0.5 else [draw.choice(pids)]
-            kill(victims)
-            if rest := [pid for pid in pids if pid not in victims]:  # torchrun ends them
-                kill(rest) if end_of(rest, 3) is None else None
-            kills += 1
-            nowhere += not folder.exists()
+            kills += counts
             continue
-        assert codes == [0] * size, log.read_text()[-3000:]
+        require_end(codes)
         assert_same(results(folder), wanted)
         shutil.rmtree(folder)
         whole_runs += 1
-    pids = start(name, [*words, f"--out={folder}"], size, log)
-    assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
+    require_end(ends(begin(), log))
     assert_same(results(folder), wanted)
-    print(
-        f"\n{kind}: {kills} kills of a run of {whole:.1f} s, {nowhere} before its folder; "
-        f"{whole_runs + 1} came to their end, all as uninterrupted; "
-        f"{time.monotonic() - begun:.0f} s"
+    return (
+        f"{kind}: {kills} kills of a run of {whole:.1f} s; {whole_runs + 1} came to their end, all "
+        f"as uninterrupted; {time.monotonic() - begun:.0f} s"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments(kind, inputs, tmp_path):
+    nowhere = 0
+
+    def attempt(begin, draw, folder, whole):
+        nonlocal nowhere
+        pids = begin(*(["--workers=1"] if draw.random() < 0.2 and kind != "pretraining" else []))
+        codes = end_of(pids, draw.uniform(0, 1.1 * whole))
+        if codes is None:
+            victims = pids if len(pids) == 1 or draw.random() < 0.5 else [draw.choice(pids)]
+            kill(victims)
+            if rest := [pid for pid in pids if pid not in victims]:  # torchrun ends them
+                kill(rest) if end_of(rest, 3) is None else None
+            nowhere += not folder.exists()
+        return codes, True
+
+    said = killed_until(KILLS, kind, inputs, tmp_path, attempt)
+    print(f"\n{said}; {nowhere} kills before its folder")
 
 
 def write_slowly() -> None:
@@ -330,18 +349,10 @@ def write_slowly() -> None:
 @pytest.mark.parametrize("kind", ["preference", "headlines", "two processes"])
 def test_killed_inside_the_writer(kind, inputs, tmp_path):
     """KILLS / 2 (100) kills while the thread writes a checkpoint that is half there."""
-    name, words, size = kinds(inputs)[kind]
-    words = [*words, *QUIET]
-    reference, folder, log = tmp_path / "reference", tmp_path / "run", tmp_path / "log.txt"
-    for _ in range(2):  # the second one finds caches, as those that are killed do
-        shutil.rmtree(reference, ignore_errors=True)
-        pids = start(name, [*words, f"--out={reference}"], size, log)
-        assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
-    wanted, weights = results(reference), folder / "train/weights"
-    draw, kills, whole_runs, begun = random.Random(kind), 0, 0, time.monotonic()
-    while kills < KILLS // 2:
-        log.unlink(missing_ok=True)
-        pids = start(name, [*words, f"--out={folder}"], size, log, write_slowly)
+
+    def attempt(begin, draw, folder, whole):
+        weights = folder / "train/weights"
+        pids = begin(before=write_slowly)
         seen: set[str] = set()
         enough, codes = draw.randint(1, 4), None
         while len(seen) < enough and (codes := end_of(pids, 0.002)) is None:
@@ -349,19 +360,10 @@ def test_killed_inside_the_writer(kind, inputs, tmp_path):
         if codes is None:
             time.sleep(draw.uniform(0, 0.4))
             kill(pids)
-            kills += bool(list(weights.glob("step_*.tmp")))
-            continue
-        assert codes == [0] * size, log.read_text()[-3000:]
-        assert_same(results(folder), wanted)
-        shutil.rmtree(folder)
-        whole_runs += 1
-    pids = start(name, [*words, f"--out={folder}"], size, log)
-    assert ends(pids, log) == [0] * size, log.read_text()[-3000:]
-    assert_same(results(folder), wanted)
-    print(
-        f"\n{kind}: {kills} kills inside the writer; {whole_runs + 1} runs came to their end, all "
-        f"as uninterrupted; {time.monotonic() - begun:.0f} s"
-    )
+        return codes, bool(list(weights.glob("step_*.tmp")))
+
+    said = killed_until(KILLS // 2, kind, inputs, tmp_path, attempt)
+    print(f"\n{said}; each inside the writer")
 
 
 # -------------------------------------------------------------------------------- sweep
