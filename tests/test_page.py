@@ -393,9 +393,14 @@ def test_two_runs_share_their_axes(finished, tmp_path):
 
 
 def test_runs_on_other_test_rows_are_no_comparison(finished, tmp_path):
-    other = write_run(tmp_path / "b", training_lines(5), METRICS, split_fingerprint="other")
-    page = page_of(finished, other, output=tmp_path / "both.html")
+    one, other = (
+        write_run(tmp_path / name, training_lines(5), METRICS, split_fingerprint=name)
+        for name in "ab"
+    )
+    page = page_of(one, other, output=tmp_path / "both.html")
     assert "did not have the same test rows" in page.text
+    page = page_of(finished, other, output=tmp_path / "older.html")  # which does not say
+    assert "did not have the same" not in page.text
 
 
 def test_each_figure_has_a_label_and_a_link_to_the_command_that_made_it(finished, tmp_path):
