@@ -77,14 +77,24 @@ def settings_of(run: RunFolder) -> dict[str, Any]:
     return resolved(run.record.get("script") or first, settings)
 
 
+def is_seed(run: RunFolder) -> bool:
+    return re.fullmatch(r"seed_\d+", run.path.name) is not None
+
+
 def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> list[list[RunFolder]]:
     """Runs that are seeds of one setting together.
 
     They are when they lie in one folder as seed_0, seed_1, … (a sweep's layout), or else when
     all settings but the seed are the same; with `by`, when the settings named there are. Runs of
-    one setting on other rows are no seeds of it.
+    one setting on other rows are no seeds of it. A run of another name beside seed_0 is with it
+    where its settings are the same.
     """
     groups: dict[Any, list[RunFolder]] = {}
+    of_seeds = {
+        run.path.absolute().parent: repr(sorted(settings_of(run).items()))
+        for run in runs
+        if by is None and is_seed(run)
+    }
     for run in runs:
         settings = settings_of(run)
         if by is not None:
@@ -92,10 +102,10 @@ def group_runs(runs: Sequence[RunFolder], by: Sequence[str] | None = None) -> li
             if missing:
                 raise ValueError(f"--group-by {missing[0]}: {run.path} has no such setting")
             key = repr([settings[name] for name in by])
-        elif re.fullmatch(r"seed_\d+", run.path.name):
-            key = run.path.absolute().parent
         else:
-            key = repr(sorted(settings.items()))
+            folder, key = run.path.absolute().parent, repr(sorted(settings.items()))
+            if is_seed(run) or of_seeds.get(folder) == key:
+                key = folder
         groups.setdefault(key, []).append(run)
     if by is not None:
         return list(groups.values())

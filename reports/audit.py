@@ -121,6 +121,9 @@ def audit_run(run: RunFolder) -> Audit:
 def files(audit: Audit) -> None:
     """The hashes that the run wrote down at its end (seal.py)."""
     run = audit.run
+    if not run.record:
+        audit.open["files"] = "there is no run.json that can be read"
+        return
     if "digest" not in run.record:
         audit.open["files"] = "the run is older than the hashes that runs keep of their files"
         return
@@ -146,6 +149,9 @@ def record(audit: Audit) -> None:
     """run.json against config.yaml, its own sessions, and the files that settings name."""
     run, settings = audit.run, flatten(audit.run.config)
     facts = run.record
+    if not facts:
+        audit.open["record"] = "there is no run.json that can be read"
+        return
     if "seed" in facts and "seed" in settings and run.evaluated is None:
         audit.require(
             facts["seed"] == settings["seed"],

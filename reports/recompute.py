@@ -27,6 +27,8 @@ def report(paths: Sequence[str]) -> str:
     for run in load_runs(paths):
         if run.metrics.get("interval_method") == METHOD:
             lines.append(f"{run.path}: intervals are by {METHOD} already")
+        elif not run.metrics:  # what cannot be read is not written over
+            lines.append(f"{run.path}: unchanged ({'; '.join(run.notes) or 'no figures'})")
         elif (rows := load_predictions(run)) is None:
             why = run.notes[-1] if run.notes else "no predictions.csv"
             lines.append(f"{run.path}: unchanged ({why})")

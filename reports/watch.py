@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import claims
 import console
 from reports.folder import (
     MetricsLog,
@@ -85,6 +86,7 @@ def _watch_lines(path: Path, log: MetricsLog, every_seconds: float, once: bool) 
     said = bool(silence(run, log))
     while not once and run.status not in ENDED:
         time.sleep(every_seconds)
+        path = followed(path, log)
         if log.read():
             said = False
             rows = [f"{name} {value}" for name, value in progress(run, log) if name != "curve"]
@@ -105,7 +107,18 @@ def _print_state(run: RunFolder, log: MetricsLog) -> None:
         console.answer(f"  {name:<{width}}  {value}")
 
 
+def followed(path: Path, log: MetricsLog) -> Path:
+    """Where the run is now: a sweep moves an attempt to its place when it has ended."""
+    place = claims.place_of(path)
+    if place is None or path.exists() or not place.exists():
+        return path
+    if log.path.is_relative_to(path):
+        log.path = place / log.path.relative_to(path)
+    return place
+
+
 def _look(path: Path, log: MetricsLog) -> RunFolder:
+    path = followed(path, log)
     log.read()
     run = load_run(path)
     run.notes += log.notes()

@@ -29,7 +29,7 @@ from evaluation import factorial
 from files import find_file, read_yaml, write_text
 from reports import packed, scripts
 from reports.arms import FINGERPRINTS, Arm, differences, settings_of
-from reports.compare import SCHEMA
+from reports.compare import SCHEMA, require_margin
 from reports.effects import MOST_FACTORS, Factor, point_name, shown
 from reports.folder import RunFolder, duration, find_runs, number, shared_notes
 from reports.outcomes import lost_runs
@@ -680,6 +680,7 @@ def main(argv: Sequence[str], sweep: Callable[[list[str]], int]) -> int:
     options = parser.parse_args(argv)
     out = options.out or Path("results", "sweeps", _default_name(options.runs))
     try:
+        require_margin(options.margin)  # before a plan is written that has it
         before = read_yaml(out / "sweep.yaml") if (out / "sweep.yaml").is_file() else {}
         question = ask_of(options, out, _seeds_of(before))
         if question.other_rows and options.rows is None:

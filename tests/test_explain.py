@@ -131,6 +131,12 @@ def test_a_run_in_a_packed_folder_is_named_and_does_not_count(ends, capsys):
                for n in content["notes"])  # fmt: skip
 
 
+def test_a_margin_that_is_none_is_refused_before_a_plan_has_it(ends):
+    with pytest.raises(SystemExit, match="expected a difference above 0"):
+        sweep.main(["explain", *ends, "--margin", "0", "--out", "o"])
+    assert not Path("o").exists()
+
+
 def test_what_no_run_separates_is_said_apart(folder, capsys):
     a = finished_run(Path("results/a"), 0, batch=32)
     b = finished_run(Path("results/b"), 1, batch=8, limit=50)

@@ -314,6 +314,15 @@ def test_what_lies_beside_a_run_is_no_fault_of_it(tmp_path):
     assert not any("left out" in problem for problem in audit_run(run).problems)
 
 
+def test_what_cannot_be_read_is_not_said_to_agree(tmp_path):
+    run = arm(tmp_path / "o", seeds=[0]) / "seed_0"
+    (run / "run.json").write_bytes(b"\xff\xfe")
+    audit = audit_run(load_run(run))
+    assert "record" not in audit.checked and {"record", "files"} <= audit.open.keys()
+    assert "no run.json that can be read" in audit.open["files"]
+    assert any("run.json cannot be read" in problem for problem in audit.problems)
+
+
 def test_weights_are_bundled_of_a_run_that_was_evaluated_and_of_a_suites_tasks(tmp_path, report):
     run = write_run(tmp_path / "run", classifier(60, 1.0, 0))
     write_run(run / "evaluations/rows", classifier(60, 1.0, 0), evaluated={"run": "run"})
@@ -406,3 +415,22 @@ def test_what_else_differs_is_said_beside_every_verdict(tmp_path, report):
     report("site", tmp_path, "--output", tmp_path / "site")
     assert said in (tmp_path / "site/index.html").read_text()
     assert "The environment differs too (commit)" in report("compare", one, other)
+
+
+def test_a_copy_beside_the_seeds_is_a_repeat_and_no_other_setting(tmp_path, report):
+    one, other = arm(tmp_path / "o/one", 1.0), arm(tmp_path / "o/two", 2.0)
+    shutil.copytree(one / "seed_0", one / "again")
+    best = ledger.build_ledger([str(tmp_path)]).splits[0].best
+    assert best.settings == 2 and best.seeds == 3
+    assert "differ in more than the seed" not in report("steps", one, other)
+    _, lines = table.build_table(load_runs([str(one)]), ["seeds"])
+    assert [line["seeds"].value for line in lines] == ["0, 1, 2"]
+
+
+def test_figures_that_cannot_be_read_are_not_written_over(tmp_path, report):
+    run = arm(tmp_path / "o", seeds=[0]) / "seed_0"
+    place = run / "test/metrics/metrics.json"
+    for torn in ("", '{"accuracy": 0.6', "[]"):
+        place.write_text(torn)
+        assert "unchanged (metrics.json" in report("intervals", run)
+        assert place.read_text() == torn

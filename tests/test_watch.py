@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -229,3 +230,23 @@ def test_a_sparkline_has_the_shape_of_its_values(monkeypatch):
 def test_clean_takes_control_characters_only():
     assert clean("a\x00\x1b[1mb\x9b\u202ec\ud800") == "a[1mbc"
     assert clean("tab\tline\nüß 漢字 🙂") == "tab\tline\nüß 漢字 🙂"
+
+
+def test_a_run_of_a_sweep_is_followed_to_its_place(tmp_path, capsys):
+    attempt = Writer(tmp_path / "o/attempts/1/arm/seed_0")
+    (tmp_path / "o/claims/arm/seed_0").mkdir(parents=True)
+    attempt.steps(1, 3)
+
+    def publish() -> None:
+        time.sleep(0.1)
+        attempt.steps(4, 5)
+        attempt.record(status="finished")
+        (tmp_path / "o/arm").mkdir()
+        os.rename(attempt.path, tmp_path / "o/arm/seed_0")
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    watch(attempt.path, every_seconds=0.02)
+    thread.join()
+    last = capsys.readouterr().out.rpartition("seed_0\n")[2]
+    assert "finished" in last and re.search(r"step +5", last)
