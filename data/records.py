@@ -295,7 +295,7 @@ def _read_file(path: Path, repairs: Counter, columns: Sequence[str] | None) -> R
     )
 
 
-_CELL = r"\"?[\w. -]+\"?"  # a column's name
+_CELL = r"\"?[\w. -]*\"?"  # a column's name; that of pandas' index is empty
 
 
 def _read_csv(path: Path, repairs: Counter, delimiter: str | None = None) -> Records:
@@ -435,6 +435,11 @@ def _read_json(path: Path, repairs: Counter) -> Records:
         rows = iter(text.split("\n"))
     for number, line in enumerate(rows, start=1):
         if line.strip():
+            if number == 1 and (line.lstrip().startswith("[") or line.strip() == "{"):
+                raise ValueError(
+                    f"{path}: no JSON lines, but one list, or an object over several lines. A list "
+                    "is read from a file whose name ends with .json"
+                )
             yield f"{path}, line {number}", read_json_object(line, repairs)
 
 

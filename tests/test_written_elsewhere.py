@@ -167,7 +167,7 @@ def test_spreadsheets_leave_rows_and_columns_of_separators(tmp_path):
 
 @pytest.mark.parametrize("delimiter, name", [(";", "semicolon_files"), ("\t", "tab_files")])
 def test_other_separators_of_csv_are_found_by_the_header(delimiter, name, tmp_path):
-    cells = [("Response A", "winner"), ('say "no", or;\tno', "A")]
+    cells = [("", "Response A", "winner"), ("0", 'say "no", or;\tno', "A")]
     path = csv_file(tmp_path / "x.csv", cells, delimiter)
     repairs: Counter = Counter()
     ((_, row),) = records.read_records(path, repairs)
@@ -318,6 +318,20 @@ def test_a_list_inside_an_object(tmp_path):
         texts.load_rows(path, None)
     chat = {"messages": [{"role": role, "content": text} for role, text in SAID]}
     assert len(instructions.load_held_out(write(tmp_path / "y.json", json.dumps(chat)))[0]) == 1
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}]', "[\n", '{\n"text": "a"\n}'])
+def test_a_list_is_no_lines(content, tmp_path):
+    with pytest.raises(ValueError, match="no JSON lines, but one list, or an object over several"):
+        list(records.read_records(write(tmp_path / "x.jsonl", content), Counter()))
+
+
+def test_blank_texts_are_counted(tmp_path):
+    rows = labelled(["a", "b"] * 9)
+    rows[2]["text"] = " "
+    assert texts.load_rows(json_lines(tmp_path / "x.jsonl", rows), None)[2] == [
+        "1 texts that are blank"
+    ]
 
 
 def preference(path: str) -> tuple[int, list[str]]:
