@@ -374,8 +374,10 @@ def text_of(record: dict, names: Sequence[str], place: str) -> str | None:
 
 
 def label_name(value: str | int | float | None) -> str:
-    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null."""
-    text = "" if value is None else unicodedata.normalize("NFC", str(value).strip())
+    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null.
+    What cannot be seen makes no class: accents in two ways, spaces, marks without a width."""
+    text = "" if value is None else unicodedata.normalize("NFC", str(value))
+    text = " ".join(re.sub("[\u200b\u2060\ufeff]", "", text).split())
     if text.casefold() == "nan":
         return ""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
