@@ -361,6 +361,8 @@ def _text(record: dict, name: str) -> str:
 
 def _position(record: dict, name: str) -> int:
     value = record.get(name)
+    if isinstance(value, str) and value.strip().isdecimal():  # of CSV
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise BadRow(name, f"expected a whole number from 0, found {short(value)}")
     return value
@@ -484,6 +486,7 @@ def _read_jsonl(path: Path, task: Task, repairs: Counter) -> Records:
         try:
             if isinstance(record, BadRow):
                 raise record
+            record = {str(name).strip().casefold(): value for name, value in record.items()}
             flat = {*task.fields} <= record.keys()  # as on the hub
             if task.name == "multirc" and not flat:
                 yield from [(place, answer) for answer in _answers(record)]

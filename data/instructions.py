@@ -6,7 +6,7 @@
     train = InstructionData(ids, rows, "train", pad=50256, max_length=1024, packing=True)
 
 Rows are Alpaca's (instruction, input, output, perhaps system and history; or prompt and completion)
-or conversations (messages or conversations, of role and content, or from and value), in JSON, JSON
+or conversations (messages or conversation, of role and content, or from and value), in JSON, JSON
 lines, CSV, parquet or on the hub. The whole text is tokenised at once, one end-of-text token
 follows, and every token after the first is a label; those of the responses are known apart. The
 layout is Stanford Alpaca's (Taori et al. 2023).
@@ -26,7 +26,7 @@ from torch import Tensor
 import console
 from core import IGNORE_INDEX, World
 from data import reviews
-from data.layouts import content_of, parse_list, role_of
+from data.layouts import content_of, messages_in, parse_list, role_of
 from data.records import (
     BadRow,
     id_of,
@@ -70,6 +70,7 @@ FIELDS = (  # names of a row's fields, and whether it may lack them
     (("output", "completion", "response", "answer"), False),
 )
 SYSTEM = ("system", "system_prompt")
+CHATS = ("messages", "conversations", "conversation")
 Turn = tuple[str, str, str]  # instruction, input ("" = none), response
 
 
@@ -191,16 +192,13 @@ def build_row(record: dict, place: str, number: int, answered: bool = True) -> R
     answered: False for a row that may lack its last response, which is then "".
     """
     name = id_of(record.get("id"), set()) or f"row-{number}"
-    for key in ("messages", "conversations"):
-        if (field := name_in(record, [key])) is not None:
-            where = f"{place}, field {field}"
-            system, turns = _read_messages(_parsed(record[field], where), where, answered)
-            return _row(name, system, turns)
-    first, last = (name_in(record, names) for names, _ in (FIELDS[0], FIELDS[-1]))
-    if first and isinstance(record[first], list):  # the prompt's messages, then the answer's
-        answer = record[last] if last and isinstance(record[last], list) else []
-        where = f"{place}, field {first}"
-        return _row(name, *_read_messages([*record[first], *answer], where, answered))
+    if (field := name_in(record, CHATS)) is not None:
+        where = f"{place}, field {field}"
+        return _row(name, *_read_messages(_parsed(record[field], where), where, answered))
+    if (field := name_in(record, FIELDS[0][0])) and (asked := _messages_in(record, field, place)):
+        last = name_in(record, FIELDS[-1][0])
+        answer = _messages_in(record, last, place) if last else []
+        return _row(name, *_read_messages([*asked, *answer], f"{place}, field {field}", answered))
     texts = []
     for names, optional in FIELDS:
         field = name_in(record, names) or names[0]
@@ -226,6 +224,14 @@ def _parsed(cell: Any, where: str) -> Any:
         return parse_list(cell, "", set())
     except BadRow as bad:
         raise ValueError(f"{where}: {bad}") from None
+
+
+def _messages_in(record: dict, field: str, place: str) -> list[dict[str, Any]]:
+    """The messages that a prompt or its answer is; [] of a text."""
+    try:
+        return messages_in(record[field], "", set())
+    except BadRow as bad:
+        raise ValueError(f"{place}, field {field}: {bad}") from None
 
 
 def _history(record: dict, place: str) -> list[Turn]:

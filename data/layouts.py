@@ -75,12 +75,12 @@ class Layout:
         # an answer that looks like a list is one where the prompt is: else it is an answer in JSON
         lists = isinstance(self.winner, tuple) or _is_list(prompt)
         asked: Turns | None = None
-        if self.prompt is not None and not (messages := _messages(prompt, self.prompt, repaired)):
+        if self.prompt is not None and not (messages := messages_in(prompt, self.prompt, repaired)):
             asked = self._with_around(record, read_turns(prompt, self.prompt, repaired, lists))
         sides = []
         for column in columns:
             cell = _cell(record, column)
-            said = _messages(cell, column, repaired, always=self.prompt is None)
+            said = messages_in(cell, column, repaired, always=self.prompt is None)
             if said and role_of(said[0]) == "assistant" and self.prompt is not None:
                 before = messages if asked is None else _as_messages(asked)
                 sides.append(read_messages([*before, *said], column))
@@ -245,13 +245,17 @@ class Layout:
 SPELLINGS = {
     **{name: name for name in (*TEXT_COLUMNS, *CONVERSATIONS, *CHOSEN, *WINNER_COLUMNS)},
     **{name: name for name in (*PROMPTS, *WINNERS, "id", "system", "input", "model_a", "model_b")},
-    **{f"{noun}_{side}": f"response_{side}" for noun in SIDES for side in "ab"},
 }
 
 
-def numbered_sides(columns: Iterable[str]) -> dict[str, str]:
-    """Column → response_a or response_b, where there are just two answers with numbers, from 0 or
-    from 1: response_1 and response_2."""
+def two_sides(columns: Iterable[str]) -> dict[str, str]:
+    """Column → response_a or response_b, of both alike: answer_a and answer_b, or, where there are
+    just two answers with numbers, response_1 and response_2, or from 0."""
+    columns = list(columns)
+    for noun in SIDES:
+        letters = [f"{noun}_a", f"{noun}_b"]
+        if all(letter in columns for letter in letters):
+            return dict(zip(letters, TEXT_COLUMNS[1:], strict=True))
     for noun in SIDES:
         numbers = sorted(c[-1] for c in columns if re.fullmatch(rf"{noun}_\d", c))
         if numbers in (["0", "1"], ["1", "2"]):
@@ -263,7 +267,7 @@ def respelt(columns: Sequence[str]) -> dict[str, str]:
     """Column → its name here, where a file spells it otherwise: Response A, answer_a, output_1."""
     found: dict[str, str] = {}
     plain = {column: re.sub(r"[\s-]+", "_", column.strip()).casefold() for column in columns}
-    spellings = SPELLINGS | numbered_sides(plain.values())
+    spellings = SPELLINGS | two_sides(plain.values())
     for column in columns:
         name = spellings.get(plain[column])
         if name and column != name and name not in columns and name not in found.values():
@@ -424,7 +428,7 @@ def read_turns(cell: Any, column: str, repaired: set[str], lists: bool = True) -
 _MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from|value)["']""")
 
 
-def _messages(
+def messages_in(
     cell: Any, column: str, repaired: set[str], always: bool = False
 ) -> list[dict[str, Any]]:
     """The messages that a cell is, also a single one, as JSON text or a transcript; [] where it is

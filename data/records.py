@@ -295,7 +295,7 @@ def _read_file(path: Path, repairs: Counter, columns: Sequence[str] | None) -> R
     )
 
 
-_CELL = r"\"?[\w. -]+\"?"  # a column's name
+_CELL = r"\"?[\w. -]*\"?"  # a column's name; that of pandas' index is empty
 
 
 def _read_csv(path: Path, repairs: Counter, delimiter: str | None = None) -> Records:
@@ -374,8 +374,10 @@ def text_of(record: dict, names: Sequence[str], place: str) -> str | None:
 
 
 def label_name(value: str | int | float | None) -> str:
-    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null."""
-    text = "" if value is None else unicodedata.normalize("NFC", str(value).strip())
+    """A label as text: 1 for 1.0 and "1.0", which spreadsheets make of it; "" for NaN and null.
+    What cannot be seen makes no class: accents in two ways, spaces, marks without a width."""
+    text = "" if value is None else unicodedata.normalize("NFC", str(value))
+    text = " ".join(re.sub("[\u200b\u2060\ufeff]", "", text).split())
     if text.casefold() == "nan":
         return ""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
@@ -435,6 +437,11 @@ def _read_json(path: Path, repairs: Counter) -> Records:
         rows = iter(text.split("\n"))
     for number, line in enumerate(rows, start=1):
         if line.strip():
+            if number == 1 and (line.lstrip().startswith("[") or line.strip() == "{"):
+                raise ValueError(
+                    f"{path}: no JSON lines, but one list, or an object over several lines. A list "
+                    "is read from a file whose name ends with .json"
+                )
             yield f"{path}, line {number}", read_json_object(line, repairs)
 
 

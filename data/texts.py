@@ -165,6 +165,8 @@ def _build_rows(
             if taken.setdefault(group, split) != split:
                 counted[f"texts of the test or validation part left out of {part}"] += 1
                 continue
+            if not text.strip():
+                counted["texts that are blank"] += 1
             if label in places:
                 counted[f"labels that are numbers, read as {by_number}"] += 1
             part_rows.append(

@@ -307,7 +307,7 @@ BAD_LINES = [
     ("copa", {**JSONL["copa"](0), "question": "why"}, "field question: expected cause or effect"),
     ("multirc", {"idx": 99, "passage": {"text": "a"}}, "field questions: expected a list"),
     ("wic", {**JSONL["wic"](0), "end1": 99}, "expected a span of sentence1"),
-    ("wic", {**JSONL["wic"](0), "start2": "0"}, "field start2: expected a whole number"),
+    ("wic", {**JSONL["wic"](0), "start2": "-1"}, "field start2: expected a whole number"),
     ("wsc", {"text": "a", "label": True}, "field target: expected an object"),
     ("wsc", {**JSONL["wsc"](0), "target": {"span1_text": "a"}}, "field span2_text: expected text"),
     ("cb", {**JSONL["cb"](0), "idx": 3}, "train-3 occurs twice"),

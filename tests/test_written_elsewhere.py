@@ -59,9 +59,11 @@ def test_a_number_is_the_place_of_a_class_with_a_name_and_that_is_said(tmp_path)
     assert notes == ["2 labels that are numbers, read as 0 fake, 1 true"]
 
 
-def test_one_letter_in_two_ways_is_one_class(tmp_path):
-    rows = labelled(["n\u00e9gatif", "positif", "ne\u0301gatif"] * 6)
-    assert len(texts.load_rows(json_lines(tmp_path / "a.jsonl", rows), None)[1]) == 2
+def test_what_cannot_be_seen_makes_no_class(tmp_path):
+    labels = ["n\u00e9gatif", "posi  tif", "ne\u0301gatif", "\ufeffposi tif", "posi\u00a0tif\u200b"]
+    rows = labelled(labels * 4)
+    classes = texts.load_rows(json_lines(tmp_path / "a.jsonl", rows), None)[1]
+    assert classes == ("n\u00e9gatif", "posi tif")
 
 
 @pytest.mark.parametrize("header", ["label\tsms", "sms\tcategory", '"class"\t"comment"'])
@@ -78,9 +80,13 @@ def test_the_first_line_of_a_tsv_is_no_class(header, tmp_path):
 
 
 def test_glue_reads_labels_as_spreadsheets_write_them(tmp_path):
-    rows = [("sentence", "label"), ("good", "1.0"), ("bad", "0.0")]
+    rows = [("Sentence", "label"), ("good", "1.0"), ("bad", "0.0")]
     path = Path(csv_file(tmp_path / "x.csv", rows))
     assert [row.label for row in glue.load_held_out(glue.TASKS["sst2"], path)[0]] == [1, 0]
+    names = ("word", "sentence1", "sentence2", "start1", "end1", "start2", "end2", "label")
+    rows = [names, ("play", "play it", "they play", 0, 4, 5, 9, "True")]
+    (row,) = glue.load_held_out(glue.TASKS["wic"], Path(csv_file(tmp_path / "x.csv", rows)))[0]
+    assert row.fields["sentence2"] == "they * play *"
 
 
 def test_what_else_a_row_has_is_said_where_no_column_is_a_label(tmp_path):
@@ -167,7 +173,7 @@ def test_spreadsheets_leave_rows_and_columns_of_separators(tmp_path):
 
 @pytest.mark.parametrize("delimiter, name", [(";", "semicolon_files"), ("\t", "tab_files")])
 def test_other_separators_of_csv_are_found_by_the_header(delimiter, name, tmp_path):
-    cells = [("Response A", "winner"), ('say "no", or;\tno', "A")]
+    cells = [("", "Response A", "winner"), ("0", 'say "no", or;\tno', "A")]
     path = csv_file(tmp_path / "x.csv", cells, delimiter)
     repairs: Counter = Counter()
     ((_, row),) = records.read_records(path, repairs)
@@ -234,6 +240,12 @@ def test_a_number_of_an_answer_without_numbers_is_refused(winner, tmp_path):
         arena.load_arena(path)
 
 
+def test_both_answers_are_of_one_spelling(tmp_path):
+    row = {"prompt": "p", "output_1": "x", "answer_a": "a", "answer_b": "b", "output_2": "y"}
+    (read,) = arena.load_arena(json_lines(tmp_path / "x.jsonl", [row | {"winner": "B"}]))[0]
+    assert (read.response_a, read.response_b, read.label) == (["a"], ["b"], 1)
+
+
 def test_turns_are_counted_from_one(tmp_path):
     said = [{"role": who, "content": "x"} for who in ("user", "assistant") * 2]
     row = {"conversation_a": said, "conversation_b": said, "winner": "A", "turn": 0}
@@ -282,7 +294,7 @@ CHATS = {
 
 @pytest.mark.parametrize("form", CHATS)
 @pytest.mark.parametrize("names", [("role", "content", str), ("from", "value", str.upper)])
-@pytest.mark.parametrize("field", ["messages", "Conversations"])
+@pytest.mark.parametrize("field", ["messages", "Conversations", "conversation"])
 def test_conversations_in_all_forms_are_the_same_row(form, names, field):
     who, what, case = names
     messages = [{who: case(role), what: text} for role, text in SAID]
@@ -301,9 +313,11 @@ def test_what_belongs_to_a_question_is_read_with_it():
     assert instructions.build_row(record | {"history": "of the idea"}, "place", 1).turns[1:] == ()
     with pytest.raises(ValueError, match="field history: expected a list of"):
         instructions.build_row(record | {"history": [["Before?"]]}, "place", 1)
-    record = {"prompt": [{"role": "user", "content": "Hi"}]}
-    record |= {"completion": [{"role": "assistant", "content": [{"type": "text", "text": "Ho"}]}]}
-    assert instructions.build_row(record, "place", 1).turns == (("Hi", "", "Ho"),)
+    asked = [{"role": "user", "content": "Hi"}]
+    said = [{"role": "assistant", "content": [{"type": "text", "text": "Ho"}]}]
+    for form in CHATS.values():
+        record = {"prompt": form(asked), "completion": form(said)}
+        assert instructions.build_row(record, "place", 1).turns == (("Hi", "", "Ho"),)
 
 
 # ------------------------------------------------------------------------ files, folders
@@ -318,6 +332,20 @@ def test_a_list_inside_an_object(tmp_path):
         texts.load_rows(path, None)
     chat = {"messages": [{"role": role, "content": text} for role, text in SAID]}
     assert len(instructions.load_held_out(write(tmp_path / "y.json", json.dumps(chat)))[0]) == 1
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}]', "[\n", '{\n"text": "a"\n}'])
+def test_a_list_is_no_lines(content, tmp_path):
+    with pytest.raises(ValueError, match="no JSON lines, but one list, or an object over several"):
+        list(records.read_records(write(tmp_path / "x.jsonl", content), Counter()))
+
+
+def test_blank_texts_are_counted(tmp_path):
+    rows = labelled(["a", "b"] * 9)
+    rows[2]["text"] = " "
+    assert texts.load_rows(json_lines(tmp_path / "x.jsonl", rows), None)[2] == [
+        "1 texts that are blank"
+    ]
 
 
 def preference(path: str) -> tuple[int, list[str]]:
