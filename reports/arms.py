@@ -128,15 +128,21 @@ def _on_same_rows(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
 
 
 def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Arm]:
-    """Each argument is an arm: a run, or a folder of runs (its seeds).
+    """Each argument is an arm: a run, or a folder of runs (its seeds); of a folder with runs of
+    several settings each of these is one.
 
     The runs of a single folder, and runs given one by one, are put into arms by group_runs;
     where that leaves one arm only, each run is an arm of its own. Of a sweep's folder the arms are
     in the order of its plan, whose first is the baseline.
     """
     if by is None and len(paths) > 1 and not all(is_run(Path(path)) for path in paths):
-        arms = [Arm("", find_runs(path)) for path in paths]
-        labels = shortest_tails([Path(path).absolute().parts for path in paths])
+        arms, places = [], []
+        for path in paths:
+            runs = find_runs(path)
+            groups = group_runs(sorted(runs, key=plan_of(runs).place))
+            arms += [Arm("", group) for group in groups]
+            places += [Path(path)] if len(groups) == 1 else map(_place_of, groups)
+        labels = shortest_tails([place.absolute().parts for place in places])
     else:
         runs = load_runs(paths)
         if len(paths) == 1:  # else the order is that of the arguments
@@ -156,6 +162,11 @@ def build_arms(paths: Sequence[str], by: Sequence[str] | None = None) -> list[Ar
     for arm in arms:
         arm.runs = without_repeats(arm.runs)
     return arms
+
+
+def _place_of(group: Sequence[RunFolder]) -> Path:
+    """The folder of an arm, or its only run."""
+    return group[0].path.parent if len(group) > 1 or is_seed(group[0]) else group[0].path
 
 
 def _named(run: RunFolder, names: Sequence[str]) -> str:

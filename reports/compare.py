@@ -8,6 +8,7 @@ compared with like, and what they do is no noise.
 import itertools
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from reports.predictions import Predictions, direction
 from reports.published import sentences
 
 SCHEMA = 1  # of --json: docs/statistics.md
+MOST_NAMED = 12  # settings in a sentence
 
 
 # ------------------------------------------------------------------------ comparisons
@@ -468,6 +470,8 @@ def _compare_metric(
         blocks = [""]
     cells = [first[block] for block in blocks] + [second[block] for block in blocks]
     weights = [-1 / len(blocks)] * len(blocks) + [1 / len(blocks)] * len(blocks)
+    for each in () if paired else (baseline, arm):
+        _require_own_rows(each)
     influences = [[rows.influence(name) for rows in cell.runs] for cell in cells]
     smallest = min(len(cell.runs) for cell in cells)
     seeds = min(sum(len(c.runs) for c in part) for part in np.array_split(cells, 2))
@@ -478,8 +482,6 @@ def _compare_metric(
     if not over_seeds:  # of several seeds, their mean
         influences = [[mean_influence(cell)] for cell in influences]
     if not paired:
-        for each in (baseline, arm):
-            _require_own_rows(each)
         alone = [
             comparisons.contrast([cell], [1.0], group_index(rows.runs[0].groups))
             for cell, rows in zip(influences, cells, strict=True)
@@ -800,7 +802,7 @@ def _differences_as_text(
         return ["No setting, data or environment differs.", ""]
     lines = []
     for section, rows in tables.items():
-        lines += [tabulate(rows, [section, *(arm.label for arm in arms)], tablefmt=style), ""]
+        lines += [_table(rows, [section, *(arm.label for arm in arms)], style), ""]
     lines += contrast_notes(arms, by)
     if "environment" in tables:
         names = ", ".join(row[0] for row in tables["environment"])
@@ -822,7 +824,7 @@ def contrast_notes(arms: Sequence[Arm], by: Sequence[str] | None) -> list[str]:
         return []
     lines = [
         f"{arm.label} against {arms[0].label}: {len(changed)} settings differ "
-        f"({', '.join(changed)}): their difference cannot say which of them did it."
+        f"({_some(changed)}): their difference cannot say which of them did it."
         for arm, changed in several
     ]
     if factors := grid_factors(arms):
@@ -833,6 +835,12 @@ def contrast_notes(arms: Sequence[Arm], by: Sequence[str] | None) -> list[str]:
     else:
         lines.append("Which runs between two of them could: report.py explain A B.")
     return [*lines, ""]
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few; of many, as between two kinds of model, the first."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def grid_factors(arms: Sequence[Arm]) -> list[str]:
@@ -859,7 +867,18 @@ def _figures_as_text(arms: Sequence[Arm], results: list[Comparison], style: str)
                 for arm in arms
             ]
             rows.append([name.replace("loss", "perplexity"), *perplexities])
-    return [tabulate(rows, ["", *(arm.label for arm in arms)], tablefmt=style)]
+    return [_table(rows, ["", *(arm.label for arm in arms)], style)]
+
+
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str], style: str) -> str:
+    """A column an arm, or a line an arm where a terminal has no room for that and has for this."""
+    table = tabulate(rows, head, tablefmt=style)
+    first, *labels = head
+    turned = [[label, *cells] for label, *cells in zip(labels, *(r[1:] for r in rows), strict=True)]
+    other = tabulate(turned, [first, *(row[0] for row in rows)], tablefmt=style)
+    room = shutil.get_terminal_size((100, 24)).columns
+    widths = [max(map(len, text.splitlines())) for text in (table, other)]
+    return other if style == "simple" and widths[0] > room and widths[1] < widths[0] else table
 
 
 def _figure(arm: Arm, name: str) -> str:

@@ -434,3 +434,24 @@ def test_figures_that_cannot_be_read_are_not_written_over(tmp_path, report):
         place.write_text(torn)
         assert "unchanged (metrics.json" in report("intervals", run)
         assert place.read_text() == torn
+
+
+def test_a_sweep_among_several_arguments_has_an_arm_for_each_setting(tmp_path, report):
+    """Runs of several settings are no seeds of one."""
+    top, other = sweep_of(tmp_path / "o"), arm(tmp_path / "single", 1.5)
+    text = report("compare", other, top)
+    assert text.startswith("single: 3 run(s), the baseline")
+    assert "warm against single" in text and "cold against single" in text
+    assert text.index("\nwarm") < text.index("\ncold"), "in the order of the plan"
+
+
+def test_arms_that_do_not_fit_beside_each_other_are_lines(tmp_path, report, monkeypatch):
+    for label in "abcdef":
+        arm(tmp_path / f"arm_{label}", 1.0 + ord(label) / 100)
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = report("compare", tmp_path).splitlines()
+    table = [line for line in lines if "(3 seeds)" in line]
+    assert [line.split()[0] for line in table] == [f"arm_{label}" for label in "abcdef"]
+    monkeypatch.setenv("COLUMNS", "400")
+    wide = [line for line in report("compare", tmp_path).splitlines() if "(3 seeds)" in line]
+    assert len(wide) < len(table) and wide[0].count("(3 seeds)") == 6
