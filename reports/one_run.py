@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -167,8 +168,9 @@ def beyond(run: RunFolder) -> list[Finding]:
     joined = run.metrics.get("blend")
     if isinstance(joined, dict) and number(joined.get("log_loss_of_run")) is not None:
         gain, interval = number(joined.get("gain")), interval_of(joined, "gain")
-        text = f"Blended with {joined.get('run')}, which alone gets "
-        text += f"{written('log_loss', joined['log_loss_of_run'])} nats"
+        name = PurePath(str(joined.get("run"))).name
+        text = f"Blended with {name}, which alone, its temperature fitted on validation as the "
+        text += f"weights are, gets {written('log_loss', joined['log_loss_of_run'])} nats"
         if gain is not None and interval is not None:
             text += f": better by {gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
         sentences.append(Finding(cut(clean(text), 500), "note"))
