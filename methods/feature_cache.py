@@ -72,6 +72,11 @@ def cached_features(
     return values, False
 
 
+def on_several_machines(world: core.World) -> bool:
+    """By what torchrun says of the processes of this one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) < world.size
+
+
 def kept_rows(
     key: dict[str, Any],
     shape: tuple[int, int],
@@ -82,13 +87,19 @@ def kept_rows(
     """(features of `shape`, memory-mapped; whether they were there), never whole in memory.
 
     build() yields this rank's (first row, values (rows, width)); together all ranks give each row
-    once and write it into one file, so they need one cache folder. None, on all ranks alike and
+    once and write it into one file, so they must be of one machine. None, on all ranks alike and
     said, where the features cannot be kept.
     """
     folder = _folder_of(world.from_rank_0(key))
     features = _load(folder, world)
     if features is not None:
         return features, True
+    if on_several_machines(world):
+        world.say(
+            "note: the frozen part runs in each step: machines that write rows of one file on a "
+            "network volume may damage each other's (one machine alone keeps them, for all)"
+        )
+        return None, False
     needed, free = shape[0] * shape[1] * np.dtype(dtype).itemsize, room()
     if world.any(needed > free):
         world.say(

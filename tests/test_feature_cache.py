@@ -113,7 +113,9 @@ def test_rows_that_do_not_fit_into_memory_or_on_the_disk_are_not_kept(cache, mon
     monkeypatch.setattr(feature_cache, "room", lambda: 10)
     assert kept("c") == (None, False) and "has room for" in capsys.readouterr().out
     assert kept("b")[1]  # what lies there takes no more room
-    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")  # fewer than all: the others are elsewhere
+    assert kept("d") == (None, False) and "of one file on a network" in capsys.readouterr().out
+    assert kept("b")[1] and len(list(cache.iterdir())) == 1
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(cache, monkeypatch, capsys):
