@@ -16,6 +16,7 @@ and `collate(rows, epoch)`, and a function that returns a sum of losses. Below i
 device.py (what the machine offers) and files.py (files that are whole or not there).
 """
 
+import atexit
 import contextlib
 import dataclasses
 import datetime
@@ -34,9 +35,11 @@ import console
 
 console.doing("loading torch")  # a sign of life: it takes seconds
 # Loading makes a million objects, and a collector that looks at them again and again takes a
-# twentieth of the time to the first step. Where training begins, Run.resume sets it back.
+# twentieth of the time to the first step. Where training begins, Run.resume sets it back. At the
+# end of the process it would look at them all once more, for a second or two.
 COLLECTOR = gc.get_threshold()
 gc.set_threshold(100_000, *COLLECTOR[1:])
+atexit.register(gc.freeze)
 
 import numpy as np
 import torch
