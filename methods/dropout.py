@@ -8,6 +8,9 @@ is scaled by 1/(1 − that). The words come from torch's own generator and follo
     use_word_dropout(model)     # model on a CPU, from transformers or with nn.Dropout modules
 """
 
+import re
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,21 +139,61 @@ def use_word_dropout(model: nn.Module) -> None:
             module.set_attn_implementation(ATTENTION)
 
 
-ATTRIBUTES = ("attention_dropout", "dropout_prob", "attention_dropout_prob")  # of attention
+RATE = re.compile("dropout|pdrop")  # in the name of an attribute that is a number
+# that read their configuration in each pass, which then says what they were trained with
+READ_THEIR_CONFIG = ("blt", "falcon", "gpt_neo", "gptj", "small-gpt")
+
+
+def rates_of(model: nn.Module) -> dict[tuple[int, str], tuple[Any, str]]:
+    """Every rate of dropout as (its owner, name of the attribute): of modules, of layers that call
+    dropout as a function, and of configurations where those are read in each pass."""
+    owners: list[Any] = list(model.modules())
+    owners += [
+        module.config
+        for module in model.modules()
+        if getattr(getattr(module, "config", None), "model_type", None) in READ_THEIR_CONFIG
+    ]
+    return {
+        (id(owner), name): (owner, name)
+        for owner in owners
+        for name, value in vars(owner).items()
+        if (name == "p" if isinstance(owner, (nn.Dropout, WordDropout)) else RATE.search(name))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    }
 
 
 def drops(model: nn.Module) -> bool:
     """Whether two passes of it in training differ."""
-    rates = [m.p for m in model.modules() if isinstance(m, (nn.Dropout, WordDropout))]
-    of_attention = (getattr(m, name, None) for m in model.modules() for name in ATTRIBUTES)
-    return any(rate > 0 for rate in (*rates, *of_attention) if isinstance(rate, float))
+    return any(getattr(*rate) > 0 for rate in rates_of(model).values())
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Every dropout of a model from transformers, also those that are attributes of attention."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-        for name in ATTRIBUTES:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, p)
+    """Every dropout of a model from transformers, also those that are attributes of layers.
+
+    ValueError where such a model draws numbers in training although p is 0.
+    """
+    for owner, name in rates_of(model).values():
+        setattr(owner, name, p)
+    if p == 0 and hasattr(model, "base_model") and _draws(model):
+        raise ValueError(
+            f"--dropout 0: {model.config.model_type} draws numbers in training all the same, in a "
+            "way that is not known here; --dropout null leaves it unchanged"
+        )
+
+
+@torch.no_grad()
+def _draws(model: nn.Module) -> bool:
+    """Whether a pass of eight tokens in training takes random numbers; of a model on the host."""
+    training, before = model.training, torch.default_generator.get_state()
+    model.train()
+    try:
+        ids = torch.arange(1, 9)[None] % model.config.vocab_size
+        model.base_model(input_ids=ids)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False  # asks for more than tokens
+    finally:
+        model.train(training)
+        after = torch.default_generator.get_state()
+        torch.default_generator.set_state(before)
+    return not torch.equal(before, after)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.tokens import target_places
-from methods.dropout import set_dropout
+from methods.dropout import rates_of, set_dropout
 from models import masks, pretrained
 
 # Shapes for init=random: what two cores can train. gpt2 and distilgpt2 are the published ones; the
@@ -241,6 +241,9 @@ def still_embeddings(model: nn.Module) -> None:
         owner = next(m for m in model.modules() if any(c is blocks for c in m.children()))
         for below in itertools.takewhile(lambda child: child is not blocks, owner.children()):
             set_dropout(below, 0.0)
+        for at, name in rates_of(owner).values():  # of what it does itself, in front of them
+            if at is owner:
+                setattr(owner, name, 0.0)
 
 
 # ------------------------------------------------------------------------- classification

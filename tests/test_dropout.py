@@ -14,8 +14,10 @@ from transformers.integrations import sdpa_attention
 from methods.dropout import (
     ATTENTION,
     WordDropout,
+    drops,
     keep_mask,
     sdpa_word_dropout,
+    set_dropout,
     use_word_dropout,
     word_dropout,
 )
@@ -322,3 +324,67 @@ def test_training_is_right_on_average():
     z = ((a - b) / (a_error + b_error).sqrt())[keep]
     assert z.abs().max() < 5
     assert abs(float(z.std()) - 1) < 0.2
+
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2}
+RATES = {  # where each family holds its rates: modules, floats of layers, its configuration
+    "gpt2": {"n_positions": 32},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "attention_dropout": 0.1},
+    "bloom": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "falcon": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "starcoder2": {
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "residual_dropout": 0.1,
+        "embedding_dropout": 0.1,
+    },
+    "gpt_bigcode": {"n_positions": 32},
+    "xglm": {"ffn_dim": 32, "activation_dropout": 0.1, "layerdrop": 0.0},
+    "budget-bert": {"intermediate_size": 32},
+}
+
+
+def tiny_of(kind: str, **changes) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    from models import bert  # noqa: F401, registers our architecture
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, **SMALL, **RATES[kind], **changes}
+    return AutoModel.from_config(AutoConfig.for_model(kind, **sizes))
+
+
+def two_passes(model: nn.Module) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    ids = torch.arange(1, 9)[None]
+    return [model.train()(input_ids=ids).last_hidden_state for _ in range(2)]
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_no_dropout_is_none_in_any_architecture(kind):
+    model = tiny_of(kind)
+    assert drops(model)
+    assert not torch.equal(*two_passes(model))
+    set_dropout(model, 0.0)
+    assert not drops(model)
+    assert torch.equal(*two_passes(model))
+    set_dropout(model, 0.5)  # also where a rate was 0, which JSON may have as a whole number
+    assert drops(model)
+    assert not torch.equal(*two_passes(model))
+
+
+def test_what_draws_numbers_in_a_way_unknown_is_refused():
+    model = tiny_of("xglm", layerdrop=0.5)
+    state = torch.default_generator.get_state()
+    with pytest.raises(ValueError, match="--dropout 0: xglm draws numbers in training all the"):
+        set_dropout(model, 0.0)
+    assert torch.equal(torch.default_generator.get_state(), state)
+
+
+def test_frozen_embeddings_do_not_vary_where_the_model_itself_drops_them():
+    from models import causal
+
+    model = tiny_of("starcoder2")
+    model.embed_tokens.requires_grad_(False)
+    causal.still_embeddings(model)
+    assert model.embedding_dropout == 0
+    assert model.layers[0].mlp.residual_dropout == 0.1
