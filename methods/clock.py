@@ -193,27 +193,40 @@ def costs_of_rows(
 
     A weight of the layers, the embeddings' maps and the output matrix is used by each token: two
     operations forward, two for its gradient, two for that of its input where something below is
-    trained; other weights (heads) by each row once. Attention: 4 · hidden a layer for each of
-    `pairs` of tokens (Chowdhery et al. 2022, PaLM, appendix B). tokens, pairs: of a mean row.
+    trained; other weights (heads) by each row once; ALBERT's by each layer that shares them. The
+    factors of a LoRA adapter stand beside their map's weight. Attention: 4 · hidden a layer for
+    each of `pairs` of tokens (Chowdhery et al. 2022, PaLM, appendix B), twice as many backward
+    from the lowest layer on that is trained. tokens, pairs: of a mean row.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
+    shape = next(module.config for module in model.modules() if hasattr(module, "config"))
+    names = {layer_of(name) for name, _ in model.named_parameters()}
+    layers = {name: False for name in names if name.startswith("layer_")}  # whether trained below
+    times = shape.num_hidden_layers / len(layers) if shape.model_type == "albert" else 1
     forward = backward = 0.0
     trained_below = False
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Embedding):
-            trained_below |= weight.requires_grad
         if isinstance(module, nn.Embedding) or weight is None or weight.ndim != 2:
+            trained_below |= weight is not None and weight.requires_grad  # norms, too
             continue
         layer = layer_of(f"{name}.weight")
-        by_token = layer.startswith("layer_") or layer == "embeddings" or module is output
-        cost = 2 * weight.numel() * (tokens if by_token else 1)
-        forward += cost
-        backward += cost * (weight.requires_grad + trained_below)
-        trained_below |= weight.requires_grad
-    shape = next(module.config for module in model.modules() if hasattr(module, "config"))
+        by_token = layer in layers or layer == "embeddings" or module is output
+        each = 2 * (tokens if by_token else 1) * (times if layer in layers else 1)
+        adapter = getattr(module, "lora", None)
+        # what is multiplied, and whether its input needs a gradient
+        products = [(weight, trained_below)]
+        if adapter is not None:
+            products += [(adapter.A, trained_below), (adapter.B, True)]
+        for matrix, input_too in products:
+            forward += each * matrix.numel()
+            backward += each * matrix.numel() * (matrix.requires_grad + input_too)
+            trained_below |= matrix.requires_grad
+        if layer in layers:
+            layers[layer] = trained_below
     attention = 4 * shape.hidden_size * shape.num_hidden_layers * pairs
-    forward, backward = forward + attention, backward + 2 * attention * trained_below
+    share = sum(layers.values()) / len(layers) if layers else trained_below
+    forward, backward = forward + attention, backward + 2 * attention * share
     train = forward + backward
     tables = {"train": {0: train}, "forward": {0: forward}, "curvature": {0: train}}
     return Costs("flops", "any machine", "any", 0, tables)

@@ -1,5 +1,6 @@
 """What a sweep would cost: the products that torch counts, published minutes, every sweep file."""
 
+import functools
 import importlib
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import PROJECT
 
 import sweep
 from benchmarks._peak import flop_counter
+from methods.clock import costs_of_rows
 from models import lora, pretrained
 from settings import as_dict, flatten, parse_settings
 from sweeps import cost
@@ -110,6 +112,47 @@ def test_an_encoder_is_what_torch_counts():
     config = BertConfig(**sizes, intermediate_size=256, vocab_size=500, attn_implementation="eager")
     model = BertModel(config, add_pooling_layer=False)
     assert 3 * SHAPE.layers * SHAPE.block(LENGTH) == pytest.approx(counted(model), rel=0.02)
+
+
+def encoder(kind: str) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
+    sizes |= {"intermediate_size": 256, "vocab_size": 500, "embedding_size": 32}
+    config = AutoConfig.for_model(kind, **sizes)
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+
+
+def adapted(layers: str) -> torch.nn.Module:
+    model = gpt2()
+    lora.add_lora(model, lora.LoraConfig(4, 4.0, "alpha/r", 0.0, "fused", layers, True), 0)
+    return model.train()
+
+
+def frozen_below() -> torch.nn.Module:
+    model = gpt2()
+    pretrained.freeze(model, "bottom:2")
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        gpt2,
+        functools.partial(adapted, "all"),
+        functools.partial(adapted, "last:1"),
+        frozen_below,
+        functools.partial(encoder, "bert"),
+        functools.partial(encoder, "albert"),
+    ],
+    ids=["gpt2", "lora", "lora of one layer", "frozen below", "bert", "albert"],
+)
+def test_a_budget_in_flops_buys_what_torch_counts(model):
+    """Without the row that a classifier's head reads once, less than .1 %."""
+    model = model()
+    costs = costs_of_rows(model, pretrained.layer_of, LENGTH, LENGTH**2)
+    assert costs.of("train", 0) / LENGTH == pytest.approx(counted(model), rel=1e-3)
+    assert costs.of("forward", 0) / LENGTH == pytest.approx(counted(model, False), rel=1e-3)
 
 
 def test_the_registrys_shapes_are_their_configs():
