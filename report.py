@@ -5,7 +5,7 @@
     python report.py steps results/sweeps/headlines_steps    # each step against the one before
     python report.py explain results/run_1 results/run_2     # what differs, what would tell
     python report.py effects results/sweeps/explain_1_2      # which of them did it, in a grid
-    python report.py table results --sort -accuracy --markdown
+    python report.py table results --sort=-accuracy --markdown
     python report.py page results/demo                       # results/demo/report.html
     python report.py site results --output results/site     # many runs on one page
     python report.py watch results/demo

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import report
+import sweep
 from benchmarks import documents
 from files import PROJECT
 from reports.folder import interval_of
 from settings import parse_settings
+from sweeps.plan import parse_arguments
 
 PAGES = documents.pages()
 BLOCKS = [block for page in PAGES for block in documents.blocks_of(page)]
@@ -205,3 +208,29 @@ def test_settings_that_readme_shows_are_there():
         script, *words = shlex.split(line, comments=True)
         module = importlib.import_module(script.removesuffix(".py"))
         parse_settings(module.Config, words, script)
+
+
+def shown_commands():
+    """(where, script, words) of each command of report.py and sweep.py on a page or in the text
+    that opens one of the two; of `sweep.py WORD` those that run a plan."""
+    texts = {page.name: "\n".join(FENCE.findall(page.read_text("utf-8"))) for page in PAGES}
+    texts |= {"report.py": report.__doc__, "sweep.py": sweep.__doc__}
+    for where, text in texts.items():
+        text = re.sub(r"\s*\\\n\s*", " ", text)
+        for line in re.findall(r"^ *(?:\$ )?python ((?:report|sweep)\.py .*)", text, re.M):
+            script, *words = shlex.split(re.split(r" [|>] ", line)[0], comments=True)
+            if script == "report.py" or not {"…", "explain", "status", "push", "pull"} & set(words):
+                yield where, script, words
+
+
+def test_commands_of_reports_and_sweeps_are_read_as_shown():
+    parsers = {"report.py": report.build_parser().parse_args, "sweep.py": parse_arguments}
+    shown = [*shown_commands()]
+    assert {script for _, script, _ in shown} == set(parsers) and len(shown) > 60
+    for where, script, words in shown:
+        try:
+            asked = parsers[script](words)
+        except SystemExit:
+            pytest.fail(f"{where}: {script} {shlex.join(words)}")
+        if script == "sweep.py" and asked.config and asked.config.startswith("configs/"):
+            assert (PROJECT / asked.config).is_file(), where
