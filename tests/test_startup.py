@@ -4,6 +4,7 @@ Nothing is installed and no network is used: the PATH holds only plain tools and
 writes down what it was asked for.
 """
 
+import errno
 import http.server
 import os
 import re
@@ -64,13 +65,26 @@ class Machine:
                 (self.bin / tool).symlink_to(found)
         self.stub("df", 'echo "Filesystem blocks"; echo "disk 9 9 ${FAKE_FREE_KB:-90000000} 1% /"')
         self.stub("ldconfig", 'echo "${FAKE_LIBRARIES:-}"')
-        (self.bin / "python3").write_text(PYTHON)
-        (self.bin / "python3").chmod(0o755)
+        self.write("python3", PYTHON)
 
     def stub(self, name: str, body: str) -> None:
+        self.write(name, f"#!{shutil.which('bash')}\n{body}\n")
+
+    def write(self, name: str, text: str) -> None:
+        """A program that can be started: a busy machine may hold a new file open for a moment."""
         path = self.bin / name
-        path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
+        path.write_text(text)
         path.chmod(0o755)
+        for _ in range(100):
+            try:
+                subprocess.run(
+                    [path, "-m", "ensurepip"], stdin=subprocess.DEVNULL, capture_output=True, env={}
+                )
+                return
+            except OSError as error:
+                if error.errno != errno.ETXTBSY:
+                    raise
+                time.sleep(0.05)
 
     def run(self, *arguments: str, cwd: Path | None = None, **environment: str):
         environment = {
