@@ -276,7 +276,7 @@ def test_a_title_does_not_see_the_one_before_it_unless_it_is_meant_to():
         assert seen[6:].any() == (not within)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 @pytest.mark.parametrize("words", [True, False])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_half_precision_is_near_single_within_titles_and_without(switches, words):

@@ -111,7 +111,7 @@ def test_classification_metrics_equal_sklearn():
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 def test_what_rows_cannot_give_is_absent_and_nothing_warns():
     probabilities = np.float32([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
     result = metrics.classification_metrics(probabilities, [0, 1], ["x", "x"], NAMES)
