@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# before torch is imported: a process a core, and models so small that threads wait for each other
+# before torch is imported: processes share the cores, and threads of small models only wait
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import forked
@@ -81,6 +81,23 @@ def one_of_each(configs: list[Path]) -> list[Path]:
     for path in configs:
         found.setdefault(frozenset(yaml.safe_load(path.read_text()) or {}) - VALUES, path)
     return list(found.values())
+
+
+@pytest.fixture
+def report(capsys):
+    """What report.py prints, its last words of an error with it."""
+    import report as report_script
+
+    def call(*words: object) -> str:
+        try:
+            report_script.main(list(map(str, words)))
+            last = ""
+        except SystemExit as ended:
+            last = str(ended)
+        printed = capsys.readouterr()
+        return printed.out + printed.err + last
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import zipfile
 import pytest
 from run_folders import classifier, write_run
 
-import report as report_script
 from reports import packed
 
 
@@ -41,18 +40,12 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture
-def report(capsys, monkeypatch):
-    """What report.py prints when it is called in a folder."""
+def report_in(report, monkeypatch):
+    """`report`, called in a folder."""
 
     def call(place, *words: str) -> str:
         monkeypatch.chdir(place)
-        try:
-            report_script.main(list(words))
-            last = ""
-        except SystemExit as ended:
-            last = str(ended)
-        printed = capsys.readouterr()
-        return printed.out + printed.err + last
+        return report(*words)
 
     return call
 
@@ -75,66 +68,68 @@ def report(capsys, monkeypatch):
         "steps runs/1_weak/seed_0",
     ],
 )
-def test_a_report_on_the_file_is_the_report_on_the_folder(report, places, words):
+def test_a_report_on_the_file_is_the_report_on_the_folder(report_in, places, words):
     folder, file = places
-    said = report(folder, *words.split())
-    assert report(file, *words.split()) == said != ""
+    said = report_in(folder, *words.split())
+    assert report_in(file, *words.split()) == said != ""
 
 
 @pytest.mark.parametrize("runs", ["runs/2_strong/seed_1", "runs/1_weak"])
-def test_a_page_of_the_file_is_the_page_of_the_folder(report, places, tmp_path, runs):
+def test_a_page_of_the_file_is_the_page_of_the_folder(report_in, places, tmp_path, runs):
     for place, name in zip(places, ("a.html", "b.html"), strict=True):
-        assert "page: " in report(place, "page", runs, "--output", str(tmp_path / name))
+        assert "page: " in report_in(place, "page", runs, "--output", str(tmp_path / name))
     page = (tmp_path / "a.html").read_bytes()
     assert page == (tmp_path / "b.html").read_bytes() and len(page) > 20_000
 
 
-def test_a_page_of_a_packed_run_is_written_where_one_stands(report, places, tmp_path):
+def test_a_page_of_a_packed_run_is_written_where_one_stands(report_in, places, tmp_path):
     shutil.copy(places[1] / "runs.zip", tmp_path)
-    assert report(tmp_path, "page", "runs/1_weak/seed_0") == "page: report.html\n"
+    assert report_in(tmp_path, "page", "runs/1_weak/seed_0") == "page: report.html\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "runs.zip"]
 
 
-def test_a_file_may_be_named_as_one(report, places):
-    said = report(places[0], "table", "runs/1_weak")
+def test_a_file_may_be_named_as_one(report_in, places):
+    said = report_in(places[0], "table", "runs/1_weak")
     for name in ("runs.zip/1_weak", "./runs.zip/1_weak/", "runs/1_weak/"):
-        assert report(places[1], "table", name) == said
-    assert report(places[1], "table", "runs.zip") == report(places[0], "table", "runs")
+        assert report_in(places[1], "table", name) == said
+    assert report_in(places[1], "table", "runs.zip") == report_in(places[0], "table", "runs")
 
 
-def test_a_folder_of_packed_folders_is_read(report, places, tmp_path):
+def test_a_folder_of_packed_folders_is_read(report_in, places, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(places[0] / "runs", tmp_path / "a" / name)
         shutil.copytree(places[0] / "runs", tmp_path / "b" / name)
-        report(tmp_path, "pack", f"b/{name}")
+        report_in(tmp_path, "pack", f"b/{name}")
         shutil.rmtree(tmp_path / "b" / name)
     (tmp_path / "b/data.zip").write_bytes(b"no zip")
     shutil.make_archive(str(tmp_path / "b/notes"), "zip", tmp_path / "a/one", "1_weak/seed_0/test")
     for words in ("table . --each --columns run,log_loss", "steps one --json"):
-        said = report(tmp_path / "a", *words.split())
-        assert report(tmp_path / "b", *words.split()) == said and "1_weak" in said
+        said = report_in(tmp_path / "a", *words.split())
+        assert report_in(tmp_path / "b", *words.split()) == said and "1_weak" in said
 
 
-def test_the_folder_is_read_where_both_are_and_the_file_where_it_is_named(report, places, tmp_path):
+def test_the_folder_is_read_where_both_are_and_the_file_where_it_is_named(
+    report_in, places, tmp_path
+):
     shutil.copytree(places[0] / "runs", tmp_path / "runs")
     shutil.copy(places[1] / "runs.zip", tmp_path)
     shutil.rmtree(tmp_path / "runs/2_strong")
-    assert "2_strong" not in report(tmp_path, "table", "runs", "--each", "--columns", "run")
-    assert "2_strong" in report(tmp_path, "table", "runs.zip", "--each", "--columns", "run")
-    assert "no such folder" in report(tmp_path, "table", "runs/2_strong")
+    assert "2_strong" not in report_in(tmp_path, "table", "runs", "--each", "--columns", "run")
+    assert "2_strong" in report_in(tmp_path, "table", "runs.zip", "--each", "--columns", "run")
+    assert "no such folder" in report_in(tmp_path, "table", "runs/2_strong")
 
 
-def test_intervals_are_made_once_more_in_the_file(report, places, tmp_path):
+def test_intervals_are_made_once_more_in_the_file(report_in, places, tmp_path):
     for place, kind in zip(places, ("folder", "file"), strict=True):
         shutil.copytree(place, tmp_path / kind)
-    said = report(tmp_path / "folder", "intervals", "runs")
-    assert report(tmp_path / "file", "intervals", "runs") == said
+    said = report_in(tmp_path / "folder", "intervals", "runs")
+    assert report_in(tmp_path / "file", "intervals", "runs") == said
     assert said.count(" intervals by ") == 6
-    after = [report(tmp_path / kind, "table", "runs", "--json") for kind in ("folder", "file")]
+    after = [report_in(tmp_path / kind, "table", "runs", "--json") for kind in ("folder", "file")]
     assert after[0] == after[1]
     name = "runs/1_weak/seed_2/test/metrics/metrics.json"
     assert packed.read_bytes(tmp_path / "file" / name) == (tmp_path / "folder" / name).read_bytes()
-    assert "already" in report(tmp_path / "file", "intervals", "runs")
+    assert "already" in report_in(tmp_path / "file", "intervals", "runs")
 
 
 def test_a_packed_folder_has_what_reports_read_and_no_more(places, tmp_path):
@@ -152,33 +147,33 @@ def test_a_packed_folder_has_what_reports_read_and_no_more(places, tmp_path):
 
 
 @pytest.mark.parametrize("with_top", [True, False])
-def test_what_another_program_packed_is_read_too(report, places, tmp_path, with_top):
+def test_what_another_program_packed_is_read_too(report_in, places, tmp_path, with_top):
     folder = places[0]
     where = (folder, "runs") if with_top else (folder / "runs", ".")
     shutil.make_archive(str(tmp_path / "runs"), "zip", *where)
-    assert report(tmp_path, "table", "runs") == report(folder, "table", "runs")
+    assert report_in(tmp_path, "table", "runs") == report_in(folder, "table", "runs")
 
 
-def test_a_damaged_member_costs_its_run_and_no_other(report, places, tmp_path):
+def test_a_damaged_member_costs_its_run_and_no_other(report_in, places, tmp_path):
     content = bytearray((places[1] / "runs.zip").read_bytes())
     with zipfile.ZipFile(places[1] / "runs.zip") as file:
         info = file.getinfo("runs/1_weak/seed_1/test/metrics/predictions.csv")
     content[info.header_offset + info.compress_size // 2 + 100] ^= 255
     (tmp_path / "runs.zip").write_bytes(content)
-    said = report(tmp_path, "compare", "runs/1_weak", "runs/2_strong")
+    said = report_in(tmp_path, "compare", "runs/1_weak", "runs/2_strong")
     assert re.search(r"seed_1: predictions.csv cannot be used: .*damaged in runs.zip", said)
     assert "(2 seeds)" in said
 
 
-def test_a_torn_file_and_a_folder_without_runs_are_refused(report, places, tmp_path):
+def test_a_torn_file_and_a_folder_without_runs_are_refused(report_in, places, tmp_path):
     (tmp_path / "runs.zip").write_bytes((places[1] / "runs.zip").read_bytes()[:-500])
-    assert "runs.zip cannot be read as a packed folder" in report(tmp_path, "table", "runs")
+    assert "runs.zip cannot be read as a packed folder" in report_in(tmp_path, "table", "runs")
     (tmp_path / "notes").mkdir()
-    assert "no run folder in it" in report(tmp_path, "pack", "notes")
-    assert "nowhere: no such folder" in report(tmp_path, "pack", "nowhere")
+    assert "no run folder in it" in report_in(tmp_path, "pack", "notes")
+    assert "nowhere: no such folder" in report_in(tmp_path, "pack", "nowhere")
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_pack_says_what_it_wrote(report, places, tmp_path):
+def test_pack_says_what_it_wrote(report_in, places, tmp_path):
     shutil.copytree(places[0], tmp_path / "x")
-    assert report(tmp_path / "x", "pack", "runs").startswith("packed: runs.zip (0.0")
+    assert report_in(tmp_path / "x", "pack", "runs").startswith("packed: runs.zip (0.0")

@@ -11,28 +11,11 @@ import pytest
 import yaml
 from run_folders import classifier, write_run
 
-import report as report_script
 from reports import bundle, card, compare, folder, ledger, packed, page, several, table
 from reports.arms import group_runs
 from reports.audit import audit_run
 from reports.folder import load_run, load_runs
 from reports.predictions import direction
-
-
-@pytest.fixture
-def report(capsys):
-    """What report.py prints, its last words of an error with it."""
-
-    def call(*words: object) -> str:
-        try:
-            report_script.main(list(map(str, words)))
-            last = ""
-        except SystemExit as ended:
-            last = str(ended)
-        printed = capsys.readouterr()
-        return printed.out + printed.err + last
-
-    return call
 
 
 def arm(place: Path, strength: float = 1.0, seeds=range(3), rows_seed: int = 0, **facts) -> Path:
