@@ -55,7 +55,7 @@ from data.records import (
     text_lines,
     text_of,
 )
-from data.rows import normalised_text, split_of, stable_hash
+from data.rows import split_of, stable_hash
 from data.tokens import cut_words, target_places, text_backend, tokenizer_fingerprint
 from device import of_workers
 from files import cache_folder, disk_error, walk, write_folder, write_text
@@ -173,7 +173,7 @@ def _read_reviews() -> Documents:
     from data.reviews import load_reviews
 
     for review in load_reviews():
-        part = split_of(normalised_text([review.text]), val_frac=0, test_frac=0.5)
+        part = split_of(review.key, val_frac=0, test_frac=0.5)
         # the rows that eval_bert.py tests sentiment on stay unseen, though they have no labels here
         if not (review.source == "rotten_tomatoes" and part == "test"):
             yield review.id, review.text

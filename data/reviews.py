@@ -14,7 +14,7 @@ in the label: a model that does not read the prompt cannot know which.
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +41,7 @@ class Review:
     text: str
     positive: bool
     source: str  # imdb | rotten_tomatoes
+    key: str  # the normalised text: two duplicates differ in case or white space alone
 
 
 def load_reviews(path: str | os.PathLike | None = None) -> list[Review]:
@@ -62,20 +63,21 @@ def _read_reviews(path: str | os.PathLike | None) -> tuple[list[Review], Counter
         if missing:
             raise ValueError(f"{path}: missing columns: {', '.join(sorted(missing))}.")
         for number, record in enumerate(reader, start=1):
-            if record["label"] not in ("0", "1"):
+            raw, label, source = record["text"], record["label"], record["source"]
+            if label not in ("0", "1"):
                 raise ValueError(f"{path}, row {number}, column label: expected 0 or 1.")
-            if record["source"] not in SOURCES:
+            if source not in SOURCES:
                 raise ValueError(
                     f"{path}, row {number}, column source: expected {' or '.join(SOURCES)}."
                 )
-            text = record["text"].replace("<br />", "\n").strip()
-            repairs["html_breaks"] += "<br />" in record["text"]
-            key = normalised_text([text])  # two duplicates differ in case or white space alone
+            text = raw.replace("<br />", "\n").strip()
+            repairs["html_breaks"] += "<br />" in raw
+            key = normalised_text([text])
             if key in reviews:
                 repairs["duplicate_reviews"] += 1
                 continue
-            review_id = f"{record['source']}-{stable_hash('review', key)}"
-            reviews[key] = Review(review_id, text, record["label"] == "1", record["source"])
+            review_id = f"{source}-{stable_hash('review', key)}"
+            reviews[key] = Review(review_id, text, label == "1", source, key)
     return list(reviews.values()), repairs
 
 
@@ -114,7 +116,7 @@ def load_review_pairs(
     pools: dict[tuple[str, str, bool], list[Review]] = {}
     for review in sorted(reviews, key=lambda review: review.id):  # ids are hashes: a stable order
         if review.source in sources:
-            split = split_of(normalised_text([review.text]), val_frac, test_frac)
+            split = split_of(review.key, val_frac, test_frac)
             pools.setdefault((split, review.source, review.positive), []).append(review)
     rows = []
     for split in ("train", "val", "test"):
@@ -125,7 +127,7 @@ def load_review_pairs(
             repairs["unpaired_reviews"] += len(positive) + len(negative) - 2 * len(pairs)
             rows += _build_rows(pairs, split, control)
     rows.sort(key=lambda row: stable_hash("order", row.id))
-    check_reviews_once(rows)
+    check_reviews_once(rows, {review.text: review.key for review in reviews})
     return rows, {name: count for name, count in repairs.items() if count}
 
 
@@ -155,12 +157,14 @@ def _build_rows(pairs: Sequence[tuple[Review, Review]], split: str, control: boo
     return rows
 
 
-def check_reviews_once(rows: Iterable[PairRow]) -> None:
-    """Raise ValueError if a review's text occurs in two rows (so also if it is in two splits)."""
+def check_reviews_once(rows: Iterable[PairRow], known: Mapping[str, str] = {}) -> None:
+    """Raise ValueError if a review's text occurs in two rows (so also if it is in two splits).
+
+    known: normalised texts by text, so that none is normalised twice."""
     used_in: dict[str, PairRow] = {}
     for row in rows:
         for turns in (row.response_a, row.response_b):
-            key = normalised_text(turns)
+            key = known.get(turns[0]) or normalised_text(turns)
             if key in used_in:
                 other = used_in[key]
                 raise ValueError(
