@@ -7,6 +7,7 @@ at once.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -191,13 +192,19 @@ def page_options(parser: argparse.ArgumentParser) -> None:
     runs(parser, "a run, or several on shared axes")
     parser.add_argument("--output", type=Path, help="file (a folder with --markdown)")
     parser.add_argument("--markdown", action="store_true", help="Markdown with picture files")
+    # for a run whose test is still running: begin at a line of standard input, end without one
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
 
 
 def page(asked: argparse.Namespace) -> str:
     """one file to open and to show: report.html in the run's folder"""
     from reports import page
 
-    return f"page: {page.write_page([*map(Path, asked.runs)], asked.output, asked.markdown)}"
+    if asked.wait and not sys.stdin.readline():
+        sys.exit("no test, no page")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    runs = [*map(Path, asked.runs)]
+    return f"page: {page.write_page(runs, asked.output, asked.markdown, cores)}"
 
 
 def site_options(parser: argparse.ArgumentParser) -> None:

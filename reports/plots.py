@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +78,7 @@ class Picture:
     height: float = 3.1  # inches, at a width of 5
     left_out: str = ""  # what the data has and the picture does not
     _figure: Figure | None = field(default=None, init=False, repr=False, compare=False)
+    _files: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         part, _, name = self.name.partition("/")
@@ -92,18 +95,22 @@ class Picture:
                 self._figure = Figure(figsize=(5, self.height), dpi=DPI, layout="constrained")
                 FigureCanvasAgg(self._figure)
                 self.draw(self._figure)
-                self._figure.draw_without_rendering()
+                self._figure.get_layout_engine().execute(self._figure)
                 self._figure.set_layout_engine(None)
             self._figure.savefig(file, **how)
         return file.getvalue()
 
     def png(self) -> bytes:
         """With our name in it, by which --fresh knows whose it is. The figure stays for svg()."""
+        if "png" in self._files:
+            return self._files.pop("png")
         marks = {"Software": "ablate"}
         return self._saved(format="png", dpi=DPI, facecolor="white", metadata=marks)
 
     def svg(self) -> str:
         """An <svg> element for an HTML page: no header, no addresses, colours as variables."""
+        if "svg" in self._files:
+            return self._files.pop("svg")
         text = self._saved(format="svg", metadata={"Date": None}).decode()
         self._figure = None  # a page of many runs has thousands
         text = text[text.index("<svg") :]
@@ -121,6 +128,29 @@ class Picture:
         for name, light in LIGHT.items():
             text = text.replace(light, f"var(--{name})")
         return text.replace("<svg ", f'<svg role="img" aria-label="{escape(self.alt)}" ', 1)
+
+
+def draw_ahead(pictures: Sequence[Picture], formats: Sequence[str], processes: int) -> None:
+    """Draws them in forked processes, for png() and svg() to find; a picture's function cannot be
+    pickled. With one process it does nothing: they draw when asked."""
+    count = min(processes, len(pictures) // 2)
+    if count < 2:
+        return
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(count, _inherit, (pictures, formats)) as pool:
+        for picture, files in zip(pictures, pool.imap(_draw, range(len(pictures))), strict=True):
+            picture._files = files
+
+
+def _inherit(pictures: Sequence[Picture], formats: Sequence[str]) -> None:
+    global _inherited
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
+    _inherited = pictures, formats
+
+
+def _draw(number: int) -> dict[str, Any]:
+    pictures, formats = _inherited
+    return {name: getattr(pictures[number], name)() for name in formats}
 
 
 @dataclass

@@ -370,6 +370,7 @@ class Run:
         if self.status == "stopped":
             return
         reason = self.exit_reason or "all steps done"
+        page = self._load_page_maker()
         self._checkpoints.export(experiment, state, "final")
         tested_with, problem = self._checkpoints.restore(experiment, state, self.config.test_with)
         if problem:
@@ -380,6 +381,8 @@ class Run:
         try:
             result = experiment.test(state)
         except Stopped:
+            if page is not None:
+                page.communicate()
             return self._stop_in_test(state)
         self.record.facts["test_seconds"] = round(time.perf_counter() - started, 3)
         self.record.withdraw(*outcomes.FAILED, *outcomes.CAUTIONS)
@@ -398,25 +401,37 @@ class Run:
             self._log.bar.close()
         lines = [f"finished: {self.folder} ({state.seconds:.0f} s of training)"]
         self.world.say("\n".join([*lines, *last_lines(result.metrics, self.record.verdicts)]))
-        if self.config.page and self.world.rank == 0:
-            self._make_page()
+        if page is not None:
+            self._make_page(page)
 
-    def _make_page(self) -> None:
-        """In a process of its own: whatever goes wrong there, the run is finished."""
-        command = [sys.executable, str(PROJECT / "report.py"), "page", str(self.folder)]
+    def _load_page_maker(self) -> subprocess.Popen | None:
+        """A process of its own: whatever goes wrong there, the run is finished. What it imports is
+        loaded while the test runs; it waits for a line, and ends without one."""
+        if not self.config.page or self.world.rank != 0:
+            return None
+        command = [sys.executable, str(PROJECT / "report.py"), "page", str(self.folder), "--wait"]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        try:
+            return subprocess.Popen(command, **pipes, text=True, errors="replace")
+        except OSError as error:
+            self._say_no_page(str(error))
+            return None
+
+    def _make_page(self, maker: subprocess.Popen) -> None:
         console.doing("making the page")
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=600
-            )
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            problem = last if done.returncode else []
-        except (OSError, subprocess.TimeoutExpired) as error:
-            problem = [str(error)]
-        if problem:
-            self.world.say(f"warning: no page ({problem[0]}); later: report.py page {self.folder}")
-        else:
-            self.world.say(f"page: {self.folder / 'report.html'}")
+            _, errors = maker.communicate("now\n", timeout=600)
+        except subprocess.TimeoutExpired as error:
+            maker.kill()
+            maker.communicate()
+            return self._say_no_page(str(error))
+        if maker.returncode:
+            lines = errors.strip().splitlines() or [f"exit code {maker.returncode}"]
+            return self._say_no_page(lines[-1])
+        self.world.say(f"page: {self.folder / 'report.html'}")
+
+    def _say_no_page(self, problem: str) -> None:
+        self.world.say(f"warning: no page ({problem}); later: report.py page {self.folder}")
 
     def _stop_in_test(self, state: State) -> None:
         self.end("stopped", self._agree_on_signal())

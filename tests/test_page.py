@@ -5,6 +5,9 @@ import json
 import math
 import random
 import re
+import shutil
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import PROJECT
 
 from reports import plots
 from reports.blocks import escaped
@@ -248,6 +252,36 @@ def test_equal_runs_give_equal_bytes(finished, tmp_path):
     picture = (finished / "train/analysis/loss.png").read_bytes()
     assert write_page([finished]).read_bytes() == first
     assert (finished / "train/analysis/loss.png").read_bytes() == picture
+
+
+@pytest.mark.parametrize("how", [{}, {"output": True}, {"markdown": True}])
+def test_several_processes_draw_the_same_bytes(finished, tmp_path, how):
+    there = {"output": tmp_path / "there.html"} if "output" in how else how
+    written = []
+    for processes in (1, 3):
+        page = write_page([finished], processes=processes, **there)
+        pictures = sorted(finished.rglob("*.png"))
+        assert bool(pictures) == ("output" not in how)
+        written.append([path.read_bytes() for path in (page, *pictures)])
+    assert written[0] == written[1]
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error_in_any_process():
+    def draw(figure):
+        raise ValueError("cannot draw this")
+
+    pictures = [plots.Picture(f"train/p{i}", "a picture", draw) for i in range(4)]
+    with pytest.raises(ValueError, match="cannot draw this"):
+        plots.draw_ahead(pictures, ["svg"], 2)
+
+
+def test_a_page_waits_for_its_run(finished):
+    """A line on standard input lets it begin; where there is none, the run has not been tested."""
+    run = shutil.copytree(finished, finished.parent / "waited")
+    command = [sys.executable, str(PROJECT / "report.py"), "page", str(run), "--wait"]
+    for told, page in (("", False), ("now\n", True)):
+        done = subprocess.run(command, input=told, capture_output=True, text=True)
+        assert (done.returncode == 0) == page == (run / "report.html").exists(), done.stderr
 
 
 def test_an_interrupted_run_with_a_torn_line(tmp_path):
