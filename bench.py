@@ -185,6 +185,8 @@ def run_comparison(arguments: argparse.Namespace, words: list[str]) -> None:
 def compare(comparison: Any, arguments: argparse.Namespace) -> Measured:
     """Pairs of both sides; what each gave, then their ratio."""
     rate, check = rate_and_check(comparison)
+    if hasattr(comparison, "prepare"):
+        comparison.prepare(arguments)
     pairs = []
     for repeat in range(arguments.repeats):
         # who goes first changes, too

@@ -34,11 +34,11 @@ from typing import Any, TypeVar
 import console
 
 console.doing("loading torch")  # a sign of life: it takes seconds
-# Loading makes a million objects, and a collector that looks at them again and again takes a
-# twentieth of the time to the first step. Where training begins, Run.resume sets it back. At the
-# end of the process it would look at them all once more, for a second or two.
-COLLECTOR = gc.get_threshold()
-gc.set_threshold(100_000, *COLLECTOR[1:])
+# Loading makes millions of objects that stay; a collector that looks at them takes a fifteenth of
+# the time to the first step: loaded() sets it back. At the end of the process it would look at all
+# of them again, for a second or two.
+COLLECTOR, WHILE_LOADING = gc.get_threshold(), (10_000_000, 10, 10)
+gc.set_threshold(*WHILE_LOADING)
 atexit.register(gc.freeze)
 
 import numpy as np
@@ -208,6 +208,13 @@ def single_world(asked_device: str) -> World:
     machine = look_at_machine()
     kind = choose_device(asked_device, machine)
     return World(torch.device(kind, 0) if kind in ("cuda", "xpu") else torch.device(kind), machine)
+
+
+def loaded() -> None:
+    """The model is there: what was loaded is set aside, and the collector works as ever."""
+    if gc.get_threshold() == WHILE_LOADING:
+        gc.freeze()
+        gc.set_threshold(*COLLECTOR)
 
 
 def say_device(world: World, precision: str, attention: str) -> None:

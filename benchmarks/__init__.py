@@ -9,6 +9,7 @@ comparison reads. Its file may set
     TOLERANCE  of the difference of the checks, 0.1 by default
     PEERS      name → what it is, for --peer, the first one by default (PEER: where there is one)
     WHAT       what is compared, in the table
+    prepare    called with the arguments before the first pair
     COUNTED    False where no training steps are to be counted for the share of the peak
 
 A comparison that does not fit has run(arguments) -> Measured, which does it all. Peers that

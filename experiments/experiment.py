@@ -93,6 +93,7 @@ def place(model: nn.Module, world: core.World) -> nn.Module:
         use_word_dropout(model)
     else:
         masks.answer_for(model)
+    core.loaded()
     return model
 
 

@@ -1,7 +1,6 @@
 """What a script's loop sees of a run: resuming, logging, evaluating, saving, stopping, the end."""
 
 import contextlib
-import gc
 import math
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import console
-from core import COLLECTOR, State, Stopped, Work, World
+from core import State, Stopped, Work, World, loaded
 from device import memory_note, peak_memory
 from evaluation import outcomes
 from evaluation.monitor import Monitor, check_trackers
@@ -174,7 +173,7 @@ class Run:
 
     def resume(self, state: State, experiment: Experiment) -> None:
         """Load the newest whole checkpoint, if any, and make all ranks equal."""
-        gc.set_threshold(*COLLECTOR)
+        loaded()
         self.experiment, self.training = experiment, True
         self.record.facts |= experiment.facts
         require_alike(self.world, work_of(state, experiment.facts))

@@ -1,6 +1,7 @@
 """What a run logs beside its losses, where copies of the log go, and its page at the end."""
 
 import csv
+import gc
 import json
 import math
 import subprocess
@@ -264,6 +265,12 @@ def test_a_finished_run_has_its_page(train, capsys):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     assert list((folder / "train/analysis").glob("*.png"))
+
+
+def test_the_collector_works_again_once_all_is_loaded(train):
+    gc.set_threshold(*core.WHILE_LOADING)
+    train("--epochs", "1")
+    assert gc.get_threshold() == core.COLLECTOR
 
 
 def test_a_page_that_cannot_be_made_is_a_warning(train, monkeypatch, capsys):
