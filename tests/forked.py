@@ -34,7 +34,7 @@ IMPORTS = (
     "experiments.instructions experiments.pretraining experiments.glue runs commands.evaluate "
     "commands.features commands.predict commands.reproduce docstring_parser sentencepiece attr "
     "transformers.convert_slow_tokenizer transformers.models.auto.tokenization_auto "
-    "transformers.models.bert.tokenization_bert"
+    "transformers.models.bert.tokenization_bert sklearn.metrics"
 ).split()
 POLL = 0.02  # seconds between two looks at whether a process has ended
 
@@ -142,26 +142,30 @@ INTERPRETER = sys.executable
 
 
 def address() -> str:
-    """Of this process's server, which is started when it is first asked for."""
-    if ADDRESS not in os.environ or not os.environ[ADDRESS].startswith(f"{os.getpid()}-"):
-        os.environ[ADDRESS], _ = start()
-    return os.environ[ADDRESS]
+    """Of the server of this test session, started when it is first asked for; pytest-xdist's
+    workers have one together. It ends with the process that started them."""
+    session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    name = f"ablate-tests-{session}"
+    if os.environ.get(ADDRESS) != name:
+        with contextlib.suppress(OSError):  # another worker was first
+            start(name, session)
+        os.environ[ADDRESS] = name
+    return name
 
 
-def start(**more: str) -> tuple[str, subprocess.Popen]:
-    """(name of its socket, process) of a new server; more: environment with which it imports."""
-    name = f"{os.getpid()}-{os.urandom(8).hex()}"
+def start(name: str, session: int, **more: str) -> subprocess.Popen:
+    """A new server on the socket of this name, which ends with the process `session`. more:
+    environment with which it imports. OSError: there is one of this name."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"\0{name}")
     listening.listen(64)
-    alive, theirs = os.pipe()  # closed by the end of this process, whatever it is
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    env["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's: a thread survives no fork
     env["PYTHONPATH"] = str(PROJECT)
-    words = [INTERPRETER, __file__, str(listening.fileno()), str(alive)]
-    server = subprocess.Popen(words, env=env, pass_fds=[listening.fileno(), alive], cwd=PROJECT)
-    os.close(alive)
+    words = [INTERPRETER, __file__, str(listening.fileno()), str(session)]
+    server = subprocess.Popen(words, env=env, pass_fds=[listening.fileno()], cwd=PROJECT)
     listening.close()
-    return name, server
+    return server
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -176,14 +180,19 @@ def variables(folder: Path) -> dict[str, str]:
 
 def connect(name: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(f"\0{name}")
+    for _ in range(100):
+        with contextlib.suppress(ConnectionRefusedError):  # another worker is just starting it
+            connection.connect(f"\0{name}")
+            break
+        time.sleep(POLL)
     return connection
 
 
-def serve(listening: socket.socket, alive: int) -> None:
+def serve(listening: socket.socket, session: int) -> None:
     """Fork when asked; returns in a copy alone, which is to go on as the script. What a client
     started ends with its connection."""
     choose = selectors.DefaultSelector()
+    alive = os.pidfd_open(session)
     choose.register(alive, selectors.EVENT_READ)
     choose.register(listening, selectors.EVENT_READ)
     children: dict[socket.socket, int] = {}
@@ -249,6 +258,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the tests is not for it
     for name in IMPORTS:
         importlib.import_module(name)
+    from transformers import conversion_mapping
+
+    conversion_mapping.get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions
     assert len(os.listdir("/proc/self/task")) == 1  # a thread would not survive a fork
     gc.collect(), gc.freeze()  # or each copy's collector would write to all of it
     serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

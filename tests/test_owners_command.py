@@ -41,7 +41,8 @@ def hub_cache(tmp_path_factory, pair_csv) -> Path:
 @pytest.fixture
 def copies(hub_cache) -> Iterator[dict[str, str]]:
     """What has torchrun start copies, of a process that imported with this hub's cache."""
-    name, server = forked.start(**of_hub(hub_cache))
+    name = f"ablate-tests-{os.getpid()}-hub"
+    server = forked.start(name, os.getpid(), **of_hub(hub_cache))
     yield {**forked.variables(SCRATCH), forked.ADDRESS: name}
     server.kill()
     server.wait()

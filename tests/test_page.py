@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, copied, environment
 
 from reports import plots
 from reports.blocks import escaped
@@ -254,16 +254,13 @@ def test_equal_runs_give_equal_bytes(finished, tmp_path):
     assert (finished / "train/analysis/loss.png").read_bytes() == picture
 
 
-@pytest.mark.parametrize("how", [{}, {"output": True}, {"markdown": True}])
-def test_several_processes_draw_the_same_bytes(finished, tmp_path, how):
-    there = {"output": tmp_path / "there.html"} if "output" in how else how
+def test_several_processes_draw_the_same_bytes(finished):
     written = []
     for processes in (1, 3):
-        page = write_page([finished], processes=processes, **there)
-        pictures = sorted(finished.rglob("*.png"))
-        assert bool(pictures) == ("output" not in how)
-        written.append([path.read_bytes() for path in (page, *pictures)])
-    assert written[0] == written[1]
+        page = write_page([finished], processes=processes)
+        files = [page, *sorted(finished.rglob("*.png"))]
+        written.append({path: path.read_bytes() for path in files})
+    assert len(written[0]) > 5 and written[0] == written[1]
 
 
 def test_a_picture_that_cannot_be_drawn_is_an_error_in_any_process():
@@ -278,9 +275,11 @@ def test_a_picture_that_cannot_be_drawn_is_an_error_in_any_process():
 def test_a_page_waits_for_its_run(finished):
     """A line on standard input lets it begin; where there is none, the run has not been tested."""
     run = shutil.copytree(finished, finished.parent / "waited")
-    command = [sys.executable, str(PROJECT / "report.py"), "page", str(run), "--wait"]
+    command = copied([sys.executable, str(PROJECT / "report.py"), "page", str(run), "--wait"])
     for told, page in (("", False), ("now\n", True)):
-        done = subprocess.run(command, input=told, capture_output=True, text=True)
+        done = subprocess.run(
+            command, input=told, capture_output=True, text=True, env=environment()
+        )
         assert (done.returncode == 0) == page == (run / "report.html").exists(), done.stderr
 
 
