@@ -22,6 +22,7 @@ import torch
 import yaml
 from tiny_models import bert_config, build_tiny_model
 
+os.fsync = forked.no_fsync
 gc.set_threshold(50_000)  # millions of objects are imported, to be looked at again each time
 PROJECT = Path(__file__).resolve().parent.parent
 SCRATCH = Path(tempfile.mkdtemp(prefix="ablate_tests_"))
