@@ -589,6 +589,12 @@ def why_no_border(config: Any, frozen: int, layers: int) -> str:
     return ""
 
 
+def architecture_of(config: Any) -> dict[str, Any]:
+    """Transformers' configuration, with its version, without what changes no output."""
+    said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
+    return {name: value for name, value in config.to_dict().items() if name not in said}
+
+
 class _Reached(Exception):
     """The states that the first trained layer was called with."""
 
