@@ -494,7 +494,9 @@ def layer_of(parameter: str) -> str:
         return parts[0]
     if number is not None:
         return f"layer_{number}"
-    return "embeddings" if re.search(r"embed|wte|wpe", parameter) else parts[-2]
+    if re.search(r"embed(?!_out)|wte|wpe", parameter):  # GPT-NeoX's output matrix is its embed_out
+        return "embeddings"
+    return "norm" if parts[-2] == "layer_norm" else parts[-2]  # XGLM's last one: no layer_3
 
 
 def find_layers(encoder: nn.Module) -> nn.ModuleList:
