@@ -494,7 +494,9 @@ def layer_of(parameter: str) -> str:
         return parts[0]
     if number is not None:
         return f"layer_{number}"
-    return "embeddings" if re.search(r"embed|wte|wpe", parameter) else parts[-2]
+    if re.search(r"embed(?!_out)|wte|wpe", parameter):  # GPT-NeoX's output matrix is its embed_out
+        return "embeddings"
+    return "norm" if parts[-2] == "layer_norm" else parts[-2]  # XGLM's last one: no layer_3
 
 
 def find_layers(encoder: nn.Module) -> nn.ModuleList:
@@ -587,6 +589,12 @@ def why_no_border(config: Any, frozen: int, layers: int) -> str:
     if not 0 < frozen < layers:
         return f"{frozen} of {layers} layers are frozen"
     return ""
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """Transformers' configuration, with its version, without what changes no output."""
+    said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
+    return {name: value for name, value in config.to_dict().items() if name not in said}
 
 
 class _Reached(Exception):
