@@ -271,6 +271,14 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise refuse(str(error)) from None
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections as section.name; SystemExit where one stands there in both ways."""
+    try:
+        return flatten(settings)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+
+
 def words_of(run: Run, out: Path | None = None) -> list[str]:
     """What the script is told, without --: torchrun takes options that begin as its own do.
 
@@ -347,7 +355,7 @@ class Plan:
             arm_seeds = self.seeds_from(own.pop("seeds", seeds))
             arm_tune = check_values(f"arm {label}: tune", own.pop("tune", self.tune))
             base = read_yaml(own.pop("config")) if "config" in own else {}
-            base, own = flatten(base), flatten(own)
+            base, own = flat(base), flat(own)
             # else a label would name a value that the run does not have
             places = [("arms", own), ("grid", grid), ("tune", arm_tune), ("--set", fixed)]
             for (one, names), (other, others) in itertools.combinations(places, 2):
@@ -355,7 +363,7 @@ class Plan:
                     raise refuse(f"{', '.join(sorted(twice))}: both in {one} and in {other}")
             for point in combinations(grid):
                 varied = {name: point[name] for name in grid if len(grid[name]) > 1}
-                settings = {**flatten(common), **base, **own, **point, **fixed}
+                settings = {**flat(common), **base, **own, **point, **fixed}
                 settings = {n: value for n, value in settings.items() if n not in arm_tune}
                 name = label_of(varied, *([str(label)] if label != "" else [])) or "runs"
                 if name in ("tune", CLAIMS, ATTEMPTS):  # folders that hold no results
