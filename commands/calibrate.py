@@ -14,12 +14,14 @@ import core
 from device import autocast, choose_precision
 from experiments.experiment import place
 from methods import clock as clocks
+from settings import Section
 
 
 @dataclass
-class CalibrateConfig:
+class CalibrateConfig(Section):
     """Settings of `calibrate`: what a sequence costs on this machine, by active layers."""
 
+    WRITES_A_FILE = True
     model: str = "bert-c5"
     """as in training"""
     output: str = "costs.json"

@@ -14,6 +14,7 @@ import console
 from commands.opening import OpenConfig, base_of, open_causal, trained_on
 from files import write_folder, write_text
 from models import lora, pretrained
+from settings import Section
 
 
 @dataclass
@@ -68,7 +69,7 @@ def _write(folder: Path, weights: Any, tokenizer: Any, facts: dict) -> None:
 
 
 @dataclass
-class ConvertConfig:
+class ConvertConfig(Section):
     """Settings of `convert`: a GGUF file, as llama.cpp has them, to a folder in fp32."""
 
     gguf: str | None = None

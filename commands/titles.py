@@ -4,7 +4,6 @@ python train_headlines.py generate --run_folder results/headlines/ours --prompt 
 python train_headlines.py export --run_folder results/headlines/ours --output llama
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ from data import titles
 from data.records import repair_surrogates
 from data.tokens import encode
 from experiments.next_tokens import shown
-from files import read_yaml
+from files import read_json, read_yaml
 from models import pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
-from settings import replace
+from settings import Section, replace
 
 
 @dataclass
@@ -53,7 +52,7 @@ def open_titles(
     record = Path(run) / "run.json"
     if not record.is_file():
         raise FileNotFoundError(f"{run}: no run of train_headlines.py (it has no run.json)")
-    script = json.loads(record.read_text(encoding="utf-8")).get("script")
+    script = read_json(record).get("script")
     if script != "train_headlines.py":
         raise ValueError(f"{run}: a run of {script}, not of train_headlines.py")
     folder = Path(pretrained.weights_folder(run, weights))
@@ -126,7 +125,7 @@ def cut_at_eos(ids: Sequence[int], eos: int) -> Sequence[int]:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Section):
     """Settings of `export`: the model as transformers' own Llama or Qwen3."""
 
     run_folder: str = ""
