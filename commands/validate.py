@@ -15,7 +15,7 @@ from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, collapsed
 from evaluation.stats import Ratio, interval
 from experiments.pretraining import Config, frequencies_alone, load_parts
-from files import damage, write_text
+from files import damage, read_json, write_text
 from models import pretrained
 from settings import parse_settings
 
@@ -30,6 +30,9 @@ def open_pretraining(
 
     from models import bert  # noqa: F401, registers our architecture
 
+    script = read_json(folder / "run.json").get("script")
+    if script not in (None, "pretrain_bert.py"):
+        raise ValueError(f"{folder}: a run of {script}, not of pretrain_bert.py")
     path = folder / "train/weights" / weights
     if problem := damage(path):
         raise ValueError(f"{path} is no whole folder of saved weights ({problem})")

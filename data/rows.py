@@ -88,6 +88,8 @@ def count_splits(
     rows: Sequence[Row], source: str, splits: Sequence[str] = ("train", "val", "test")
 ) -> str:
     """ "train 80, val 10, test 10"; ValueError where a split has no row."""
+    if not rows:
+        raise ValueError(f"{source}: it holds no rows")
     count = Counter(row.split for row in rows)
     for split in splits:
         if not count[split]:
