@@ -40,6 +40,8 @@ class Section:
     """settings that nothing reads before or in the first step. A subclass adds to it."""
     REFUSED: ClassVar[dict[str, str]] = {}
     """setting → why this script cannot use it"""
+    LEAST: ClassVar[dict[str, int]] = {}
+    """setting → the smallest number that it can be"""
     WRITES_A_FILE: ClassVar[bool] = False
     """whether --out, or --output, is a file and no folder"""
 
@@ -473,6 +475,7 @@ def parse_settings(
         raise ValueError(f"{where}{error}") from None
     if isinstance(config, Section):
         try:
+            _check_range(config, kinds)
             notes = _refuse_idle(config, given)
         except ValueError as error:
             raise SystemExit(f"{prog}: {error}") from None
@@ -488,6 +491,17 @@ def parse_settings(
             config.__dict__["_reference"] = reference | {"changed": changed}
         remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def _check_range(config: Section, names: Iterable[str]) -> None:
+    """ValueError for a number below its class's LEAST, and for a seed that some generator among
+    numpy's, torch's and scikit-learn's would not take, perhaps at the end of a run alone."""
+    for name in names:
+        value, least = value_of(config, name), config.LEAST.get(name)
+        if least is not None and value is not None and value < least:
+            raise ValueError(f"--{name} {value:g}: expected {least} or more")
+        if "seed" in name.rpartition(".")[2] and value is not None and not 0 <= value < 2**32:
+            raise ValueError(f"--{name} {value}: expected a whole number from 0 to {2**32 - 1}")
 
 
 @functools.cache

@@ -24,6 +24,8 @@ class Config(Section):
     """Settings of the command `attention`."""
 
     WRITES_A_FILE = True
+    LEAST = {"tokens": 1}
+
     run_folder: str = ""
     """run folder, or any causal model or encoder: a local folder or a hub id"""
     texts: str = ""

@@ -22,6 +22,8 @@ class CalibrateConfig(Section):
     """Settings of `calibrate`: what a sequence costs on this machine, by active layers."""
 
     WRITES_A_FILE = True
+    LEAST = {"max_length": 3, "vocab_size": 8, "batch": 1, "micro_batch": 1, "repeats": 1}
+
     model: str = "bert-c5"
     """as in training"""
     output: str = "costs.json"

@@ -22,6 +22,8 @@ from settings import Aliases, Section
 class ExtractConfig(Section):
     """Settings of `extract_il_losses`: each training sequence's loss under the IL model."""
 
+    LEAST = {"part_rows": 1}
+
     run_folder: str = ""
     """run folder of the IL model (trained with validation.il_model=True)"""
     output: str | None = None

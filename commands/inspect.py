@@ -23,6 +23,7 @@ class InspectConfig(Section):
     """Settings of `inspect`: next tokens at a place, token frequencies, samples."""
 
     ONLY_WITH = {"temperature": "samples", "seed": "samples"}
+    LEAST = {"batch": 0, "row": 0, "position": 0, "samples": 0}
 
     run_folder: str = ""
     """run folder"""
@@ -50,6 +51,8 @@ class InspectConfig(Section):
 
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""
+    if config.data:
+        titles.check_rows(config.data)
     opened = open_titles(config.run_folder, config.weights, config.device)
     held_out = validation_titles(config, opened.config)
     rows = Ragged.from_rows(

@@ -15,7 +15,7 @@ from torch import nn
 
 import console
 import core
-from commands.opening import note
+from commands.opening import new_folder, note
 from commands.verdicts import note_failures
 from data import titles
 from data.records import repair_surrogates
@@ -43,10 +43,6 @@ def open_titles(
 ) -> Opened:
     """world: of processes that measure together; None: this one alone. ValueError where the folder
     holds no finished weights of train_headlines.py."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from models import gpt  # noqa: F401, registers our architecture
-
     if not run:
         raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
     record = Path(run) / "run.json"
@@ -58,6 +54,10 @@ def open_titles(
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from models import gpt  # noqa: F401, registers our architecture
+
     world = world or core.single_world(device)
     if world.rank == 0:
         note_failures(run)
@@ -133,13 +133,12 @@ class ExportConfig(Section):
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
     output: str = ""
-    """folder to write"""
+    """folder to write; it must not exist"""
 
 
 def export(config: ExportConfig) -> None:
     """A folder that AutoModelForCausalLM opens without ours; refused where logits would differ."""
-    if not config.output:
-        raise ValueError("export needs --output FOLDER")
+    folder = new_folder(config)
     opened = open_titles(config.run_folder, config.weights, "cpu")
     from models import gpt
 
@@ -152,7 +151,7 @@ def export(config: ExportConfig) -> None:
         apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
     if apart > 1e-3:
         raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
-    pretrained.save_weights(exported, Path(config.output), opened.tokenizer)
+    pretrained.save_weights(exported, folder, opened.tokenizer)
     kind = type(exported).__name__
     console.say(
         f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"

@@ -94,6 +94,7 @@ class Config(Settings):
         "vocab_size": "tokenizer=null",
     }
     BETAS = {"adamw": (0.9, 0.98), "muon": (0.9, 0.98)}
+    LEAST = {"max_length": 2}  # <cls> and a token
 
     model: Literal["bert-c5", "bert-small", "bert-mini", "bert-tiny", "hf-bert", "hf-bert-mini"] = (
         "bert-c5"

@@ -8,10 +8,10 @@ import pytest
 from conftest import PROJECT
 
 import run_5_models
-from commands import attention, download, inspect, params, predict
+from commands import attention, calibrate, download, features, inspect, params, predict
 from data.rows import count_splits
 from data.titles import load_titles
-from experiments import instructions, phases
+from experiments import instructions, phases, pretraining
 from experiments.saved_pairs import whole_weights
 from files import read_yaml, require_writable, write_folder
 from models.pretrained import check_model, load_config
@@ -200,3 +200,26 @@ def test_a_file_without_rows_is_named(tmp_path):
         load_titles(str(tmp_path))
     with pytest.raises(ValueError, match="a.csv: it holds no rows"):
         count_splits([], "a.csv")
+
+
+@pytest.mark.parametrize("word", ["seed=-1", "seed=4294967296", "seed_init=-1", "seed_masks=-3"])
+def test_a_seed_that_some_generator_would_not_take_is_refused_at_once(word):
+    """scikit-learn's refuse it after the training, torch's wrap it or overflow."""
+    with pytest.raises(SystemExit, match=f"--{word.replace('=', ' ')}: expected a whole number"):
+        parse(f"--{word}")
+    assert parse("--seed=4294967295").seed == 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (inspect.InspectConfig, "samples=-1"),
+        (attention.Config, "tokens=0"),
+        (calibrate.CalibrateConfig, "repeats=0"),
+        (pretraining.Config, "max_length=1"),
+        (features.Config, "seed=-1"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(kind, word):
+    with pytest.raises(SystemExit, match=f"--{word.replace('=', ' ')}: expected"):
+        parse(f"--{word}", kind=kind)
