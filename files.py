@@ -323,6 +323,7 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
     block ends, so that what is added may depend on what is there.
 
     Every line is flushed to disk. One that a kill has torn is left as it is and counts for nothing.
+    ValueError for a file of another kind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
@@ -332,6 +333,9 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
         file.seek(0)
         content = file.read()
         torn = bool(content) and not content.endswith(b"\n")
+        found = json_lines(content)
+        if content.strip() and not found and not content.startswith(b"{"):
+            raise ValueError(f"{path} is no file of JSON lines: nothing is added to it")
 
         def add(line: dict) -> None:
             nonlocal torn
@@ -341,7 +345,7 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
             sync(file.fileno())
             torn = False
 
-        yield json_lines(content), add
+        yield found, add
 
 
 def json_lines(content: bytes) -> list[dict]:

@@ -87,6 +87,13 @@ def folder_name(path: str) -> str:
     return path
 
 
+def require_kind(path: Path, *suffixes: str) -> None:
+    """ValueError where a file lies that is of another kind than what is to be written there: it
+    would be lost."""
+    if path.is_file() and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} is there and no {suffixes[0]} file: name another --output")
+
+
 def pack(folder: Path) -> Path:
     """Write FOLDER.zip: settings, records, logs, metrics and predictions of the runs at or below
     `folder`, without weights, pictures and pages. ValueError where no run is."""

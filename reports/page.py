@@ -28,6 +28,8 @@ def write_page(
     runs = load_runs(paths)
     if not runs:
         raise ValueError("a page needs a run folder")
+    if output is not None and not markdown:
+        packed.require_kind(output, ".html", ".htm")
     one = runs[0] if len(runs) == 1 else None
     page = page_of_run(one) if one else page_of_runs(runs)
     home = one.path if one and not packed.is_packed(one.path) else Path()

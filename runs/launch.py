@@ -79,6 +79,11 @@ def check_output(config: Section) -> None:
         path = getattr(config, field.name) if field.name in ("out", "output") else None
         if path and path != field.default and os.environ.get("RANK", "0") == "0":
             require_writable(path, folder=not config.WRITES_A_FILE)
+            for other in dataclasses.fields(config):
+                read = getattr(config, other.name) if other.name != field.name else None
+                there = isinstance(read, str) and os.path.isfile(read) and os.path.isfile(path)
+                if there and os.path.samefile(read, path):
+                    raise OSError(f"--{field.name} {path} is the file of --{other.name}, too")
 
 
 def end_by_signals() -> None:

@@ -26,6 +26,7 @@ from reports.scripts import folder_name, text_of
 from settings import flatten, pop_published
 from sweeps import cost, noise
 from sweeps.notices import refusal_of
+from sweeps.options import Parser
 from sweeps.words import last_words
 
 SWEEP_KEYS = (
@@ -85,11 +86,10 @@ def refuse(problem: str) -> SystemExit:
 
 
 def parse_arguments(argv: Sequence[str], description: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sweep.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("script", nargs="?", help="the training script, unless the config names it")

@@ -173,7 +173,7 @@ def _table(rows: list[list[Any]], headers: list[str]) -> str:
 
 def status(words: list[str]) -> int:
     """`sweep.py status OUT`; SystemExit with what is wrong."""
-    if len(words) != 1 or words[0].startswith("-"):
+    if len(words) != 1 or words[0].startswith("-") or not words[0]:
         raise SystemExit("sweep.py status: expected the folder of one sweep")
     try:
         sweep = Sweep.open(Path(words[0]))

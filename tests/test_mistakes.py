@@ -3,18 +3,24 @@
 import ast
 import importlib
 import os
+import re
 
 import pytest
 from conftest import PROJECT
+from run_folders import write_run
 
+import report as report_script
 import run_5_models
 from commands import attention, calibrate, download, features, inspect, params, predict
 from data.rows import count_splits
 from data.titles import load_titles
 from experiments import instructions, phases, pretraining
 from experiments.saved_pairs import whole_weights
-from files import read_yaml, require_writable, write_folder
+from files import appending, read_yaml, require_writable, write_folder
 from models.pretrained import check_model, load_config
+from reports import steps
+from reports.folder import load_run
+from reports.ledger import looking_runs
 from runs.launch import check_output
 from settings import Section, parse_settings
 from sweeps.plan import Plan, parse_arguments
@@ -223,3 +229,82 @@ def test_a_seed_that_some_generator_would_not_take_is_refused_at_once(word):
 def test_numbers_that_are_too_small_are_refused(kind, word):
     with pytest.raises(SystemExit, match=f"--{word.replace('=', ' ')}: expected"):
         parse(f"--{word}", kind=kind)
+
+
+# ---- reports and sweeps ----
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["table", ""], "an argument is empty: is a variable unset"),
+        (["pack", ""], "an argument is empty"),
+        (["site", "here", "--output="], "--output is empty"),
+        (["comapre", "a", "b"], "did you mean compare"),
+        (["power", "--difference=2%"], "'2%' is no number"),
+        (["power", "--difference=.02", "--rows=1k"], "'1k' is no whole number"),
+        (["compare", "a", "b", "--metrics=x", "--metrics=y"], "--metrics is given twice"),
+        (["page"], "report.py page: the following arguments are required: runs"),
+        (["compare", "runs", "runs", "--html", "--json"], "not allowed with argument --html"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_a_line(words, problem, capsys):
+    with pytest.raises(SystemExit) as ended:
+        report_script.main(words)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and problem in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--seeds=3", "--seeds=5"], "--seeds is given twice, 3 and 5"),
+        (["--out="], "--out is empty"),
+        (["--jobs=two"], "'two' is no whole number"),
+    ],
+)
+def test_a_sweep_says_so_too(words, problem, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["run_5_models.py", *words])
+    assert problem in capsys.readouterr().err
+    assert parse_arguments(["run_5_models.py", "--set", "lr=1", "--set", "batch=2"]).fixed
+
+
+def test_a_folder_that_is_not_there_is_guessed(tmp_path):
+    runs = tmp_path / "results"
+    write_run(runs / "minilm", None)
+    (tmp_path / "a.csv").write_text("")
+    for path, problem in (
+        (runs / "minlm/seed_0", f"no such folder: did you mean {runs / 'minilm'}?"),
+        (tmp_path / "a.csv", "a file, expected the folder of a run or of runs"),
+    ):
+        for read in (load_run, lambda path: looking_runs([path]), steps._steps_in):
+            with pytest.raises(ValueError, match=re.escape(f"{path}: {problem}")):
+                read(str(path))
+
+
+def test_no_report_writes_over_a_file_of_another_kind(tmp_path, report):
+    write_run(tmp_path / "run", None)
+    rows = tmp_path / "rows.csv"
+    for command in ("page", "card"):
+        rows.write_text("text,label\n")
+        assert "is there and no ." in report(command, tmp_path / "run", "--output", rows)
+    with pytest.raises(ValueError, match="no file of JSON lines: nothing is added to it"):
+        with appending(rows):
+            pass
+    assert rows.read_text() == "text,label\n"
+    with pytest.raises(OSError, match="is the file of --data, too"):
+        words = [
+            "--run_folder=r",
+            f"--data={rows}",
+            f"--output={tmp_path / 'x' / '..' / 'rows.csv'}",
+        ]
+        (tmp_path / "x").mkdir()
+        check_output(parse(*words, kind=predict.PredictConfig))
+
+
+def test_a_reason_of_many_lines_is_shown_in_one(tmp_path):
+    reason = "ValueError: in a worker.\nTraceback:\n  File x\nValueError: what it was"
+    write_run(tmp_path / "run", None, status="failed", exit_reason=reason)
+    (note,) = [each for each in load_run(tmp_path / "run").notes if "failed" in each]
+    assert note.endswith("in a worker. … ValueError: what it was") and "\n" not in note
