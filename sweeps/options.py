@@ -51,7 +51,7 @@ class _Once(argparse._StoreAction):
         option_string: str | None = None,
     ) -> None:
         before = parser.given.setdefault(self.dest, values)
-        if option_string and before != values:
+        if option_string and before is not values and before != values:
             parser.error(f"{option_string} is given twice, {before} and {values}: which?")
         super().__call__(parser, namespace, values, option_string)
 
