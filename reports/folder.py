@@ -166,8 +166,8 @@ def not_there(path: Path) -> str:
         return "a file, expected the folder of a run or of runs"
     above = next((folder for folder in path.parents if folder.is_dir()), path)
     part = path.relative_to(above).parts[0] if above != path else path.name
-    names = [each.name for each in above.iterdir() if each.is_dir() or each.suffix == ".zip"]
-    near = difflib.get_close_matches(part, names, 1) if above.is_dir() else []
+    there = [] if not above.is_dir() else [each for each in above.iterdir() if each.is_dir()]
+    near = difflib.get_close_matches(part, [each.name for each in there], 1)
     return "no such folder" + (f": did you mean {above / near[0]}?" if near else "")
 
 
