@@ -571,6 +571,8 @@ def _in_plain_words(error: str, kinds: Mapping[str, Any]) -> str:
     kind, choices = options_of(kinds[key[1]])
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     expected = f"one of {', '.join(choices)}" if choices else words.get(kind)
+    if expected is None and (typing.get_origin(kind) or kind) is dict:
+        expected = """names with values, as {"a": 1}"""
     if expected is None:
         of = {"int": "whole numbers", "float": "numbers"}
         each = getattr((typing.get_args(kind) or [str])[0], "__name__", "")

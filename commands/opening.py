@@ -54,6 +54,8 @@ def new_folder(config: Any) -> Path:
 
 def base_of(config: OpenConfig) -> tuple[str, Path | None]:
     """(base model, folder of its adapter or None); OSError where a base is not where it was."""
+    for name in filter(None, (config.model, config.base)):
+        pretrained.check_model(name)
     folder = pretrained.weights_folder(config.model, config.weights)
     if config.base is not None:
         if not (Path(folder) / lora.CONFIG).is_file():

@@ -43,6 +43,7 @@ def params(config: ParamsConfig) -> None:
         layers, width, heads = GPT2[config.model]
         shape = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
     else:
+        pretrained.check_model(config.model)
         shape = causal.load_config(pretrained.weights_folder(config.model, "best"))
     chosen = None
     if config.lora_r is not None:

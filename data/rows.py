@@ -70,9 +70,9 @@ def subset(
     group, so that passages stay whole. ValueError for a limit below 1, or no share.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}: expected at least 1 row (None = all rows).")
+        raise ValueError(f"--limit {limit}: expected 1 or more, or null")
     if not 0 < train_frac <= 1:
-        raise ValueError(f"train_frac {train_frac}: expected more than 0 and at most 1.")
+        raise ValueError(f"--train_frac {train_frac}: expected a share above 0, up to 1")
     rows = list(rows)
     order = {row.id: (key(row), row.id) for row in rows}
     if limit is not None:
