@@ -26,10 +26,6 @@ def open_pretraining(
     folder: Path, world: core.World, weights: str = "final"
 ) -> tuple[Config, Any, Any, Any]:
     """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
-    from transformers import AutoModelForMaskedLM
-
-    from models import bert  # noqa: F401, registers our architecture
-
     script = read_json(folder / "run.json").get("script")
     if script not in (None, "pretrain_bert.py"):
         raise ValueError(f"{folder}: a run of {script}, not of pretrain_bert.py")
@@ -39,6 +35,10 @@ def open_pretraining(
     config, _ = parse_settings(
         Config, ["--config", str(folder / "config.yaml")], "pretrain_bert.py"
     )
+    from transformers import AutoModelForMaskedLM
+
+    from models import bert  # noqa: F401, registers our architecture
+
     corpus, split = load_parts(config, world)
     shape = pretrained.load_config(str(path))
     model = pretrained.load_whole(AutoModelForMaskedLM, str(path), shape)
