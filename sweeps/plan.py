@@ -20,7 +20,7 @@ import console
 import files
 from claims import ATTEMPTS, CLAIMS, Claims
 from evaluation.comparisons import MIN_SEEDS
-from files import find_file, read_json
+from files import PROJECT, find_file, read_json
 from reports import scripts
 from reports.scripts import folder_name, text_of
 from settings import flatten, pop_published
@@ -34,6 +34,7 @@ SWEEP_KEYS = (
     *("paired", "margin", "explain", "race", "noise"),
 )
 DECLARED = {"race": None, "paired": False, "margin": None}  # before the first result, or not at all
+COMMANDS = ("explain", "push", "pull", "status")  # of sweep.py
 ENGINES = ("slurm", "local")  # sweeps/on_….py
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {
@@ -134,6 +135,8 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> argp
     ]
     args, unknown = parser.parse_known_args(words)
     if unknown:
+        if not unknown[0].startswith("-"):  # behind what was to be a command, perhaps
+            find_script(args.script)
         flags = [option for action in parser._actions for option in action.option_strings]
         name = unknown[0].partition("=")[0]
         near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
@@ -258,7 +261,16 @@ def find(path: str, what: str) -> Path:
 def find_script(script: str | None) -> Path:
     if not script:
         raise refuse("which script? python sweep.py SCRIPT …, or script: in the config")
-    return find(script, "script")
+    try:
+        path = find_file(script)
+    except OSError:
+        names = [*COMMANDS, *(path.name for path in PROJECT.glob("*.py"))]
+        near = difflib.get_close_matches(script, names, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise refuse(f"no such script: {script[:200]}{hint}") from None
+    if path.suffix != ".py":
+        raise refuse(f"{script}: expected a script, NAME.py")
+    return path
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -308,3 +308,17 @@ def test_a_reason_of_many_lines_is_shown_in_one(tmp_path):
     write_run(tmp_path / "run", None, status="failed", exit_reason=reason)
     (note,) = [each for each in load_run(tmp_path / "run").notes if "failed" in each]
     assert note.endswith("in a worker. … ValueError: what it was") and "\n" not in note
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["statu", "results"], "no such script: statu: did you mean status?"),
+        (["run_5_model.py"], "did you mean run_5_models.py?"),
+        (["README.md"], "README.md: expected a script"),
+        (["run_5_models.py", "lr=1"], "settings of the script go after --set"),
+    ],
+)
+def test_a_sweep_of_no_script_is_refused(words, problem):
+    with pytest.raises(SystemExit, match=re.escape(problem)):
+        Plan(parse_arguments(words))
