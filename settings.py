@@ -452,7 +452,8 @@ def parse_settings(
         named = {meant: value} if isinstance(meant, str) else meant(value)
         for name, text in named.items():
             before = told.setdefault(name, text)
-            if before != text and name in kinds and options_of(kinds[name])[0] is str:
+            of_type = kinds.get(name) if name not in FREE_SETTINGS else None
+            if before != text and options_of(of_type)[0] is str:
                 raise SystemExit(f"{prog}: --{name} is given twice, {before} and {text}: which?")
             if text == "" and name not in EMPTY_TEXTS and defaults.get(name) != "":
                 raise SystemExit(f"{prog}: --{name} is empty: is a variable unset? (null is none)")
