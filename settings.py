@@ -371,6 +371,8 @@ FREE_SETTINGS = {
 # Earlier names, which are short for options of torchrun's own: it takes `--log x` for its own.
 OLD_NAMES = {"log": "trackers", "monitor": "machine_log", "run": "run_folder"}
 NOTHING = ["null", "false", "0", ""]
+# Settings of which whoever gives two means both.
+SOURCES = ("data", "task", "extra_train", "samples", "run_folder")
 # Settings that are texts to read, of which an empty one is a text as well.
 EMPTY_TEXTS = ("prompt", "response_a", "response_b", "instruction")
 C = TypeVar("C")
@@ -403,7 +405,7 @@ def parse_settings(
     Settings of a dataclass inside the dataclass are section.name, in YAML also nested. Returns
     (config, given): given is False when nothing that defines the experiment was set. Unknown
     names raise SystemExit naming the nearest valid one; so does a setting that cannot count, that
-    is empty, or a second file or name, where both may be meant. Of two numbers the later one wins.
+    is empty, or a second source of rows, where both may be meant. Else the later word wins.
     """
     kinds = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
@@ -452,8 +454,7 @@ def parse_settings(
         named = {meant: value} if isinstance(meant, str) else meant(value)
         for name, text in named.items():
             before = told.setdefault(name, text)
-            of_type = kinds.get(name) if name not in FREE_SETTINGS else None
-            if before != text and options_of(of_type)[0] is str:
+            if before != text and name in SOURCES:
                 raise SystemExit(f"{prog}: --{name} is given twice, {before} and {text}: which?")
             if text == "" and name not in EMPTY_TEXTS and defaults.get(name) != "":
                 raise SystemExit(f"{prog}: --{name} is empty: is a variable unset? (null is none)")

@@ -23,7 +23,7 @@ class InspectConfig(Section):
     """Settings of `inspect`: next tokens at a place, token frequencies, samples."""
 
     ONLY_WITH = {"temperature": "samples", "seed": "samples"}
-    LEAST = {"batch": 0, "row": 0, "position": 0, "samples": 0}
+    LEAST = {"samples": 0}
 
     run_folder: str = ""
     """run folder"""

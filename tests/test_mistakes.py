@@ -71,7 +71,7 @@ def test_two_files_are_not_taken_for_the_last_one():
 
         parse("runs/a", "b.csv", kind=EvaluateConfig)
     assert parse("--data", "a.csv", "data=a.csv").data == "a.csv"
-    assert parse("lr=1e-3", "--lr=2e-3").lr == 2e-3  # of numbers the later one wins
+    assert parse("lr=1e-3", "--lr=2e-3").lr == 2e-3  # else the later one wins
 
 
 @pytest.mark.parametrize("name", ["data", "out", "limit", "model", "teacher"])
