@@ -16,11 +16,15 @@ from commands.verdicts import note_failures
 from data.records import lines
 from files import PROJECT, write_text
 from models import attention, causal, pretrained
+from settings import Section
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Settings of the command `attention`."""
+
+    WRITES_A_FILE = True
+    LEAST = {"tokens": 1}
 
     run_folder: str = ""
     """run folder, or any causal model or encoder: a local folder or a hub id"""
@@ -55,6 +59,8 @@ def show_attention(config: Config) -> None:
     if not config.run_folder or not config.texts:
         raise ValueError('attention needs --run_folder FOLDER and --texts "…" (or a file of texts)')
     is_run = (Path(config.run_folder) / "train/weights").is_dir()
+    if not is_run:
+        pretrained.check_model(config.run_folder)
     if not is_run and config.out is None:
         raise ValueError(
             f"{config.run_folder} is no run folder: name a file for the maps with --out"

@@ -13,14 +13,19 @@ import console
 import core
 from device import autocast, choose_precision
 from experiments.experiment import place
+from experiments.pretraining import Architecture
 from methods import clock as clocks
+from settings import Section
 
 
 @dataclass
-class CalibrateConfig:
+class CalibrateConfig(Section):
     """Settings of `calibrate`: what a sequence costs on this machine, by active layers."""
 
-    model: str = "bert-c5"
+    WRITES_A_FILE = True
+    LEAST = {"max_length": 3, "vocab_size": 8, "batch": 1, "micro_batch": 1, "repeats": 1}
+
+    model: Architecture = "bert-c5"
     """as in training"""
     output: str = "costs.json"
     """the table, for --budget_table"""

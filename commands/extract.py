@@ -15,12 +15,14 @@ from commands.validate import open_pretraining, precision_of, sequence_losses
 from data import corpora
 from files import damage
 from methods.batch_selection import IrreducibleLosses
-from settings import Aliases
+from settings import Aliases, Section
 
 
 @dataclass
-class ExtractConfig:
+class ExtractConfig(Section):
     """Settings of `extract_il_losses`: each training sequence's loss under the IL model."""
+
+    LEAST = {"part_rows": 1}
 
     run_folder: str = ""
     """run folder of the IL model (trained with validation.il_model=True)"""

@@ -26,6 +26,7 @@ ROWS_EACH = {"cpu": 64}  # answered before they are written, by each process; a 
 class GenerateConfig(OpenConfig, Decoding):
     """Settings of `generate`: answers to instructions from a file, the command line or a prompt."""
 
+    WRITES_A_FILE = True
     ONLY_WITH = {
         "split": "data",
         "limit": "data",

@@ -15,11 +15,15 @@ from data.tokens import Ragged, encode_texts
 from experiments.next_tokens import look_at_place, token_frequencies
 from files import write_text
 from models.decoding import Decoding
+from settings import Section
 
 
 @dataclass
-class InspectConfig:
+class InspectConfig(Section):
     """Settings of `inspect`: next tokens at a place, token frequencies, samples."""
+
+    ONLY_WITH = {"temperature": "samples", "seed": "samples"}
+    LEAST = {"samples": 0}
 
     run_folder: str = ""
     """run folder"""
@@ -47,6 +51,8 @@ class InspectConfig:
 
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""
+    if config.data:
+        titles.check_rows(config.data)
     opened = open_titles(config.run_folder, config.weights, config.device)
     held_out = validation_titles(config, opened.config)
     rows = Ragged.from_rows(

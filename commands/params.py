@@ -5,6 +5,7 @@ from typing import Literal
 
 import console
 from models import causal, lora, pretrained
+from settings import Section
 
 # Layers, width and heads of the published GPT-2s, so that `params` needs no hub.
 GPT2 = {
@@ -16,11 +17,13 @@ GPT2 = {
 
 
 @dataclass
-class ParamsConfig:
+class ParamsConfig(Section):
     """Settings of `params`: how many parameters, from the configuration alone."""
 
+    ONLY_WITH = {"lora_qkv": "lora_r", "lora_layers": "lora_r", "lora_head": "lora_r"}
+
     model: str = "gpt2-medium"
-    """gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a folder or hub id"""
+    """gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a run or local folder, or a hub id"""
     lora_r: int | None = None
     """rank of LoRA's updates; null: no LoRA"""
     lora_qkv: Literal["separate", "fused"] = "separate"
@@ -40,7 +43,8 @@ def params(config: ParamsConfig) -> None:
         layers, width, heads = GPT2[config.model]
         shape = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
     else:
-        shape = causal.load_config(config.model)
+        pretrained.check_model(config.model)
+        shape = causal.load_config(pretrained.weights_folder(config.model, "best"))
     chosen = None
     if config.lora_r is not None:
         parts = {"qkv": config.lora_qkv, "layers": config.lora_layers, "head": config.lora_head}

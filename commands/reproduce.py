@@ -25,7 +25,7 @@ import yaml
 
 import console
 from files import PROJECT, cache_folder, damage, read_json, write_text
-from settings import Settings, parse_settings
+from settings import Section, Settings, parse_settings
 
 EXACT = ("lr", "examples", "tokens", "epoch")  # no arithmetic of the machine is in them
 SLACK = 8.0  # times what other threads and instructions change, up to the same step
@@ -33,7 +33,7 @@ ALL = "all"
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Settings of `reproduce`."""
 
     FIRST_WORD = "run_folder"
@@ -288,6 +288,8 @@ class Comparison:
                   for p in (self.run.path, self.folder)]  # fmt: skip
         if not kept or not all(place.is_file() for place in places):
             return None
+        if problem := damage(places[0].parent):
+            raise ValueError(f"{places[0].parent}: these weights are not whole ({problem})")
         self.kept = kept
         a, b = map(load_file, places)
         ours, theirs = (sorted(x.keys() - y.keys()) for x, y in ((a, b), (b, a)))

@@ -4,7 +4,6 @@ python train_headlines.py generate --run_folder results/headlines/ours --prompt 
 python train_headlines.py export --run_folder results/headlines/ours --output llama
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,17 @@ from torch import nn
 
 import console
 import core
-from commands.opening import note
+from commands.opening import new_folder, note
 from commands.verdicts import note_failures
 from data import titles
 from data.records import repair_surrogates
 from data.tokens import encode
 from experiments.next_tokens import shown
-from files import read_yaml
+from files import read_json, read_yaml
 from models import pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
-from settings import replace
+from settings import Section, replace
 
 
 @dataclass
@@ -44,21 +43,21 @@ def open_titles(
 ) -> Opened:
     """world: of processes that measure together; None: this one alone. ValueError where the folder
     holds no finished weights of train_headlines.py."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from models import gpt  # noqa: F401, registers our architecture
-
     if not run:
         raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
     record = Path(run) / "run.json"
     if not record.is_file():
         raise FileNotFoundError(f"{run}: no run of train_headlines.py (it has no run.json)")
-    script = json.loads(record.read_text(encoding="utf-8")).get("script")
+    script = read_json(record).get("script")
     if script != "train_headlines.py":
         raise ValueError(f"{run}: a run of {script}, not of train_headlines.py")
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from models import gpt  # noqa: F401, registers our architecture
+
     world = world or core.single_world(device)
     if world.rank == 0:
         note_failures(run)
@@ -126,7 +125,7 @@ def cut_at_eos(ids: Sequence[int], eos: int) -> Sequence[int]:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Section):
     """Settings of `export`: the model as transformers' own Llama or Qwen3."""
 
     run_folder: str = ""
@@ -134,13 +133,12 @@ class ExportConfig:
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
     output: str = ""
-    """folder to write"""
+    """folder to write; it must not exist"""
 
 
 def export(config: ExportConfig) -> None:
     """A folder that AutoModelForCausalLM opens without ours; refused where logits would differ."""
-    if not config.output:
-        raise ValueError("export needs --output FOLDER")
+    folder = new_folder(config)
     opened = open_titles(config.run_folder, config.weights, "cpu")
     from models import gpt
 
@@ -153,7 +151,7 @@ def export(config: ExportConfig) -> None:
         apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
     if apart > 1e-3:
         raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
-    pretrained.save_weights(exported, Path(config.output), opened.tokenizer)
+    pretrained.save_weights(exported, folder, opened.tokenizer)
     kind = type(exported).__name__
     console.say(
         f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"

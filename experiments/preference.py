@@ -44,7 +44,13 @@ from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
     style_answers,
     test_result,
 )
-from experiments.saved_pairs import open_run, other_run, partner_facts, require_finished
+from experiments.saved_pairs import (
+    open_run,
+    other_run,
+    partner_facts,
+    require_finished,
+    require_partners,
+)
 from experiments.training import Targets, Training, build_state
 from files import content_digest, read_json, read_yaml
 from methods import feature_cache
@@ -328,6 +334,7 @@ class Preference(Training):
         of them would come back in its answers. Says how many training rows it has seen."""
         run = Path(self.config.teacher)
         require_finished("--teacher", run, self.classes)
+        require_partners(run)
         seen = prompts_seen(run, self.world)
         held_out = {row.group for row in self.rows if row.split != "train"}
         if leaked := len(held_out & seen):

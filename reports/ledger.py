@@ -30,7 +30,16 @@ from reports.arms import (
     without_repeats,
 )
 from reports.compare import SCHEMA, mean_influence, metrics_of
-from reports.folder import RunFolder, clean, find_runs, is_run, load_run, number, trials_among
+from reports.folder import (
+    RunFolder,
+    clean,
+    find_runs,
+    is_run,
+    load_run,
+    not_there,
+    number,
+    trials_among,
+)
 from reports.outcomes import has_test_rows, lost_runs
 from reports.predictions import direction, ids_digest
 
@@ -164,7 +173,7 @@ def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not packed.is_dir(path):
-            raise ValueError(f"{path}: no such folder")
+            raise ValueError(f"{path}: {not_there(path)}")
         files = packed.files_below(path)
         found = [f.parents[2] for f in files if f.match("test/metrics/predictions.csv")]
         runs = [folder for folder in sorted(found) if is_run(folder) and not place_of(folder)]
