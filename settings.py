@@ -371,7 +371,7 @@ FREE_SETTINGS = {
 # Earlier names, which are short for options of torchrun's own: it takes `--log x` for its own.
 OLD_NAMES = {"log": "trackers", "monitor": "machine_log", "run": "run_folder"}
 NOTHING = ["null", "false", "0", ""]
-# Settings of which whoever gives two means both.
+# Settings of which whoever types two may mean both.
 SOURCES = ("data", "task", "extra_train", "samples", "run_folder")
 # Settings that are texts to read, of which an empty one is a text as well.
 EMPTY_TEXTS = ("prompt", "response_a", "response_b", "instruction")
@@ -398,14 +398,18 @@ def precision_words(value: str) -> dict[str, str]:
 
 
 def parse_settings(
-    kind: type[C], argv: Sequence[str], prog: str = "", aliases: Aliases | None = None
+    kind: type[C],
+    argv: Sequence[str],
+    prog: str = "",
+    aliases: Aliases | None = None,
+    once: Container[str] = (),
 ) -> tuple[C, bool]:
     """Read `--config file.yaml`, then flags and key=value, each overriding what came before.
 
     Settings of a dataclass inside the dataclass are section.name, in YAML also nested. Returns
     (config, given): given is False when nothing that defines the experiment was set. Unknown
     names raise SystemExit naming the nearest valid one; so does a setting that cannot count, that
-    is empty, or a second source of rows, where both may be meant. Else the later word wins.
+    is empty, or a second value of those in `once`. Of other settings the later word wins.
     """
     kinds = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
@@ -454,7 +458,7 @@ def parse_settings(
         named = {meant: value} if isinstance(meant, str) else meant(value)
         for name, text in named.items():
             before = told.setdefault(name, text)
-            if before != text and name in SOURCES:
+            if before != text and name in once:
                 raise SystemExit(f"{prog}: --{name} is given twice, {before} and {text}: which?")
             if text == "" and name not in EMPTY_TEXTS and defaults.get(name) != "":
                 raise SystemExit(f"{prog}: --{name} is empty: is a variable unset? (null is none)")

@@ -12,7 +12,7 @@ from types import FrameType
 
 import console
 from files import DiskFull, cache_advice, require_writable
-from settings import Aliases, Section, Settings, parse_settings
+from settings import SOURCES, Aliases, Section, Settings, parse_settings
 
 
 def launch(
@@ -40,11 +40,12 @@ def launch(
     try:
         if word in commands:
             action, settings, *own_aliases = commands[argv[0]]
-            config, _ = parse_settings(settings, argv[1:], f"{prog} {argv[0]}", *own_aliases)
+            own, typed = (own_aliases or [None])[0], f"{prog} {argv[0]}"
+            config, _ = parse_settings(settings, argv[1:], typed, own, SOURCES)
             check_output(config)
             action(config)
         else:
-            config, given = parse_settings(kind, argv, prog, aliases)
+            config, given = parse_settings(kind, argv, prog, aliases, SOURCES)
             check_output(config)
             main(config, given)
     except KeyboardInterrupt as stop:

@@ -22,12 +22,13 @@ from reports import steps
 from reports.folder import load_run
 from reports.ledger import looking_runs
 from runs.launch import check_output
-from settings import Section, parse_settings
+from settings import SOURCES, Section, parse_settings
 from sweeps.plan import Plan, parse_arguments
 
 
 def parse(*words: str, kind=run_5_models.Config):
-    return parse_settings(kind, [*words], "run.py")[0]
+    """As runs.launch does it."""
+    return parse_settings(kind, [*words], "run.py", None, SOURCES)[0]
 
 
 # ---- settings ----

@@ -217,9 +217,8 @@ def test_the_command_writes_a_run_that_answers_again(tmp_path, monkeypatch, caps
 def test_a_setting_that_the_command_has_no_use_for_is_refused(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     data = write_rows(planted(60, "length"), tmp_path / "votes.csv")
-    rows = [] if given.startswith("--data") else [f"--data={data}"]
     with pytest.raises(ValueError, match="was given, but nothing in this run uses it"):
-        run_features(*rows, "--out=run", *given.split())
+        run_features(f"--data={data}", "--out=run", *given.split())
 
 
 def test_weights_of_a_blend_are_those_that_a_search_finds():
