@@ -75,7 +75,7 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Loaders in a cycle lose the way to their workers, for which they wait five seconds each."""
     for each in gc.get_objects():
-        if isinstance(each, _MultiProcessingDataLoaderIter):
+        if type(each) is _MultiProcessingDataLoaderIter:
             each._shutdown_workers()
 
 
