@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # before torch is imported: processes share the cores, and threads of small models only wait
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,11 +74,23 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_sessionfinish() -> None:
-    """Loaders in a cycle lose the way to their workers, for which they wait five seconds each."""
-    for each in gc.get_objects():
-        if type(each) is _MultiProcessingDataLoaderIter:
-            each._shutdown_workers()
+LOADERS: weakref.WeakSet = weakref.WeakSet()
+
+
+def noted(*arguments: Any, **more: Any) -> None:
+    START(*arguments, **more)
+    LOADERS.add(arguments[0])
+
+
+START, _MultiProcessingDataLoaderIter.__init__ = _MultiProcessingDataLoaderIter.__init__, noted
+
+
+@pytest.fixture(autouse=True)
+def workers_end() -> Iterator[None]:
+    """A loader that dies in a cycle has lost the way to its workers and waits five seconds each."""
+    yield
+    for loader in list(LOADERS):
+        loader._shutdown_workers()
 
 
 # Settings whose values alone, in two configs, make no other test of them.

@@ -100,7 +100,7 @@ METHOD_OF = {  # the settings that count with a method, by their beginning
 
 def parse(words: list[str]) -> pretraining.Config:
     words = only_what_counts(words)
-    return parse_settings(pretraining.Config, words, "pretrain_bert.py", pretraining.ALIASES)[0]
+    return parse_settings(pretrain_bert.Config, words, "pretrain_bert.py", pretraining.ALIASES)[0]
 
 
 def only_what_counts(words: list[str]) -> list[str]:
