@@ -171,6 +171,7 @@ class FineTuning(Training):
             self.world.say,
             seed,
         )
+        pretrained.check_padding(model, self.tokenizer.pad_token_id, self.world.say)
         return model
 
     def build_state(self, model: nn.Module) -> core.State:

@@ -302,6 +302,7 @@ class Preference(Training):
         encoder = pretrained.load_encoder(
             config.model, init, self.attention, seed, self.tokenizer, self.world.say
         )
+        pretrained.check_padding(encoder, self.tokenizer.pad_token_id, self.world.say)
         if config.dropout is not None:
             set_dropout(encoder, config.dropout)
         if config.pooling == "first":

@@ -142,7 +142,10 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     if classes is None:
         check_head(model)
-    elif not is_encoder(config):
+    elif is_encoder(config):
+        if tokenizer is not None:
+            pretrained.check_padding(model, tokenizer.pad_token_id, say)
+    else:
         if getattr(model, "score", None) is None:
             raise ValueError(f"{name}: no classifier of {config.model_type} that we know to read")
         if "score.weight" in new:

@@ -307,6 +307,37 @@ def load_with_head(
     return model, new
 
 
+@torch.no_grad()
+def check_padding(model: nn.Module, pad: int, say: Say = say_nothing) -> None:
+    """Whether padding behind a text leaves an encoder's answer to it alone; else what a row gets
+    depends on the rows beside it. A little is said, more is a ValueError.
+
+    XLNet's classifier reads the last token, which then is padding; FNet, Nystromformer and CANINE
+    mix all tokens, and ConvBERT's convolutions look over the edge. model: on the host.
+    """
+    ids = torch.tensor([[i for i in range(3, 11) if i != pad]])
+    padded = nn.functional.pad(ids, (0, 5), value=pad)
+    count, training, answers = ids.shape[1], model.training, []
+    model.eval()
+    try:
+        for each in (ids, padded):
+            mask = (torch.arange(each.shape[1]) < count).long()[None]
+            outputs = model(input_ids=each, attention_mask=mask)
+            states = getattr(outputs, "last_hidden_state", None)
+            answers.append(outputs.logits if states is None else states[:, 0])
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return  # wants more than tokens, or another device
+    finally:
+        model.train(training)
+    change = float((answers[1] - answers[0]).norm() / answers[0].norm().clamp(min=1e-12))
+    kind = model.config.model_type
+    what = f"{kind} reads padding, which changes its answer to a short text by {change:.1%}"
+    if change > 0.1:
+        raise ValueError(f"{what}: what a row gets would depend on the rows beside it")
+    if change > 1e-3:
+        say(f"warning: {what}: what a row gets depends a little on the rows beside it")
+
+
 def load_whole(kind: Any, name: str, config: Any) -> nn.Module:
     """A model in fp32 all of whose weights are saved ones; ValueError where one is lacking."""
     model, new = load_weights(kind, name, config)
