@@ -242,6 +242,7 @@ def _wait_or_raise(error: Exception, wait: float, url: str) -> None:
         raise ConnectionError(
             f"{url}: {error}. What has come is kept: run the same command again to continue."
         ) from error
+    console.say(f"{url}: {error}; again in {wait:.0f} s")
     time.sleep(wait)
 
 

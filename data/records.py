@@ -66,6 +66,7 @@ _BINARY = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: name it .zst",
     b"BZh": "compressed by bzip2: name it .bz2",
     b"%PDF": "a PDF, no text",
+    b"version https://git-lfs": "only the name of one that git lfs keeps elsewhere: git lfs pull",
     b"\xd0\xcf\x11\xe0": "an old Office file: save it as CSV or text",
     b"ARROW1\x00\x00": "an Arrow file: write it as parquet",
     b"SQLite format 3": "a database: write its rows as CSV or parquet",
@@ -340,6 +341,8 @@ def _read_csv(path: Path, repairs: Counter, delimiter: str | None = None) -> Rec
 def _names(path: Path, cells: Sequence[str]) -> list[str]:
     """The names of columns; ValueError where one stands twice: the first column would be lost."""
     names = [cell.strip() for cell in cells]
+    if re.match("<(!doctype|html|head|body)", names[0], re.IGNORECASE):
+        raise ValueError(f"{path}: a web page, as of an error or a login: fetch the file itself.")
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise ValueError(f"{path}: the header names column {short(twice[0])} twice.")

@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+from collections import Counter
 
 import pytest
 from conftest import PROJECT
@@ -12,6 +13,7 @@ from run_folders import write_run
 import report as report_script
 import run_5_models
 from commands import attention, calibrate, download, features, inspect, params, predict
+from data.records import read_records
 from data.rows import count_splits
 from data.titles import load_titles
 from experiments import instructions, phases, pretraining
@@ -323,3 +325,17 @@ def test_a_reason_of_many_lines_is_shown_in_one(tmp_path):
 def test_a_sweep_of_no_script_is_refused(words, problem):
     with pytest.raises(SystemExit, match=re.escape(problem)):
         Plan(parse_arguments(words))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "git lfs pull"),
+        ("<!DOCTYPE html>\n<html><body>Log in, please</body></html>\n", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_what_a_download_left_in_place_of_a_file_is_named(tmp_path, name, content, problem):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{problem}"):
+        list(read_records(tmp_path / name, Counter()))
