@@ -367,7 +367,7 @@ FREE_SETTINGS = {
 # Earlier names, which are short for options of torchrun's own: it takes `--log x` for its own.
 OLD_NAMES = {"log": "trackers", "monitor": "machine_log", "run": "run_folder"}
 NOTHING = ["null", "false", "0", ""]
-C = TypeVar("C")
+C = TypeVar("C", bound=Section)
 
 
 # An older or published name: the name here, or a function from its value to the settings here.
@@ -455,22 +455,21 @@ def parse_settings(
         places = {given[name] for name in re.findall(r"--([\w.]+)", str(error)) if name in given}
         where = "".join(f"{place}: " for place in sorted(places) if place)
         raise ValueError(f"{where}{error}") from None
-    if isinstance(config, Section):
-        try:
-            notes = _refuse_idle(config, given)
-        except ValueError as error:
-            raise SystemExit(f"{prog}: {error}") from None
-        config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
-        if reference:
-            of_file = [f"--config={json.dumps(nested(beside))}"] if beside else []
-            before = vars(parser.parse_args(of_file).as_flat())
-            changed = {
-                name: [before[name], value]
-                for name, value in vars(parsed.as_flat()).items()
-                if name in kinds.keys() - FREE_SETTINGS - {"seed", "name"} and value != before[name]
-            }
-            config.__dict__["_reference"] = reference | {"changed": changed}
-        remember(config, set())
+    try:
+        notes = _refuse_idle(config, given)
+    except ValueError as error:
+        raise SystemExit(f"{prog}: {error}") from None
+    config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
+    if reference:
+        of_file = [f"--config={json.dumps(nested(beside))}"] if beside else []
+        before = vars(parser.parse_args(of_file).as_flat())
+        changed = {
+            name: [before[name], value]
+            for name, value in vars(parsed.as_flat()).items()
+            if name in kinds.keys() - FREE_SETTINGS - {"seed", "name"} and value != before[name]
+        }
+        config.__dict__["_reference"] = reference | {"changed": changed}
+    remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
 
 

@@ -143,6 +143,11 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
     if config.labels is None:
         return None
     found: dict[str, list[float]] = {row["id"]: [] for row in rows}
+    if len(found) < len(rows):
+        raise ValueError(
+            f"--labels: {len(rows) - len(found):,} of the answers have an id that another one has, "
+            "so that it is not known which of them people judged"
+        )
     strange = 0
     for place, row in read_records(Path(config.labels), Counter()):
         if isinstance(row, BadRow):

@@ -16,10 +16,11 @@ from commands.verdicts import note_failures
 from data.records import lines
 from files import PROJECT, write_text
 from models import attention, causal, pretrained
+from settings import Section
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Settings of the command `attention`."""
 
     run_folder: str = ""

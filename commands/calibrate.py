@@ -14,10 +14,11 @@ import core
 from device import autocast, choose_precision
 from experiments.experiment import place
 from methods import clock as clocks
+from settings import Section
 
 
 @dataclass
-class CalibrateConfig:
+class CalibrateConfig(Section):
     """Settings of `calibrate`: what a sequence costs on this machine, by active layers."""
 
     model: str = "bert-c5"
@@ -38,6 +39,11 @@ class CalibrateConfig:
     """as in training"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "batch", "micro_batch", "repeats"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name} {value}: expected 1 or more")
 
 
 def calibrate(config: CalibrateConfig) -> None:

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import console
 from data import downloads
+from settings import Section
 
 
 @dataclass
-class DownloadConfig:
+class DownloadConfig(Section):
     """Settings of `download`."""
 
     FIRST_WORD = "what"
+    ONLY_WITH = {"data": "what=il_losses"}
 
     what: str = ""
     """c4-subset, or il_losses of c4, bcwk or mp"""

@@ -44,6 +44,7 @@ class EvaluateConfig(Section):
     """Settings of `evaluate`: a saved run on other labelled rows."""
 
     FIRST_WORD = "run_folder"
+    IN_PARALLEL = True
 
     run_folder: str = ""
     """run folder; it may stand alone: evaluate RUN --data FILE"""

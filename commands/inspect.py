@@ -15,11 +15,14 @@ from data.tokens import Ragged, encode_texts
 from experiments.next_tokens import look_at_place, token_frequencies
 from files import write_text
 from models.decoding import Decoding
+from settings import Section
 
 
 @dataclass
-class InspectConfig:
+class InspectConfig(Section):
     """Settings of `inspect`: next tokens at a place, token frequencies, samples."""
+
+    ONLY_WITH = {"temperature": "samples", "seed": "temperature"}
 
     run_folder: str = ""
     """run folder"""

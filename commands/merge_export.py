@@ -14,6 +14,7 @@ import console
 from commands.opening import OpenConfig, base_of, open_causal, trained_on
 from files import write_folder, write_text
 from models import lora, pretrained
+from settings import Section
 
 
 @dataclass
@@ -24,7 +25,7 @@ class WriteConfig(OpenConfig):
     """folder to write; it must not exist"""
 
 
-def _new_folder(config: Any) -> Path:
+def new_folder(config: Any) -> Path:
     if not config.output:
         raise ValueError("where to? --output FOLDER")
     if Path(config.output).exists():
@@ -34,7 +35,7 @@ def _new_folder(config: Any) -> Path:
 
 def merge(config: WriteConfig) -> None:
     """Write a model of its own, the base with the adapter added, which needs nothing of ours."""
-    folder = _new_folder(config)
+    folder = new_folder(config)
     model, tokenizer, facts = open_causal(config)
     if not lora.adapters(model):
         raise ValueError(f"{config.model} has no adapter to merge: it is a whole model already")
@@ -45,7 +46,7 @@ def merge(config: WriteConfig) -> None:
 
 def export(config: WriteConfig) -> None:
     """Write the adapter for the package peft, or a whole model as transformers reads it."""
-    folder = _new_folder(config)
+    folder = new_folder(config)
     model, tokenizer, facts = open_causal(config)
     if lora.adapters(model):
         if base := trained_on(base_of(config)[1]):
@@ -68,7 +69,7 @@ def _write(folder: Path, weights: Any, tokenizer: Any, facts: dict) -> None:
 
 
 @dataclass
-class ConvertConfig:
+class ConvertConfig(Section):
     """Settings of `convert`: a GGUF file, as llama.cpp has them, to a folder in fp32."""
 
     gguf: str | None = None
@@ -89,7 +90,7 @@ def convert(config: ConvertConfig) -> None:
             raise ModuleNotFoundError(
                 f"reading GGUF needs {package}: pip install gguf==0.19.0 accelerate==1.15.0"
             )
-    folder, file = _new_folder(config), _gguf_file(config.gguf)
+    folder, file = new_folder(config), _gguf_file(config.gguf)
     pretrained.quiet_transformers()
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)

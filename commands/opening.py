@@ -15,10 +15,11 @@ from commands.verdicts import note_failures
 from experiments.instructions import find_weights, weights_digest
 from files import read_json
 from models import causal, generation, lora, pretrained
+from settings import Section
 
 
 @dataclass
-class OpenConfig:
+class OpenConfig(Section):
     """Which model a command opens."""
 
     model: str = ""

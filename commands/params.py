@@ -5,6 +5,7 @@ from typing import Literal
 
 import console
 from models import causal, lora, pretrained
+from settings import Section
 
 # Layers, width and heads of the published GPT-2s, so that `params` needs no hub.
 GPT2 = {
@@ -16,8 +17,10 @@ GPT2 = {
 
 
 @dataclass
-class ParamsConfig:
+class ParamsConfig(Section):
     """Settings of `params`: how many parameters, from the configuration alone."""
+
+    ONLY_WITH = {"lora_qkv": "lora_r", "lora_layers": "lora_r", "lora_head": "lora_r"}
 
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a folder or hub id"""

@@ -16,10 +16,11 @@ from data import arena
 from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from experiments.saved_pairs import open_run
+from settings import Section
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Section):
     """Settings of `predict`: a saved run answers new rows."""
 
     ONLY_WITH = {

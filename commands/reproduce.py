@@ -25,7 +25,7 @@ import yaml
 
 import console
 from files import PROJECT, cache_folder, damage, read_json, write_text
-from settings import Settings, parse_settings
+from settings import Section, Settings, parse_settings
 
 EXACT = ("lr", "examples", "tokens", "epoch")  # no arithmetic of the machine is in them
 SLACK = 8.0  # times what other threads and instructions change, up to the same step
@@ -33,10 +33,11 @@ ALL = "all"
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Settings of `reproduce`."""
 
     FIRST_WORD = "run_folder"
+    IN_PARALLEL = True
 
     run_folder: str = ""
     """run to train again: a folder, or a place in a packed folder; it may stand alone"""

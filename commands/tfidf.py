@@ -22,12 +22,13 @@ from experiments.classification import prediction_lines
 from experiments.experiment import Result
 from runs.fitted import new_folder, write_fitted_run
 from runs.results import last_lines
+from settings import Section
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)  # inverse penalties to choose from
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Settings of the command `tfidf`; those of the rows are named as in training."""
 
     task: str = "imdb"

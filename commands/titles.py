@@ -16,17 +16,18 @@ from torch import nn
 
 import console
 import core
+from commands.merge_export import new_folder
 from commands.opening import note
 from commands.verdicts import note_failures
 from data import titles
 from data.records import repair_surrogates
 from data.tokens import encode
 from experiments.next_tokens import shown
-from files import read_yaml
+from files import read_yaml, write_folder
 from models import pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
-from settings import replace
+from settings import Section, replace
 
 
 @dataclass
@@ -126,7 +127,7 @@ def cut_at_eos(ids: Sequence[int], eos: int) -> Sequence[int]:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Section):
     """Settings of `export`: the model as transformers' own Llama or Qwen3."""
 
     run_folder: str = ""
@@ -134,13 +135,12 @@ class ExportConfig:
     weights: Literal["final", "best"] = "final"
     """which of its weights"""
     output: str = ""
-    """folder to write"""
+    """folder to write; it must not exist"""
 
 
 def export(config: ExportConfig) -> None:
     """A folder that AutoModelForCausalLM opens without ours; refused where logits would differ."""
-    if not config.output:
-        raise ValueError("export needs --output FOLDER")
+    folder = new_folder(config)
     opened = open_titles(config.run_folder, config.weights, "cpu")
     from models import gpt
 
@@ -153,7 +153,7 @@ def export(config: ExportConfig) -> None:
         apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
     if apart > 1e-3:
         raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
-    pretrained.save_weights(exported, Path(config.output), opened.tokenizer)
+    write_folder(folder, lambda to: pretrained.save_weights(exported, to, opened.tokenizer))
     kind = type(exported).__name__
     console.say(
         f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"

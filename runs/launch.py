@@ -11,7 +11,7 @@ from types import FrameType
 
 import console
 from files import DiskFull, cache_advice
-from settings import Aliases, Settings, parse_settings
+from settings import Aliases, Section, Settings, parse_settings, read_so_far, require_read
 
 
 def launch(
@@ -38,8 +38,12 @@ def launch(
         return say_help(main, kind, commands, argv, prog)
     try:
         if word in commands:
-            action, settings, *own_aliases = commands[argv[0]]
-            action(parse_settings(settings, argv[1:], f"{prog} {argv[0]}", *own_aliases)[0])
+            action, settings, *own_aliases = commands[word]
+            require_one_process(settings, f"{prog} {word}")
+            config, _ = parse_settings(settings, argv[1:], f"{prog} {word}", *own_aliases)
+            action(config)
+            if os.environ.get("RANK", "0") == "0":  # the others may have had nothing to do
+                require_read(config, read_so_far(config))
         else:
             config, given = parse_settings(kind, argv, prog, aliases)
             main(config, given)
@@ -53,6 +57,14 @@ def launch(
         rank = int(os.environ.get("RANK", "0"))
         where = f"[rank {rank}] " if rank else ""
         raise SystemExit(f"{where}error: {error}{cache_advice(error)}") from None
+
+
+def require_one_process(settings: type[Section], command: str) -> None:
+    """ValueError for a command under torchrun whose processes would each do all of it, and write
+    over each other. IN_PARALLEL: of settings, that they share it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and not getattr(settings, "IN_PARALLEL", False):
+        raise ValueError(f"{command}: {size} processes would each do all of it: without torchrun")
 
 
 def say_help(

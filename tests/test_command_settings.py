@@ -1,0 +1,160 @@
+"""Settings of commands: one that is given is read or refused, as in training."""
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PROJECT
+
+import runs
+from commands import answers, calibrate, download, generate, inspect, judge, params, predict, titles
+from commands.verdicts import run_of
+from data import instructions
+from settings import Section, Settings, parse_settings
+
+
+def test_every_command_has_settings_that_know_what_was_given():
+    found = 0
+    for path in sorted((PROJECT / "commands").glob("[a-z]*.py")):
+        module = importlib.import_module(f"commands.{path.stem}")
+        for kind in vars(module).values():
+            own = isinstance(kind, type) and kind.__module__ == module.__name__
+            if own and dataclasses.is_dataclass(kind) and kind.__name__.endswith("Config"):
+                assert issubclass(kind, Section), kind
+                found += 1
+    assert found > 15
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (predict.PredictConfig, "--data=rows.csv --prompt=why"),
+        (predict.PredictConfig, "--output=here.csv"),
+        (predict.PredictConfig, "--skip_bad_rows"),
+        (params.ParamsConfig, "--lora_layers=last:2"),
+        (params.ParamsConfig, "--lora_qkv=fused"),
+        (download.DownloadConfig, "c4-subset --data=mp"),
+        (inspect.InspectConfig, "--temperature=0 --seed=3"),
+        (inspect.InspectConfig, "--samples=0 --temperature=0.5"),
+        (generate.GenerateConfig, "--instruction=why --limit=3"),
+        (titles.GenerateConfig, "--temperature=0 --top_k=3"),
+        (judge.JudgeConfig, "--answers=a --base=b"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(kind, words):
+    with pytest.raises(SystemExit, match="would change nothing: it counts"):
+        parse_settings(kind, words.split(), "command")
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        ("--answers=a --data=b", "no run is to answer"),
+        ("--answers=a --against=b --max_new_tokens=7", "no run is to answer"),
+        ("--passport=rows.csv --by=some/run --prompts=score", "reads no prompt"),
+        ("--answers=a --against={} --data=b --by=nobody", "expected gemini"),  # it is, of that run
+    ],
+)
+def test_settings_of_a_run_that_answers_need_one(words, problem, tmp_path):
+    words = words.format(tmp_path).split()
+    with pytest.raises(ValueError, match=problem):
+        judge.run_judge(parse_settings(judge.JudgeConfig, words, "judge")[0])
+
+
+@dataclass
+class Forgets(Section):
+    """Settings of a command that reads one of them."""
+
+    read: int = 0
+    """is read"""
+    idle: int = 0
+    """is not"""
+
+
+def launch(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["x.py", "forgets", *words])
+    runs.launch(lambda *_: None, Settings, {"forgets": (lambda config: config.read, Forgets)})
+
+
+def test_a_command_that_does_not_read_what_was_given_says_so(monkeypatch):
+    launch(monkeypatch, "--read=1")
+    with pytest.raises(SystemExit, match="--idle was given, but nothing in this run uses it"):
+        launch(monkeypatch, "--read=1", "--idle=2")
+
+
+def test_a_command_that_is_not_shared_refuses_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="x.py forgets: 2 processes would each do all of it"):
+        launch(monkeypatch, "--read=1")
+
+
+@pytest.mark.parametrize("words", ["--repeats=0", "--batch=0", "--micro_batch=-1"])
+def test_prices_of_nothing_are_refused(words):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        parse_settings(calibrate.CalibrateConfig, [words], "calibrate")
+
+
+def shares(*words: str) -> tuple:
+    return generate.shares_of(parse_settings(generate.GenerateConfig, words, "generate")[0])
+
+
+def test_answers_are_of_the_split_that_the_run_was_trained_with(tmp_path):
+    weights = tmp_path / "train/weights/best"
+    weights.mkdir(parents=True)
+    (tmp_path / "run.json").write_text('{"schema_version": 1}')
+    (tmp_path / "config.yaml").write_text("val_frac: 0.2\ntest_frac: 0.3\n")
+    for model in (tmp_path, weights):
+        assert shares(f"--model={model}") == ((0.2, 0.3), [])
+    (chosen, said) = shares(f"--model={tmp_path}", "--data=x", "--split=test", "--test_frac=0.1")
+    assert chosen == (0.2, 0.1) and "trained with val_frac 0.2 and test_frac 0.3" in said[0]
+    assert shares("--model=gpt2") == ((0.05, 0.1), [])
+    with pytest.raises(ValueError, match="leave something to train on"):
+        instructions.load_rows("rows.json", 0.5, 0.5)
+
+
+def test_the_run_of_weights_that_are_named_from_within_it(tmp_path, monkeypatch):
+    (tmp_path / "train/weights/best").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "train")
+    assert run_of("weights/best") == tmp_path and run_of(tmp_path) == tmp_path
+
+
+# -------------------------------------------------------------------------------------- judge
+
+WINS = np.array([[100.0, 100.0], [0.0, 0.0]])
+
+
+def answer_file(path: Path, ids: str) -> Path:
+    lines = [
+        {"id": name, "instruction": f"ask {name}", "output": "o", "model_response": f"{path.stem}"}
+        for name in ids
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_labels_need_to_know_which_answer_is_meant(tmp_path):
+    rows = answers.read_answers(answer_file(tmp_path / "a.jsonl", "abb"), None)
+    (tmp_path / "labels.csv").write_text("id,human\nb,80\n")
+    config = judge.JudgeConfig(labels=str(tmp_path / "labels.csv"))
+    with pytest.raises(ValueError, match="1 of the answers have an id that another one has"):
+        answers.read_labels(config, rows)
+
+
+@pytest.mark.parametrize("run_is", ["one", "other"])
+def test_a_limit_holds_for_a_run_against_a_file(run_is, tmp_path, monkeypatch):
+    """The run answers so many rows; the file has answers to all of them."""
+    run, file = answer_file(tmp_path / "run.jsonl", "db"), answer_file(tmp_path / "f.jsonl", "abcd")
+    judged = []
+    monkeypatch.setattr(judge, "asker", lambda *_: lambda _, pairs: judged.extend(pairs) or WINS)
+    monkeypatch.setattr(judge, "write", lambda *_: None)
+    monkeypatch.setattr(judge, "say_result", lambda *_: None)
+    names = {"run_folder": "r", "against": str(file)}
+    files = [run, file]
+    if run_is == "other":
+        names, files = {"answers": str(file), "against": str(tmp_path)}, files[::-1]
+    judge.compare_answers(judge.JudgeConfig(**names, limit=2), files, object())
+    assert {pair.id for pair in judged} == {"b", "d"} and len(judged) == 2
