@@ -23,9 +23,9 @@ from evaluation.investing import Terms, Wealth, is_hopeless, is_shown
 from evaluation.metrics import with_interval
 from files import appending
 from reports import packed
-from reports.arms import Arm, refusal, settings_of
+from reports.arms import Arm, refusal, require_rows, settings_of
 from reports.compare import Comparison, compare, metrics_of
-from reports.folder import RunFolder, find_runs, number
+from reports.folder import BESIDE, RunFolder, find_runs, number
 from reports.outcomes import has_test_rows, lost_runs
 from reports.predictions import direction, rows_digest
 from reports.steps import changes
@@ -93,22 +93,20 @@ def gate(base: str, candidate: str, path: Path, given: argparse.Namespace) -> An
 
 
 def _arm(path: str) -> Arm:
-    runs = sorted(
-        (run for run in find_runs(path) if has_test_rows(run) or lost_runs([run])),
-        key=lambda run: (str(type(run.seed)), run.seed),
-    )
+    every = sorted(find_runs(path), key=lambda run: (str(type(run.seed)), run.seed))
+    runs = [run for run in every if has_test_rows(run) or lost_runs([run])]
     if not runs:
         raise NotComparable(f"{path}: no run with test rows")
+    runs[0].notes += [
+        f"{BESIDE}{run.path} has no test rows: not counted" for run in every if run not in runs
+    ]
     if len({repr(sorted(settings_of(run).items())) for run in runs}) > 1:
         raise NotComparable(f"{path}: its runs differ in more than the seed")
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise NotComparable(f"{path}: each run needs a seed of its own, they have {seeds}")
     arm = Arm(Path(path).name, runs)
-    read = {run.path for run in (*arm.tested, *lost_runs(runs))}
-    for run in runs:
-        if run.path not in read:  # it would count as a seed
-            raise NotComparable(f"{run.path}: {'; '.join(run.notes) or 'no test rows'}")
+    require_rows(arm)
     return arm
 
 

@@ -229,6 +229,8 @@ def test_unpaired_arms_need_rows_of_their_own_and_each_is_looked_at_for_few_grou
         ("--like x --seed-std 0.1", "read from the runs of --like"),
         ("--like x --row-std 0.1", "read from the runs of --like"),
         ("--rows 500 --row-std 0.1 --disagreement 0.2", "give one of the two"),
+        ("--like x --accuracy 0.6", "have their own"),
+        ("--rows 500 --accuracy 0.6", "that show a --difference"),
     ],
 )
 def test_an_option_of_power_that_would_count_for_nothing_is_refused(words, message, report):
