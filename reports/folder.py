@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 import claims
+import seal
 from evaluation import outcomes
 from reports import packed
 from settings import current_names
@@ -84,6 +85,15 @@ class RunFolder:
     @property
     def exit_reason(self) -> str:
         return str(self.record.get("exit_reason") or "")
+
+    @property
+    def digest(self) -> str:
+        """Of the record of a run that is over; a copy has the same, a bundle has that of the run it
+        is of. "" where there is none, or the record was changed."""
+        if self.record.get("digest") != seal.digest_of(self.record):
+            return ""
+        bundled = self.record.get("bundled")
+        return str((bundled if isinstance(bundled, dict) else self.record).get("digest") or "")
 
     @property
     def seed(self) -> Any:
@@ -185,11 +195,26 @@ def find_runs(path: str | Path) -> list[RunFolder]:
             which = f"{len(waiting)} runs that have not ended, or failed, are"
             which = "a run that has not ended, or failed, is" if len(waiting) == 1 else which
             runs[0].notes.append(f"{BESIDE}{which} left out (sweep.py status)")
+        runs = without_copies(runs)
+        runs[0].notes += [f"{BESIDE}{line}" for line in packed.unread(path)]
         for link in (file for file in files if file.is_symlink() and not file.exists()):
             if not any(map(is_run, _between(link, path))):
                 runs[0].notes.append(f"{BESIDE}the link {link.name} leads to nothing")
         return runs
     return [load_run(path)]
+
+
+def without_copies(runs: Iterable[RunFolder]) -> list[RunFolder]:
+    """The runs, each once: a bundle of runs, or a copy, may lie beside them. Of several the first
+    that is unpacked stays, and says which others there are."""
+    kept: dict[Any, RunFolder] = {}
+    runs = list(runs)
+    for run in sorted(runs, key=lambda run: packed.is_packed(run.path)):
+        first = kept.setdefault(run.digest or id(run), run)
+        if first is not run:
+            first.notes.append(f"{BESIDE}{run.path} is a copy of it: left out")
+    chosen = set(map(id, kept.values()))
+    return [run for run in runs if id(run) in chosen]
 
 
 def trials_among(folders: Iterable[Path]) -> set[Path]:

@@ -39,6 +39,7 @@ from reports.folder import (
     number,
     shared_notes,
     trials_among,
+    without_copies,
 )
 from reports.outcomes import has_test_rows, lost_runs
 from reports.predictions import direction, ids_digest
@@ -180,7 +181,7 @@ def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
         found = [f.parents[2] for f in files if f.match("test/metrics/predictions.csv")]
         runs = [folder for folder in sorted(found) if is_run(folder) and not place_of(folder)]
         folders |= {folder.resolve(): folder for folder in runs}
-    return [load_run(folder) for folder in folders.values()]
+    return without_copies(load_run(folder) for folder in folders.values())
 
 
 def test_rows_of(run: Path) -> tuple[str, int]:
