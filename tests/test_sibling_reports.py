@@ -378,6 +378,27 @@ def test_a_card_says_of_each_kind_of_run_what_is_true_of_it(tmp_path):
     half = {**intervals, "f1": 0.5, "f1_ci95": [None, 1]}
     torn = write_run(tmp_path / "torn", rows, metrics=half)
     assert "| accuracy | 0.60 | [0.50, 0.70] |" in text_of(torn) and "f1" not in text_of(torn)
+    few = {**intervals, "primary": "log_loss", "log_loss": 0.9}  # in too few groups
+    assert "| log_loss | 0.9000 | - |" in text_of(write_run(tmp_path / "few", rows, metrics=few))
+
+
+def test_a_card_names_no_weights_that_the_run_did_not_start_from(tmp_path, monkeypatch):
+    def said(name: str, **facts) -> str:
+        return text_of(write_run(tmp_path / name, classifier(60, 1.0, 0), **facts))
+
+    monkeypatch.chdir(tmp_path)
+    theirs = {"settings": {"model": "org/model"}, "metrics": {"accuracy": 0.6}}
+    assert "base_model: org/model" in said("hub", **theirs)
+    own = said("own", **theirs, contents={"model": "0123456789abcdef"})
+    assert "base_model" not in own and "from `org/model` on" in own
+    (tmp_path / "org/model").mkdir(parents=True)
+    assert "base_model" not in said("older", **theirs)
+    (tmp_path / "org/model").rmdir()
+    drawn = theirs | {"settings": {"model": "org/model", "init": "random"}}
+    titles = {"script": "train_headlines.py", "settings": {"model": "org/model"}}
+    for text in (said("drawn", **drawn), said("titles", **titles, metrics={"loss": 3.0})):
+        assert "from random weights (`org/model`) on" in text and "base_model" not in text
+        assert "started from: none, they were drawn at random" in text
 
 
 def test_steps_name_the_arms_of_the_plan_that_are_none(tmp_path, report):
