@@ -13,8 +13,10 @@ import console
 import core
 from commands.verdicts import note_failures
 from data import arena
+from data.layouts import B
 from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
+from evaluation.metrics import swap_classes
 from experiments.saved_pairs import open_run
 from settings import Section
 
@@ -95,8 +97,11 @@ def predict(config: PredictConfig) -> None:
         )
         for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
             console.say(line)
-        ids = [row.id for row in pairs.rows]
-        arena.write_submission(config.output, ids, with_ties(predictor(pairs.rows)))
+        ids, p = [row.id for row in pairs.rows], with_ties(predictor(pairs.rows))
+        if pairs.drawn:  # nobody else knows which side was drawn
+            p = np.where([[row.label == B] for row in pairs.rows], swap_classes(p), p)
+            console.say("A is the chosen response, B the rejected one")
+        arena.write_submission(config.output, ids, p)
         console.say(f"{len(ids):,} rows: {config.output}")
         return
     if config.response_a is not None and config.response_b is not None:

@@ -236,6 +236,8 @@ def read_race(args: argparse.Namespace, keys: Mapping[str, Any]) -> int | None:
         return None
     if args.aa:
         raise refuse("--aa is no race")
+    if args.seeds is not None and "," not in args.seeds:
+        raise refuse(f"--seeds {args.seeds}: a race adds them one by one, up to --max_seeds")
     most = args.max_seeds if args.max_seeds is not None else (inside or {}).get("max_seeds", 10)
     if isinstance(most, bool) or not isinstance(most, int) or not MIN_SEEDS <= most <= MOST_SEEDS:
         raise refuse(f"max_seeds {text_of(most)}: expected {MIN_SEEDS} to {MOST_SEEDS}")

@@ -1,5 +1,6 @@
 """Settings of commands: one that is given is read or refused, as in training."""
 
+import csv
 import dataclasses
 import importlib
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PROJECT
+from run_folders import write_run
 
 import runs
 from commands import answers, calibrate, download, generate, inspect, judge, params, predict, titles
@@ -116,10 +118,34 @@ def test_answers_are_of_the_split_that_the_run_was_trained_with(tmp_path):
         instructions.load_rows("rows.json", 0.5, 0.5)
 
 
+def test_of_chosen_and_rejected_answers_predict_calls_the_chosen_one_a(tmp_path, monkeypatch):
+    """Whichever side a hash of the row put it on."""
+
+    def answers(rows) -> np.ndarray:
+        shown = np.array([row.response_a[0].startswith("good") for row in rows])
+        assert 0 < shown.sum() < len(rows)
+        return np.where(shown[:, None], [[0.9, 0.1]], [[0.2, 0.8]])
+
+    monkeypatch.setattr(predict, "Predictor", lambda config: answers)
+    rows = [{"prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = {"data": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "out.csv")}
+    predict.predict(predict.PredictConfig(run_folder="run", **where))
+    with open(tmp_path / "out.csv", newline="") as file:
+        assert {row["winner_model_a"] for row in csv.DictReader(file)} == {"0.9", "0.8"}
+
+
 def test_the_run_of_weights_that_are_named_from_within_it(tmp_path, monkeypatch):
     (tmp_path / "train/weights/best").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "train")
     assert run_of("weights/best") == tmp_path and run_of(tmp_path) == tmp_path
+
+
+def test_a_folder_to_look_in_that_is_not_there_is_named(tmp_path, report):
+    words = ["explain", tmp_path / "a", tmp_path / "b", "--under", tmp_path / "typo"]
+    for name in "ab":
+        write_run(tmp_path / name, None)
+    assert "typo: no such folder" in report(*words)
 
 
 # -------------------------------------------------------------------------------------- judge
