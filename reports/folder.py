@@ -149,6 +149,8 @@ def load_run(path: str | Path) -> RunFolder:
     run.config = current_names(_read(path / "config.yaml", run.notes, needed=True))
     run.metrics = _read(path / "test/metrics/metrics.json", run.notes)
     run.baseline = _read(path / "baseline/metrics/metrics.json", run.notes)
+    if not isinstance(run.metrics.get("primary", ""), str):
+        run.notes.append(f"its primary metric is no name: {clean(run.metrics.pop('primary'))[:60]}")
     version = run.record.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         run.notes.append(

@@ -23,10 +23,11 @@ from evaluation.investing import Terms, Wealth, is_hopeless, is_shown
 from evaluation.metrics import with_interval
 from files import appending
 from reports import packed
-from reports.arms import Arm, refusal, require_rows, settings_of
+from reports.arms import Arm, environment_notes, refusal, require_rows, settings_of
 from reports.compare import Comparison, compare, metrics_of
-from reports.folder import BESIDE, RunFolder, find_runs, number
+from reports.folder import BESIDE, RunFolder, find_runs, number, shared_notes
 from reports.outcomes import has_test_rows, lost_runs
+from reports.outcomes import notes as notes_on_outcomes
 from reports.predictions import direction, rows_digest
 from reports.steps import changes
 
@@ -63,6 +64,7 @@ class Answer:
         for name, what in (("base_seeds", "it, as the base,"), ("next_seeds", "what comes next")):
             if seeds := self.facts.get(name):
                 lines.append(f"fresh seeds for {what}: {', '.join(map(str, seeds))}")
+        lines += self.facts.get("notes", [])
         return "\n".join(lines)
 
 
@@ -245,7 +247,7 @@ def _judge(arms: list[Arm], lines: list[dict], add: Any, given: argparse.Namespa
     facts |= _next(ledger, more, len(base_seeds) if verdict == "keep" else 0)
     if verdict == "keep":
         facts["kept_back"] = look["kept_back"]
-    notes = [note for run in runs for note in run.notes]
+    notes = [*notes_on_outcomes(runs), *shared_notes(runs), *environment_notes(arms)]
     return Answer(verdict, why, {**facts, "notes": notes})
 
 

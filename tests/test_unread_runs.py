@@ -103,4 +103,13 @@ def test_the_gate_names_runs_without_rows(tmp_path):
     write_run(new / "seed_13", None, seed=13, settings={"lr": 2.0}, status="failed")
     given = Namespace(proposals=None, seeds=None, metric=None)
     answer = gate.gate(str(base), str(new), tmp_path / "loop.jsonl", given)
-    assert "new/seed_13 has no test rows: not counted" in str(answer.facts["notes"])
+    for said in (str(answer.facts["notes"]), str(answer)):
+        assert "new/seed_13 has no test rows: not counted" in said
+
+
+def test_one_torn_run_stops_no_report_of_many(tmp_path, report):
+    arm(tmp_path / "x")
+    write_run(tmp_path / "y", classifier(120, 1.0, 9), metrics={"primary": ["log_loss"]})
+    for words in (["table"], ["ledger"], ["audit"], ["site", "--output", tmp_path / "site"]):
+        text = report(words[0], tmp_path, *words[1:])
+        assert "its primary metric is no name" in text or words[0] == "site"
