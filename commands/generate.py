@@ -16,7 +16,7 @@ from data import instructions
 from data.instructions import Row
 from data.records import repair_surrogates, strip_control
 from files import read_yaml, write_text
-from models import generation
+from models import generation, pretrained
 from models.decoding import Decoding
 from models.generation import Answer
 from runs.contents import is_run
@@ -127,6 +127,7 @@ class Answerer:
         self.config, self.decoding, self.world = config, decoding, world
         self.model, self.tokenizer, facts = open_causal(config, world)
         self.template = template or facts.get("template", "alpaca")
+        self.weights = config.weights or pretrained.tested_weights(config.model)
         self.files = weights_files(config)
 
     def answers(self, prompts: Sequence[str]) -> list[Answer]:
@@ -167,7 +168,7 @@ class Answerer:
 
     def line(self, row: Row, prompt: str, answer: Answer) -> dict[str, Any]:
         line = answer_line(row, prompt, answer.text) | {"ended": answer.ended}
-        line |= {"model": self.config.model, "weights": self.config.weights}
+        line |= {"model": self.config.model, "weights": self.weights}
         line |= {"decoding": self.decoding.record()}
         return line | ({"cut_tokens": answer.cut} if answer.cut else {})
 

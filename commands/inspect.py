@@ -26,8 +26,8 @@ class InspectConfig(Section):
 
     run_folder: str = ""
     """run folder"""
-    weights: Literal["final", "best"] = "final"
-    """which of its weights"""
+    weights: Literal["best", "final"] | None = None
+    """which of its weights; null: those that it was tested with"""
     data: str = ""
     """where the titles of the run are now; empty: where they were"""
     batch: int = 0

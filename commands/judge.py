@@ -103,8 +103,8 @@ class JudgeConfig(Decoding):
     """where the rows of the run are now; null: where they were"""
     base: str | None = None
     """base model, where the run is an adapter and its base has moved"""
-    weights: Literal["best", "final"] = "best"
-    """which weights of the run answer"""
+    weights: Literal["best", "final"] | None = None
+    """which weights of the run answer; null: those that it was tested with"""
     output: str | None = None
     """folder of judge.json and judge.csv; null: beside the answers"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
@@ -185,6 +185,8 @@ def judge_answers(config: JudgeConfig, file: Path, backend: Any) -> None:
     metrics |= {"judge_by": repr(backend), "judge_rows": file.name}
     metrics["judge_cut_prompts"] = sum(row["is_cut"] for row in rows)
     decodings = [row["decoding"] for row in rows]
+    weights = {row["weights"] for row in rows}
+    metrics |= {"judge_weights": weights.pop()} if len(weights) == 1 and None not in weights else {}
     if decodings[0] and all(decoding == decodings[0] for decoding in decodings):
         metrics["judge_decoding"] = decodings[0]
     metrics |= passports.passport_facts(backend, version)

@@ -18,6 +18,7 @@ from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.metrics import swap_classes
 from experiments.saved_pairs import open_run
+from models import pretrained
 from settings import Section
 
 
@@ -46,8 +47,8 @@ class PredictConfig(Section):
     """one answer A"""
     response_b: str | None = None
     """one answer B"""
-    weights: Literal["best", "final"] = "best"
-    """which weights of the run"""
+    weights: Literal["best", "final"] | None = None
+    """which weights of the run; null: those that it was tested with"""
     calibrated: bool = False
     """divide the logits by the temperature that the run fitted on validation"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
@@ -66,7 +67,8 @@ class Predictor:
         world = world or core.single_world(config.device)
         if world.rank == 0:
             note_failures(config.run_folder)
-        self.answer = open_run(config.run_folder, world, config.weights, config.calibrated)
+        weights = config.weights or pretrained.tested_weights(config.run_folder)
+        self.answer = open_run(config.run_folder, world, weights, config.calibrated)
         self.classes = CLASSES[: self.answer.classes]
         self.precision = self.answer.precision
 

@@ -41,7 +41,7 @@ class Opened:
 
 
 def open_titles(
-    run: str, weights: str, device: str = "auto", world: core.World | None = None
+    run: str, weights: str | None, device: str = "auto", world: core.World | None = None
 ) -> Opened:
     """world: of processes that measure together; None: this one alone. ValueError where the folder
     holds no finished weights of train_headlines.py."""
@@ -57,6 +57,7 @@ def open_titles(
     script = json.loads(record.read_text(encoding="utf-8")).get("script")
     if script != "train_headlines.py":
         raise ValueError(f"{run}: a run of {script}, not of train_headlines.py")
+    weights = weights or pretrained.tested_weights(run, "final")
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
@@ -82,8 +83,8 @@ class GenerateConfig(Decoding):
 
     run_folder: str = ""
     """run folder"""
-    weights: Literal["final", "best"] = "final"
-    """which of its weights"""
+    weights: Literal["best", "final"] | None = None
+    """which of its weights; null: those that it was tested with"""
     prompt: str = ""
     """how the titles begin"""
     count: int = 10
@@ -132,8 +133,8 @@ class ExportConfig(Section):
 
     run_folder: str = ""
     """run folder"""
-    weights: Literal["final", "best"] = "final"
-    """which of its weights"""
+    weights: Literal["best", "final"] | None = None
+    """which of its weights; null: those that it was tested with"""
     output: str = ""
     """folder to write; it must not exist"""
 

@@ -12,10 +12,25 @@ import pytest
 from conftest import PROJECT
 from run_folders import write_run
 
+import core
+import files
 import runs
-from commands import answers, calibrate, download, generate, inspect, judge, params, predict, titles
+from commands import (
+    answers,
+    attention,
+    calibrate,
+    download,
+    generate,
+    inspect,
+    judge,
+    merge_export,
+    params,
+    predict,
+    titles,
+)
 from commands.verdicts import run_of
 from data import instructions
+from models import pretrained
 from settings import Section, Settings, parse_settings
 
 
@@ -163,10 +178,12 @@ def answer_file(path: Path, ids: str) -> Path:
 
 
 def test_labels_need_to_know_which_answer_is_meant(tmp_path):
-    rows = answers.read_answers(answer_file(tmp_path / "a.jsonl", "abb"), None)
+    file = answer_file(tmp_path / "a.jsonl", "abb")
+    file.write_text(file.read_text().replace('"a"}', '"other"}', 2).replace('"other"}', '"a"}', 1))
+    rows = answers.read_answers(file, None)
     (tmp_path / "labels.csv").write_text("id,human\nb,80\n")
     config = judge.JudgeConfig(labels=str(tmp_path / "labels.csv"))
-    with pytest.raises(ValueError, match="1 of the answers have an id that another one has"):
+    with pytest.raises(ValueError, match="1 of the answers have an id that another answer has"):
         answers.read_labels(config, rows)
 
 
@@ -184,3 +201,29 @@ def test_a_limit_holds_for_a_run_against_a_file(run_is, tmp_path, monkeypatch):
         names, files = {"answers": str(file), "against": str(tmp_path)}, files[::-1]
     judge.compare_answers(judge.JudgeConfig(**names, limit=2), files, object())
     assert {pair.id for pair in judged} == {"b", "d"} and len(judged) == 2
+
+
+# ------------------------------------------------------------------------------------ weights
+
+
+@pytest.mark.parametrize("tested", ["best", "final", None])
+def test_commands_open_the_weights_that_a_run_was_tested_with(tested, tmp_path, monkeypatch):
+    for name in ("best", "final"):
+        files.write_folder(tmp_path / f"train/weights/{name}", lambda beside: None)
+    write_run(tmp_path, None, metrics={"tested_with": tested} if tested else {})
+    assert Path(pretrained.weights_folder(str(tmp_path), None)).name == (tested or "best")
+    assert Path(pretrained.weights_folder(str(tmp_path), "final")).name == "final"
+    opened = []
+    monkeypatch.setattr(predict, "open_run", lambda *words: opened.append(words[2]) or Opened())
+    predict.Predictor(predict.PredictConfig(run_folder=str(tmp_path)), core.single_world("cpu"))
+    predict.Predictor(
+        predict.PredictConfig(run_folder=str(tmp_path), weights="final"), core.single_world("cpu")
+    )
+    assert opened == [tested or "best", "final"]
+    for kind in (generate.GenerateConfig, judge.JudgeConfig, titles.GenerateConfig,
+                 inspect.InspectConfig, attention.Config, merge_export.WriteConfig):  # fmt: skip
+        assert kind().weights is None
+
+
+class Opened:
+    classes, precision = 3, "fp32"
