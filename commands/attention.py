@@ -38,6 +38,10 @@ class Config(Section):
     out: str | None = None
     """file of the maps; null: test/analysis/attention.jsonl of the run, whose page is made anew"""
 
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"--tokens {self.tokens}: expected 1 or more")
+
 
 def numbers(words: str, what: str, count: int) -> list[int]:
     """[0, 5] of "0,5"; all of them of "all"."""

@@ -47,6 +47,10 @@ class InspectConfig(Section):
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
 
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ValueError(f"--samples {self.samples}: expected 0 or more")
+
 
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""

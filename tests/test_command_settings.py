@@ -109,10 +109,18 @@ def test_a_command_that_is_not_shared_refuses_several_processes(monkeypatch):
         launch(monkeypatch, "--read=1")
 
 
-@pytest.mark.parametrize("words", ["--repeats=0", "--batch=0", "--micro_batch=-1"])
-def test_prices_of_nothing_are_refused(words):
-    with pytest.raises(ValueError, match="expected 1 or more"):
-        parse_settings(calibrate.CalibrateConfig, [words], "calibrate")
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (calibrate.CalibrateConfig, "--repeats=0"),  # the price would be NaN
+        (calibrate.CalibrateConfig, "--micro_batch=-1"),
+        (attention.Config, "--tokens=0"),
+        (inspect.InspectConfig, "--samples=-1"),
+    ],
+)
+def test_numbers_of_nothing_are_refused(kind, words):
+    with pytest.raises(ValueError, match="expected [01] or more"):
+        parse_settings(kind, [words], "command")
 
 
 def shares(*words: str) -> tuple:
