@@ -348,6 +348,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
+def require_other(output: str | Path, *inputs: str | Path | None) -> None:
+    """ValueError where what is to be written would take the place of what was read."""
+    for path in inputs:
+        there = path and os.path.exists(path) and os.path.exists(output)
+        if there and os.path.samefile(path, output):
+            raise ValueError(f"{output} is what is read: write to another file")
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """Files in a folder and below it, also behind symbolic links, each place once, under its own
     name rather than a link's; links that lead to nothing as well."""

@@ -14,7 +14,7 @@ from typing import Literal
 import console
 from commands.verdicts import note_failures
 from data.records import lines
-from files import PROJECT, write_text
+from files import PROJECT, require_other, write_text
 from models import attention, causal, pretrained
 from settings import Section
 
@@ -64,6 +64,8 @@ def show_attention(config: Config) -> None:
         raise ValueError(
             f"{config.run_folder} is no run folder: name a file for the maps with --out"
         )
+    if config.out is not None and len(config.texts) < 4096:  # else no name of a file
+        require_other(config.out, config.texts)
     note_failures(config.run_folder)
     source = pretrained.weights_folder(config.run_folder, config.weights)
     shape = causal.load_config(source)

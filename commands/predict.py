@@ -18,6 +18,7 @@ from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.metrics import swap_classes
 from experiments.saved_pairs import open_run
+from files import require_other
 from models import pretrained
 from settings import Section
 
@@ -91,6 +92,7 @@ def predict(config: PredictConfig) -> None:
     predictor = Predictor(config)
     if config.data is not None:
         require_one_part(config.data)
+        require_other(config.output, config.data)
         pairs = arena.read_pairs(
             config.data,
             require_labels=False,

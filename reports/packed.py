@@ -109,6 +109,12 @@ def is_packed(path: Path) -> bool:
     return _place(path) is not None
 
 
+def file_of(path: Path) -> Path | None:
+    """The packed folder that a path lies in, absolute; None of what is on the disk."""
+    place = _place(path)
+    return None if place is None else place[0].file.absolute()
+
+
 def refuse_inside(path: Path) -> None:
     """ValueError where a file would lie in a packed folder: a folder of that name hides it."""
     if is_packed(path.parent):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,6 +170,26 @@ def test_a_folder_to_look_in_that_is_not_there_is_named(tmp_path, report):
     for name in "ab":
         write_run(tmp_path / name, None)
     assert "typo: no such folder" in report(*words)
+
+
+def test_what_is_read_is_not_written_over(tmp_path, monkeypatch, report):
+    rows, answers_file = tmp_path / "rows.csv", tmp_path / "answers.jsonl"
+    for file in (rows, answers_file):
+        file.write_text("prompt,response_a,response_b\nq,a,b\n")
+    monkeypatch.setattr(predict, "Predictor", lambda config: None)
+    with pytest.raises(ValueError, match="is what is read: write to another file"):
+        predict.predict(predict.PredictConfig(data=str(rows), output=str(rows)))
+    config = generate.GenerateConfig(model="x", data=str(answers_file), output=str(answers_file))
+    with pytest.raises(ValueError, match="is what is read"):
+        generate.generate(config)
+    for name in "ab":
+        write_run(tmp_path / f"x/{name}", None)
+    report("pack", tmp_path / "x")
+    shutil.rmtree(tmp_path / "x")
+    before = (tmp_path / "x.zip").read_bytes()
+    said = report("bundle", tmp_path / "x.zip/a", "--anyway", "--output", tmp_path / "x.zip")
+    assert "is what these runs are read from" in said
+    assert (tmp_path / "x.zip").read_bytes() == before
 
 
 # -------------------------------------------------------------------------------------- judge
