@@ -50,6 +50,15 @@ def test_power_takes_no_setting_for_a_seed(tmp_path, report):
     assert "runs of 2 settings" in report("power", "--like", runs)
 
 
+def test_a_table_says_where_a_line_counts_seeds_of_several_settings(tmp_path, report):
+    runs = arm(tmp_path / "x")
+    assert "seeds of other settings" not in report("table", runs)
+    write_run(runs / "seed_3", classifier(120, 2.0, 9), seed=3, settings={"lr": 1.0})
+    assert "seed_0: beside it, seeds of other settings (lr), which its line" in report(
+        "table", runs
+    )
+
+
 def test_a_metric_that_one_of_the_runs_lacks_is_no_figure_of_them(tmp_path, report):
     runs = arm(tmp_path / "x")
     rows = classifier(120, 1.0, 7)
