@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from commands.reproduce import FROM_RANDOM
 from evaluation import outcomes
 from evaluation.metrics import doubtful_groups, with_interval
 from files import add_to_folder, write_text
@@ -32,7 +33,6 @@ TERMS = {
     "c4": "ODC-BY 1.0, and Common Crawl's terms",
     "alpaca": "CC BY-NC 4.0; made with a model of OpenAI, whose terms apply",
 }
-FROM_RANDOM = ("pretrain_bert.py", "train_headlines.py")  # where nothing else can be said
 # script → the hub's name of the task, and of the pipeline that serves the weights
 TASKS = {
     "run_1_distilbert.py": "text-classification",

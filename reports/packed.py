@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import claims
-from files import cleared, disk_error, remove, sync, walk
+from files import cleared, disk_error, packed_at, remove, sync, walk
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".patch")  # what reports read, and inspect.json
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
@@ -194,16 +194,11 @@ class _Members(dict[str, str]):
 
 def _place(path: Path) -> tuple[_Members, str] | None:
     """(the packed folder, the name in it) of what lies in one; None of what is on the disk."""
-    for folder in (path, *path.parents):
-        if folder.is_dir():  # what is not in it is nowhere
-            return None
-        for file in (folder, folder.with_name(f"{folder.name}.zip")):
-            if file.suffix == ".zip" and file.is_file():
-                name = path.relative_to(folder).as_posix()
-                return _members_of(file), "" if name == "." else name
-        if folder.exists():
-            return None
-    return None
+    if (found := packed_at(path)) is None:
+        return None
+    file, folder = found
+    name = path.relative_to(folder).as_posix()
+    return _members_of(file), "" if name == "." else name
 
 
 def _members_of(file: Path) -> _Members:

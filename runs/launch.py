@@ -10,8 +10,18 @@ from pathlib import Path
 from types import FrameType
 
 import console
-from files import DiskFull, cache_advice
-from settings import Aliases, Section, Settings, parse_settings, read_so_far, require_read
+from files import DiskFull, cache_advice, packed_at
+from settings import (
+    Aliases,
+    Section,
+    Settings,
+    as_dict,
+    parse_settings,
+    read_so_far,
+    require_read,
+)
+
+RUNS = ("run_folder", "model", "base", "against", "by")  # settings that may name one
 
 
 def launch(
@@ -41,6 +51,7 @@ def launch(
             action, settings, *own_aliases = commands[word]
             require_one_process(settings, f"{prog} {word}")
             config, _ = parse_settings(settings, argv[1:], f"{prog} {word}", *own_aliases)
+            require_unpacked(config)
             action(config)
             if os.environ.get("RANK", "0") == "0":  # the others may have had nothing to do
                 require_read(config, read_so_far(config))
@@ -65,6 +76,21 @@ def require_one_process(settings: type[Section], command: str) -> None:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not getattr(settings, "IN_PARALLEL", False):
         raise ValueError(f"{command}: {size} processes would each do all of it: without torchrun")
+
+
+def require_unpacked(config: Section) -> None:
+    """ValueError where a run that a command opens lies in a packed folder, as reports read them.
+    READS_PACKED: of settings, that this command does so, too."""
+    if getattr(config, "READS_PACKED", False):
+        return
+    named = {name: value for name, value in as_dict(config).items() if name in RUNS and value}
+    for name, value in named.items():
+        if found := packed_at(Path(value)):
+            file, folder = found
+            raise ValueError(
+                f"--{name} {value} lies in a packed folder: unpack it first (python -m zipfile -e "
+                f"{file} {folder.parent}); weights are in it where a bundle was made with them"
+            )
 
 
 def say_help(

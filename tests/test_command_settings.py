@@ -110,6 +110,17 @@ def test_a_command_that_is_not_shared_refuses_several_processes(monkeypatch):
         launch(monkeypatch, "--read=1")
 
 
+def test_a_run_in_a_packed_folder_is_to_be_unpacked_first(tmp_path, monkeypatch, report):
+    write_run(tmp_path / "x/a", None)
+    report("pack", tmp_path / "x")
+    shutil.rmtree(tmp_path / "x")
+    commands = {"predict": (predict.predict, predict.PredictConfig)}
+    for run in (tmp_path / "x/a", tmp_path / "x.zip/a"):
+        monkeypatch.setattr("sys.argv", ["x.py", "predict", f"--run_folder={run}"])
+        with pytest.raises(SystemExit, match="--run_folder .* lies in a packed folder: unpack it"):
+            runs.launch(lambda *_: None, Settings, commands)
+
+
 @pytest.mark.parametrize(
     "kind, words",
     [
