@@ -48,6 +48,22 @@ def find_file(path: str) -> Path:
     raise FileNotFoundError(f"{path}: no such file, neither here nor in {PROJECT}")
 
 
+def require_writable(path: str | Path, folder: bool | None = None) -> None:
+    """OSError where a file (or folder) cannot be written there, before the work that it is for.
+
+    folder: whether it is to be one; None: whatever is there already.
+    """
+    path = Path(os.path.abspath(path))
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if there == path and folder is not None and there.is_dir() != folder:
+        is_, name = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise OSError(f"{path} is {is_}: name {name}")
+    if there != path and not there.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: no permission to write in {there}")
+
+
 class DiskFull(RuntimeError):
     """There was no room for a file of the run; what was written before is whole."""
 
@@ -285,6 +301,8 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has another size"
             if sha256(folder / name) != fact["sha256"]:
                 return f"{name} has another hash"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -305,6 +323,7 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
     block ends, so that what is added may depend on what is there.
 
     Every line is flushed to disk. One that a kill has torn is left as it is and counts for nothing.
+    ValueError for a file of another kind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
@@ -314,6 +333,9 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
         file.seek(0)
         content = file.read()
         torn = bool(content) and not content.endswith(b"\n")
+        found = json_lines(content)
+        if content.strip() and not found and not content.startswith(b"{"):
+            raise ValueError(f"{path} is no file of JSON lines: nothing is added to it")
 
         def add(line: dict) -> None:
             nonlocal torn
@@ -323,7 +345,7 @@ def appending(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]
             sync(file.fileno())
             torn = False
 
-        yield json_lines(content), add
+        yield found, add
 
 
 def json_lines(content: bytes) -> list[dict]:
@@ -336,24 +358,26 @@ def json_lines(content: bytes) -> list[dict]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Names and values; ValueError, in a line, for any other file."""
+    """Names and values; ValueError, in a line, for any other file, and for a name that stands twice
+    in one place, of which YAML would take the last."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+            node, first = super().compose_mapping_node(anchor), {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if (before := first.setdefault(key.value, key)) is not key:
+                    a, b = (each.start_mark.line + 1 for each in (before, key))
+                    raise ValueError(f"'{key.value}' stands there twice, in lines {a} and {b}")
+            return node
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:500]}") from None
     if not isinstance(content, dict | None):
         raise ValueError(f"{path}: expected 'name: value' lines, found {type(content).__name__}")
     return content or {}
-
-
-def require_other(output: str | Path, *inputs: str | Path | None) -> None:
-    """ValueError where what is to be written would take the place of what was read."""
-    for path in inputs:
-        there = path and os.path.exists(path) and os.path.exists(output)
-        if there and os.path.samefile(path, output):
-            raise ValueError(f"{output} is what is read: write to another file")
 
 
 def packed_at(path: Path) -> tuple[Path, Path] | None:

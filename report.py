@@ -32,19 +32,19 @@ import sys
 import console
 from reports import folder, packed
 from reports.commands import COMMANDS
+from sweeps.options import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="report.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (options, answer) in COMMANDS.items():
         text = answer.__doc__
-        options(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
+        options(commands.add_parser(name, help=text, description=text))
     return parser
 
 

@@ -45,7 +45,7 @@ from methods.optimizers import parameter_groups
 from models import pairs
 from runs.folder import environment_facts, parameter_facts
 from runs.results import finite, last_lines, write_result
-from settings import seed_of
+from settings import read_so_far, require_read, seed_of
 
 try:
     import lightning as L
@@ -72,6 +72,9 @@ NOT_HERE = (
     "average",
     "average_frac",
     "selection",
+    "seed_order",
+    "seed_masks",
+    "reduce_dtype",
     "backend",
     "compile",
     "swap",
@@ -133,6 +136,11 @@ class PairModule(L.LightningModule):
         """(mean cross-entropy, logits (rows, classes))."""
         logits = self.model(batch["input_ids"], batch["attention_mask"]).float()
         return F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing), logits
+
+    def on_train_start(self) -> None:
+        """Lightning seeds all processes alike, so that rows of two would have the same dropout."""
+        if self.global_rank:
+            torch.manual_seed(core.mix_seed(self.config.seed, self.global_rank))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss, _ = self.loss(batch, self.config.label_smoothing)
@@ -234,6 +242,8 @@ class MetricsLines(L.Callback):
         if spiked := self.run.course.spiked():
             self.run.record.verdict(spiked)
         self.steps_here += 1
+        if self.steps_here == 1:
+            require_read(module.config, {*read_so_far(module.config), *NOT_HERE})
         if self.steps_here == self.stop_after:
             raise KeyboardInterrupt(f"--stop_after {self.stop_after}")
 
@@ -255,7 +265,7 @@ class Task(preference.Preference):
         torch.manual_seed(core.mix_seed(seed_of(self.config, "init"), 4))
         hidden, classes = encoder.config.hidden_size, len(self.classes)
         head = pairs.build_head(self.config.head, hidden, self.config.dropout, classes)
-        L.seed_everything(seed_of(self.config, "masks"))
+        L.seed_everything(self.config.seed)  # of the order and of dropout
         # from_pretrained leaves evaluation mode on, and Lightning changes no modes
         return PairModule(self.config, core.PairClassifier(encoder, head)).train()
 

@@ -40,6 +40,10 @@ class Section:
     """settings that nothing reads before or in the first step. A subclass adds to it."""
     REFUSED: ClassVar[dict[str, str]] = {}
     """setting → why this script cannot use it"""
+    LEAST: ClassVar[dict[str, int]] = {}
+    """setting → the smallest number that it can be"""
+    WRITES_A_FILE: ClassVar[bool] = False
+    """whether --out, or --output, is a file and no folder"""
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -367,6 +371,10 @@ FREE_SETTINGS = {
 # Earlier names, which are short for options of torchrun's own: it takes `--log x` for its own.
 OLD_NAMES = {"log": "trackers", "monitor": "machine_log", "run": "run_folder"}
 NOTHING = ["null", "false", "0", ""]
+# Settings of which whoever types two may mean both.
+SOURCES = ("data", "task", "extra_train", "samples", "run_folder")
+# Settings that are texts to read, of which an empty one is a text as well.
+EMPTY_TEXTS = ("prompt", "response_a", "response_b", "instruction")
 C = TypeVar("C", bound=Section)
 
 
@@ -390,18 +398,25 @@ def precision_words(value: str) -> dict[str, str]:
 
 
 def parse_settings(
-    kind: type[C], argv: Sequence[str], prog: str = "", aliases: Aliases | None = None
+    kind: type[C],
+    argv: Sequence[str],
+    prog: str = "",
+    aliases: Aliases | None = None,
+    once: Container[str] = (),
 ) -> tuple[C, bool]:
     """Read `--config file.yaml`, then flags and key=value, each overriding what came before.
 
     Settings of a dataclass inside the dataclass are section.name, in YAML also nested. Returns
     (config, given): given is False when nothing that defines the experiment was set. Unknown
-    names raise SystemExit(2) naming the nearest valid one; so does a setting that cannot count.
+    names raise SystemExit naming the nearest valid one; so does a setting that cannot count, that
+    is empty, or a second value of those in `once`. Of other settings the later word wins.
     """
     kinds = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
     valid_names = [*kinds, *aliases, "config", "published"]
     words, files, published = [], [], False  # files: (path, its settings by name)
+    told: dict[str, str] = {}  # of the command line
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     # `published:` of the last file that has it, and the settings beside it
     reference: dict[str, Any] = {}
     beside: dict[str, Any] = {}
@@ -427,8 +442,11 @@ def parse_settings(
         if key in ("config", "published"):  # published=FILE: as a sweep says it, no settings
             content = _read_yaml(value)
             found = pop_published(content, value)
-            content = flatten(current_names(content), whole=kinds)
-            _check_names(content, kinds, f"{value}: setting ")
+            try:
+                content = flatten(current_names(content), whole=kinds)
+            except ValueError as error:
+                raise SystemExit(f"{value}: {error}") from None
+            _check_names(content, kinds, "setting ", f"{value}: ")
             reference, beside = (found, content) if found else (reference, beside)
             if key == "published":
                 if not found:
@@ -438,6 +456,12 @@ def parse_settings(
             continue
         published = published or (key in aliases and key not in OLD_NAMES)
         named = {meant: value} if isinstance(meant, str) else meant(value)
+        for name, text in named.items():
+            before = told.setdefault(name, text)
+            if before != text and name in once:
+                raise SystemExit(f"{prog}: --{name} is given twice, {before} and {text}: which?")
+            if text == "" and name not in EMPTY_TEXTS and defaults.get(name) != "":
+                raise SystemExit(f"{prog}: --{name} is empty: is a variable unset? (null is none)")
         words += [f"--{name}={text}" for name, text in named.items()]
     parser = _parser_of(kind)
     configs = [f"--config={json.dumps(nested(content))}" for _, content in files if content]
@@ -456,6 +480,7 @@ def parse_settings(
         where = "".join(f"{place}: " for place in sorted(places) if place)
         raise ValueError(f"{where}{error}") from None
     try:
+        _check_range(config, kinds)
         notes = _refuse_idle(config, given)
     except ValueError as error:
         raise SystemExit(f"{prog}: {error}") from None
@@ -471,6 +496,17 @@ def parse_settings(
         config.__dict__["_reference"] = reference | {"changed": changed}
     remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def _check_range(config: Section, names: Iterable[str]) -> None:
+    """ValueError for a number below its class's LEAST, and for a seed that some generator among
+    numpy's, torch's and scikit-learn's would not take, perhaps at the end of a run alone."""
+    for name in names:
+        value, least = value_of(config, name), config.LEAST.get(name)
+        if least is not None and value is not None and value < least:
+            raise ValueError(f"--{name} {value:g}: expected {least} or more")
+        if "seed" in name.rpartition(".")[2] and value is not None and not 0 <= value < 2**32:
+            raise ValueError(f"--{name} {value}: expected a whole number from 0 to {2**32 - 1}")
 
 
 @functools.cache
@@ -503,7 +539,7 @@ def _check_fields(kind: type, values: Any, where: str) -> None:
     if not isinstance(values, dict):
         raise SystemExit(f"{where}: expected 'name: value' lines, found {values!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    _check_names(values, fields, f"{where}: ")
+    _check_names(values, fields, "", f"{where}: ")
     for name, field in fields.items():
         required = {field.default, field.default_factory} == {dataclasses.MISSING}
         if required and values.get(name) in (None, "", []):
@@ -540,6 +576,8 @@ def _in_plain_words(error: str, kinds: Mapping[str, Any]) -> str:
     kind, choices = options_of(kinds[key[1]])
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     expected = f"one of {', '.join(choices)}" if choices else words.get(kind)
+    if expected is None and (typing.get_origin(kind) or kind) is dict:
+        expected = """names with values, as {"a": 1}"""
     if expected is None:
         of = {"int": "whole numbers", "float": "numbers"}
         each = getattr((typing.get_args(kind) or [str])[0], "__name__", "")
@@ -591,6 +629,12 @@ def refuse(
         value = value_of(config, name)
         if name in given and not (given[name] and value == defaults[name]):
             raise ValueError(f"--{name} {_text(value)} would change nothing: {why}")
+
+
+def told(config: Section) -> dict[str, str]:
+    """The settings of the command line alone, for `refuse`: a run goes on from its config.yaml."""
+    given = config.__dict__.get("_given", {})
+    return {name: file for name, file in given.items() if not file}
 
 
 def conditions(kind: type[Section]) -> dict[str, str]:
@@ -707,10 +751,11 @@ def flatten(
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and name not in whole:
-            flat |= flatten(value, f"{name}.", whole)
-        else:
-            flat[name] = value
+        inside = isinstance(value, dict) and name not in whole
+        for each, its in (flatten(value, f"{name}.", whole) if inside else {name: value}).items():
+            if each in flat:  # selection.name beside selection: {name: …}
+                raise ValueError(f"{each} stands there twice")
+            flat[each] = its
     return flat
 
 
@@ -728,10 +773,12 @@ def _read_yaml(path: str) -> dict:
         raise SystemExit(f"settings: {error}") from None
 
 
-def _check_names(names: Iterable[str], valid_names: Iterable[str], where: str) -> None:
+def _check_names(
+    names: Iterable[str], valid_names: Iterable[str], what: str, where: str = ""
+) -> None:
     valid_names = list(valid_names)
     for name in names:
         if name not in valid_names:
             near = difflib.get_close_matches(str(name), valid_names, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "see --help"
-            raise SystemExit(f"unknown {where}{name}: {hint}")
+            raise SystemExit(f"{where}unknown {what}{name}: {hint}")

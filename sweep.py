@@ -158,6 +158,7 @@ def main(argv: Sequence[str]) -> int:
             for line in cost.table(runs, args.gpu):
                 console.answer(line)
         return 0
+    files.require_writable(plan.out, folder=True)
     console.say(str(plan))
     plan.out.mkdir(parents=True, exist_ok=True)
     written = plan.out / "sweep.yaml"

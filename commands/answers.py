@@ -138,19 +138,18 @@ def matched(one: list[dict], other: list[dict], files: Sequence[Path]) -> tuple[
 # ------------------------------------------------------------------------- human labels
 
 
-def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
-    """(rows,) from 0 to 100, NaN where no one judged, the mean where several did; None without
-    --labels. ValueError (file, line, field)."""
-    if config.labels is None:
-        return None
-    found: dict[str, list[float]] = {row["id"]: [] for row in rows}
-    judged = {(row["id"], row.get("prompt"), row.get("model_response")) for row in rows}
-    if len(found) < len(judged):
-        raise ValueError(
-            f"--labels: {len(judged) - len(found):,} of the answers have an id that another answer "
-            "has, so that it is not known which of them people judged"
-        )
-    strange = 0
+def check_sources(config: Any) -> None:
+    """OSError and ValueError for labels, or answers to be held against, that cannot be read: before
+    an answer is written or paid for."""
+    if config.labels is not None:
+        labels_in(config)
+    if config.against is not None and not Path(config.against).exists():
+        raise FileNotFoundError(f"--against {config.against}: no run folder, nor a file of answers")
+
+
+def labels_in(config: Any) -> list[tuple[str, float]]:
+    """(id, 0 to 100) of each line of --labels. ValueError (file, line, field)."""
+    found = []
     for place, row in read_records(Path(config.labels), Counter()):
         if isinstance(row, BadRow):
             raise ValueError(f"{place}: {row}")
@@ -164,7 +163,24 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
         if not 0 <= value <= 100:
             other = ", or winner: A, B or tie" * bool(config.against)
             raise ValueError(f"{place}: expected human, a number from 0 to 100{other}")
-        name = id_of(row.get("id"), set())
+        found.append((id_of(row.get("id"), set()), value))
+    return found
+
+
+def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
+    """(rows,) from 0 to 100, NaN where no one judged, the mean where several did; None without
+    --labels. ValueError (file, line, field)."""
+    if config.labels is None:
+        return None
+    found: dict[str, list[float]] = {row["id"]: [] for row in rows}
+    judged = {(row["id"], row.get("prompt"), row.get("model_response")) for row in rows}
+    if len(found) < len(judged):
+        raise ValueError(
+            f"--labels: {len(judged) - len(found):,} of the answers have an id that another answer "
+            "has, so that it is not known which of them people judged"
+        )
+    strange = 0
+    for name, value in labels_in(config):
         name = name if name in found else name.removesuffix(".0")  # as pandas writes whole numbers
         if name in found:
             found[name].append(value)

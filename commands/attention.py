@@ -14,7 +14,7 @@ from typing import Literal
 import console
 from commands.verdicts import note_failures
 from data.records import lines
-from files import PROJECT, require_other, write_text
+from files import PROJECT, write_text
 from models import attention, causal, pretrained
 from settings import Section
 
@@ -22,6 +22,9 @@ from settings import Section
 @dataclass
 class Config(Section):
     """Settings of the command `attention`."""
+
+    WRITES_A_FILE = True
+    LEAST = {"tokens": 1}
 
     run_folder: str = ""
     """run folder, or any causal model or encoder: a local folder or a hub id"""
@@ -37,10 +40,6 @@ class Config(Section):
     """which weights of a run folder; null: those that it was tested with"""
     out: str | None = None
     """file of the maps; null: test/analysis/attention.jsonl of the run, whose page is made anew"""
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"--tokens {self.tokens}: expected 1 or more")
 
 
 def numbers(words: str, what: str, count: int) -> list[int]:
@@ -60,12 +59,12 @@ def show_attention(config: Config) -> None:
     if not config.run_folder or not config.texts:
         raise ValueError('attention needs --run_folder FOLDER and --texts "…" (or a file of texts)')
     is_run = (Path(config.run_folder) / "train/weights").is_dir()
+    if not is_run:
+        pretrained.check_model(config.run_folder)
     if not is_run and config.out is None:
         raise ValueError(
             f"{config.run_folder} is no run folder: name a file for the maps with --out"
         )
-    if config.out is not None and len(config.texts) < 4096:  # else no name of a file
-        require_other(config.out, config.texts)
     note_failures(config.run_folder)
     source = pretrained.weights_folder(config.run_folder, config.weights)
     shape = causal.load_config(source)

@@ -13,6 +13,7 @@ import console
 import core
 from device import autocast, choose_precision
 from experiments.experiment import place
+from experiments.pretraining import Architecture
 from methods import clock as clocks
 from settings import Section
 
@@ -21,7 +22,10 @@ from settings import Section
 class CalibrateConfig(Section):
     """Settings of `calibrate`: what a sequence costs on this machine, by active layers."""
 
-    model: str = "bert-c5"
+    WRITES_A_FILE = True
+    LEAST = {"max_length": 3, "vocab_size": 8, "batch": 1, "micro_batch": 1, "repeats": 1}
+
+    model: Architecture = "bert-c5"
     """as in training"""
     output: str = "costs.json"
     """the table, for --budget_table"""
@@ -39,11 +43,6 @@ class CalibrateConfig(Section):
     """as in training"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
-
-    def __post_init__(self) -> None:
-        for name in ("max_length", "batch", "micro_batch", "repeats"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name} {value}: expected 1 or more")
 
 
 def calibrate(config: CalibrateConfig) -> None:

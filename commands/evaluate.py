@@ -344,13 +344,11 @@ def rows_of_gpt2(run: SavedRun) -> list[Any]:
 
 
 def of_headlines(run: SavedRun) -> Evaluated:
+    every, notes = titles.load_titles(run.asked.data, None, None)
+    run.say(notes)
     from commands.titles import open_titles
     from experiments.headlines import Headlines
 
-    every, notes = titles.load_titles(run.asked.data, None, None)
-    run.say(notes)
-    if not every:
-        raise ValueError(f"{run.asked.data}: it holds no titles")
     opened = open_titles(str(run.folder), run.which, run.asked.device, run.world)
 
     class Trained(Headlines):
@@ -452,6 +450,8 @@ def rows_of_instructions(run: SavedRun) -> list[Any]:
 
 
 def of_pretraining(run: SavedRun) -> Evaluated:
+    source = corpora.open_source(run.asked.data)
+    next(iter(source.documents()), None)  # wrong columns show before what is slow to import
     from transformers import AutoModelForMaskedLM
 
     from experiments.pretraining import Pretraining, frequencies_alone
@@ -477,7 +477,6 @@ def of_pretraining(run: SavedRun) -> Evaluated:
                 self.frequencies = frequencies_alone(run.rows.corpus, run.rows.train, self.val)
 
     result = Trained().measure(run.state(model, run.precision()))
-    source = corpora.open_source(run.asked.data)
     groups = [document_group(text) for _, text in source.documents()]
     return Evaluated(result, corpus.fingerprint, "text", groups)
 

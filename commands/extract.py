@@ -22,6 +22,8 @@ from settings import Aliases, Section
 class ExtractConfig(Section):
     """Settings of `extract_il_losses`: each training sequence's loss under the IL model."""
 
+    LEAST = {"part_rows": 1}
+
     run_folder: str = ""
     """run folder of the IL model (trained with validation.il_model=True)"""
     output: str | None = None
@@ -30,10 +32,6 @@ class ExtractConfig(Section):
     """sequences of a part: what an interruption can cost"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
-
-    def __post_init__(self) -> None:
-        if self.part_rows < 1:
-            raise ValueError(f"--part_rows {self.part_rows}: expected 1 or more")
 
 
 def whole_parts(folder: Path, weights: str) -> list[Path]:

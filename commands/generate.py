@@ -15,7 +15,7 @@ from commands.verdicts import run_of
 from data import instructions
 from data.instructions import Row
 from data.records import repair_surrogates, strip_control
-from files import read_yaml, require_other, write_text
+from files import read_yaml, write_text
 from models import generation, pretrained
 from models.decoding import Decoding
 from models.generation import Answer
@@ -28,7 +28,7 @@ ROWS_EACH = {"cpu": 64}  # answered before they are written, by each process; a 
 class GenerateConfig(OpenConfig, Decoding):
     """Settings of `generate`: answers to instructions from a file, the command line or a prompt."""
 
-    IN_PARALLEL = True
+    IN_PARALLEL = WRITES_A_FILE = True
     ONLY_WITH = {
         "split": "data",
         "limit": "data",
@@ -69,7 +69,6 @@ def generate(config: GenerateConfig) -> None:
     """Answer the rows of a file, one instruction, or one after the other until the input ends."""
     with processes(config.device) as world:
         if config.data is not None:
-            require_other(config.output, config.data)
             # all: without a split, of which rows that ask the same would be left out
             shares, said = ((0.0, 0.0), []) if config.split == "all" else shares_of(config)
             rows, notes = instructions.load_rows(config.data, *shares, answered=False)

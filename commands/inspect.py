@@ -15,14 +15,15 @@ from data.tokens import Ragged, encode_texts
 from experiments.next_tokens import look_at_place, token_frequencies
 from files import write_text
 from models.decoding import Decoding
-from settings import Section
+from settings import Section, refuse
 
 
 @dataclass
 class InspectConfig(Section):
     """Settings of `inspect`: next tokens at a place, token frequencies, samples."""
 
-    ONLY_WITH = {"temperature": "samples", "seed": "temperature"}
+    ONLY_WITH = {"temperature": "samples", "seed": "samples"}
+    LEAST = {"samples": 0}
 
     run_folder: str = ""
     """run folder"""
@@ -47,13 +48,13 @@ class InspectConfig(Section):
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
     """where to compute"""
 
-    def __post_init__(self) -> None:
-        if self.samples < 0:
-            raise ValueError(f"--samples {self.samples}: expected 0 or more")
-
 
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""
+    if config.temperature == 0:
+        refuse(config, ["seed"], "it counts with --temperature")
+    if config.data:
+        titles.check_rows(config.data)
     opened = open_titles(config.run_folder, config.weights, config.device)
     held_out = validation_titles(config, opened.config)
     rows = Ragged.from_rows(

@@ -22,6 +22,7 @@ from commands.answers import (
     answer_of,
     answers_of_run,
     asked_of,
+    check_sources,
     matched,
     read_answers,
     read_labels,
@@ -133,7 +134,8 @@ def run_judge(config: JudgeConfig) -> None:
     backends: list[Any] = []
     files: list[Path] = []
     with processes(config.device) as world:
-        # before any answer is written: a missing key shows at once
+        # before any answer is written: a missing key or file shows at once
+        world.on_rank_0(lambda: check_sources(config))
         world.on_rank_0(lambda: backends.append(build_backend(config)))
         if config.passport is None:
             own = Path(config.answers) if config.answers else answers_of_run(config, world)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import console
-from commands.opening import OpenConfig, base_of, open_causal, trained_on
+from commands.opening import OpenConfig, base_of, new_folder, open_causal, trained_on
 from files import write_folder, write_text
 from models import lora, pretrained
 from settings import Section
@@ -23,14 +23,6 @@ class WriteConfig(OpenConfig):
 
     output: str = ""
     """folder to write; it must not exist"""
-
-
-def new_folder(config: Any) -> Path:
-    if not config.output:
-        raise ValueError("where to? --output FOLDER")
-    if Path(config.output).exists():
-        raise ValueError(f"{config.output} exists already: name a new folder")
-    return Path(config.output)
 
 
 def merge(config: WriteConfig) -> None:

@@ -43,8 +43,19 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
+def new_folder(config: Any) -> Path:
+    """--output, where nothing is yet. ValueError where something is, or none is named."""
+    if not config.output:
+        raise ValueError("where to? --output FOLDER")
+    if Path(config.output).exists():
+        raise ValueError(f"{config.output} exists already: name a new folder")
+    return Path(config.output)
+
+
 def base_of(config: OpenConfig) -> tuple[str, Path | None]:
     """(base model, folder of its adapter or None); OSError where a base is not where it was."""
+    for name in filter(None, (config.model, config.base)):
+        pretrained.check_model(name)
     folder = pretrained.weights_folder(config.model, config.weights)
     if config.base is not None:
         if not (Path(folder) / lora.CONFIG).is_file():

@@ -23,7 +23,7 @@ class ParamsConfig(Section):
     ONLY_WITH = {"lora_qkv": "lora_r", "lora_layers": "lora_r", "lora_head": "lora_r"}
 
     model: str = "gpt2-medium"
-    """gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a folder or hub id"""
+    """gpt2, gpt2-medium, gpt2-large, gpt2-xl; or a run or local folder, or a hub id"""
     lora_r: int | None = None
     """rank of LoRA's updates; null: no LoRA"""
     lora_qkv: Literal["separate", "fused"] = "separate"
@@ -43,7 +43,8 @@ def params(config: ParamsConfig) -> None:
         layers, width, heads = GPT2[config.model]
         shape = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
     else:
-        shape = causal.load_config(config.model)
+        pretrained.check_model(config.model)
+        shape = causal.load_config(pretrained.weights_folder(config.model, "best"))
     chosen = None
     if config.lora_r is not None:
         parts = {"qkv": config.lora_qkv, "layers": config.lora_layers, "head": config.lora_head}

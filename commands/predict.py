@@ -18,7 +18,6 @@ from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from evaluation.metrics import swap_classes
 from experiments.saved_pairs import open_run
-from files import require_other
 from models import pretrained
 from settings import Section
 
@@ -27,6 +26,7 @@ from settings import Section
 class PredictConfig(Section):
     """Settings of `predict`: a saved run answers new rows."""
 
+    WRITES_A_FILE = True
     ONLY_WITH = {
         "output": "data",
         "skip_bad_rows": "data",
@@ -89,16 +89,15 @@ def with_ties(p: np.ndarray) -> np.ndarray:
 
 def predict(config: PredictConfig) -> None:
     """submission.csv from rows without winners, one pair from the command line, or JSON lines."""
-    predictor = Predictor(config)
     if config.data is not None:
         require_one_part(config.data)
-        require_other(config.output, config.data)
-        pairs = arena.read_pairs(
+        pairs = arena.read_pairs(  # before the model, whose imports are slow
             config.data,
             require_labels=False,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=Path(config.output).with_suffix(".bad_rows.csv"),
         )
+        predictor = Predictor(config)
         for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
             console.say(line)
         ids, p = [row.id for row in pairs.rows], with_ties(predictor(pairs.rows))
@@ -108,6 +107,7 @@ def predict(config: PredictConfig) -> None:
         arena.write_submission(config.output, ids, p)
         console.say(f"{len(ids):,} rows: {config.output}")
         return
+    predictor = Predictor(config)
     if config.response_a is not None and config.response_b is not None:
         record = {"prompt": config.prompt or "", "response_a": config.response_a}
         lines = [json.dumps(record | {"response_b": config.response_b})]

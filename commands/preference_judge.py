@@ -90,7 +90,9 @@ def check_preference_run(run: Path, measured: bool = False) -> None:
         facts = {} if counted else json.loads((best / "preference.json").read_text())
         temperature = json.loads((run / "test/metrics/metrics.json").read_text())["temperature"]
     except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
-        raise ValueError(f"{run} is no finished preference run ({error})") from None
+        missing = getattr(error, "filename", None)
+        why = f": {Path(missing).name} is missing" if missing else ""
+        raise ValueError(f"{run} is no finished preference run{why}") from None
     if settings.get("data") in ("reviews", "reviews_control"):
         raise ValueError(
             f"{run} cannot judge: it learned about film reviews, not about answers to instructions"

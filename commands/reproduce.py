@@ -292,6 +292,8 @@ class Comparison:
                   for p in (self.run.path, self.folder)]  # fmt: skip
         if not kept or not all(place.is_file() for place in places):
             return None
+        if problem := damage(places[0].parent):
+            raise ValueError(f"{places[0].parent}: these weights are not whole ({problem})")
         self.kept = kept
         a, b = map(load_file, places)
         ours, theirs = (sorted(x.keys() - y.keys()) for x, y in ((a, b), (b, a)))

@@ -4,7 +4,6 @@ python train_headlines.py generate --run_folder results/headlines/ours --prompt 
 python train_headlines.py export --run_folder results/headlines/ours --output llama
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from torch import nn
 
 import console
 import core
-from commands.merge_export import new_folder
-from commands.opening import note
+from commands.opening import new_folder, note
 from commands.verdicts import note_failures
 from data import titles
 from data.records import repair_surrogates
 from data.tokens import encode
 from experiments.next_tokens import shown
-from files import read_yaml, write_folder
+from files import read_json, read_yaml, write_folder
 from models import pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
@@ -45,22 +43,22 @@ def open_titles(
 ) -> Opened:
     """world: of processes that measure together; None: this one alone. ValueError where the folder
     holds no finished weights of train_headlines.py."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from models import gpt  # noqa: F401, registers our architecture
-
     if not run:
         raise ValueError("needs --run_folder FOLDER, a run of train_headlines.py")
     record = Path(run) / "run.json"
     if not record.is_file():
         raise FileNotFoundError(f"{run}: no run of train_headlines.py (it has no run.json)")
-    script = json.loads(record.read_text(encoding="utf-8")).get("script")
+    script = read_json(record).get("script")
     if script != "train_headlines.py":
         raise ValueError(f"{run}: a run of {script}, not of train_headlines.py")
     weights = weights or pretrained.tested_weights(run, "final")
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from models import gpt  # noqa: F401, registers our architecture
+
     world = world or core.single_world(device)
     if world.rank == 0:
         note_failures(run)

@@ -45,11 +45,13 @@ from core import IGNORE_INDEX, World
 from data.records import (
     COMPRESSED,
     KINDS,
+    PARTS,
     TEXT_FIELDS,
     BadRow,
     files_below,
     kind_of,
     load_hub,
+    part_of,
     read_records,
     said,
     text_lines,
@@ -92,6 +94,7 @@ class Source:
 
     identity: what tells this source from others without reading it: names, sizes and times of
     files, or hub ids. tokenised: a folder of sequences that were packed elsewhere, instead.
+    splits: train, val, test, as far as names of files say so.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Source:
     parts: Sequence[Callable[[], Documents]] = ()
     tokenised: Path | None = None
     repairs: Counter[str] = field(default_factory=Counter)  # counted while it is read
+    splits: Sequence[str] = ()
 
     def documents(self) -> Documents:
         for part in self.parts:
@@ -158,7 +162,11 @@ def open_source(data: str) -> Source:
         )
     root = path if path.is_dir() else path.parent
     parts = [functools.partial(read_documents, each, root, repairs) for each in paths]
-    return Source(path.name, [*_file_facts(paths, root), "text"], parts, repairs=repairs)
+    there = {found[0] for each in paths if (found := part_of(each, root))}
+    identity = [*_file_facts(paths, root), "text"]
+    return Source(
+        path.name, identity, parts, repairs=repairs, splits=[s for s in PARTS if s in there]
+    )
 
 
 def _file_facts(files: Sequence[Path], root: Path) -> list:
@@ -328,6 +336,11 @@ def load_corpus(
     if source.tokenised:
         world.say(f"{data}: sequences that were packed elsewhere, in {source.tokenised}")
         tokenizer = str(source.tokenised / "tokenizer")
+    if len(source.splits) > 1:
+        world.say(
+            f"warning: {data} has {', '.join(source.splits)}, and all of them are read: name the "
+            "training file alone if a later test on the others is to be one of unseen text"
+        )
     key = {"layout": LAYOUT, "source": source.identity, "seq_length": seq_length}
     key |= {"block": BLOCK_CHARACTERS, "group": GROUP_SEQUENCES}
     if tokenizer is None:

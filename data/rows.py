@@ -70,9 +70,9 @@ def subset(
     group, so that passages stay whole. ValueError for a limit below 1, or no share.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}: expected at least 1 row (None = all rows).")
+        raise ValueError(f"--limit {limit}: expected 1 or more, or null")
     if not 0 < train_frac <= 1:
-        raise ValueError(f"train_frac {train_frac}: expected more than 0 and at most 1.")
+        raise ValueError(f"--train_frac {train_frac}: expected a share above 0, up to 1")
     rows = list(rows)
     order = {row.id: (key(row), row.id) for row in rows}
     if limit is not None:
@@ -88,6 +88,8 @@ def count_splits(
     rows: Sequence[Row], source: str, splits: Sequence[str] = ("train", "val", "test")
 ) -> str:
     """ "train 80, val 10, test 10"; ValueError where a split has no row."""
+    if not rows:
+        raise ValueError(f"{source}: it holds no rows")
     count = Counter(row.split for row in rows)
     for split in splits:
         if not count[split]:

@@ -66,6 +66,8 @@ def load_titles(
     """
     repairs: Counter[str] = Counter()
     texts = _read_texts(data, repairs)
+    if not len(texts):
+        raise ValueError(f"{data}: it holds no titles")
     order = np.arange(len(texts))
     if seed is not None:
         order = np.random.default_rng(seed).permutation(len(texts))
@@ -83,7 +85,8 @@ def check_rows(data: str) -> None:
         place, record = row
         field_of(record, TITLE_FIELDS, place)
     elif not path.is_file() and (path.exists() or is_file_name(data)):
-        raise FileNotFoundError(f"--data {data}: no such file; expected one title a line")
+        problem = "a folder: name a file in it" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"--data {data}: {problem}; expected one title a line")
 
 
 def _read_texts(data: str, repairs: Counter) -> "Sequence[str] | _HubTexts":

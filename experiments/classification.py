@@ -13,14 +13,14 @@ import core
 from data import texts
 from data.rows import contrary_labels, normalised_text
 from data.texts import TextData, TextRow
-from device import device_name, to_device
+from device import to_device
 from evaluation import metrics
 from evaluation.outcomes import Answers
-from experiments.experiment import LastEvaluation, Result, rows_each
+from experiments.experiment import LastEvaluation, Result, answers_key, rows_each
 from experiments.phases import Phases
 from experiments.training import Targets
 from methods.distillation import distillation_loss_sum
-from methods.feature_cache import cached_features, fingerprint
+from methods.feature_cache import cached_features
 from methods.losses import loss_sum
 from models import causal
 from settings import seed_of
@@ -72,14 +72,9 @@ class Classification(Phases):
             return
         each = rows_each(self.config.max_length)
         key = {
-            "kind": "text features, version 2",
-            "weights": fingerprint(model.base_model),
-            "model": model.config.model_type,
-            "precision": self.precision,
+            "kind": "text features, version 3",
             "tokens": self.train.fingerprint(),
-            # what else changes the rounding
-            "device": device_name(self.world.device),
-            "torch": torch.__version__,
+            **answers_key(self, model.base_model),
         }
         self.train.features, was_there = cached_features(
             key, lambda: core.evaluate_rows(state, self.train, causal.features, each), self.world

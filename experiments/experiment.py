@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 import core
 import files
+from device import device_name
 from evaluation.metrics import Metrics
 from evaluation.outcomes import Evidence
+from methods import feature_cache
 from methods.dropout import use_word_dropout
-from models import masks
+from models import masks, pretrained
 from settings import Settings, in_published_words, replace
 
 
@@ -95,6 +98,20 @@ def place(model: nn.Module, world: core.World) -> nn.Module:
         masks.answer_for(model)
     core.loaded()
     return model
+
+
+def answers_key(experiment: Any, model: nn.Module, frozen: bool = False) -> dict[str, Any]:
+    """What the outputs of a model of transformers, or of its frozen part alone, depend on beside
+    what it reads: for methods.feature_cache. The last ones change the rounding alone."""
+    return {
+        "weights": feature_cache.fingerprint(model, frozen),
+        "config": pretrained.architecture_of(model.config),
+        "precision": experiment.precision,
+        "attention": experiment.attention,
+        "device": device_name(experiment.world.device),
+        "compile": experiment.config.compile,
+        "torch": torch.__version__,
+    }
 
 
 def rows_each(max_length: int) -> int:

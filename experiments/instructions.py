@@ -30,7 +30,7 @@ from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import causal, generation, lora, packed, pretrained
 from models.decoding import Decoding
-from settings import replace, seed_of
+from settings import refuse, replace, seed_of, told
 
 # Asked before and after every run, beside a few of the validation rows.
 FIXED = (
@@ -78,6 +78,8 @@ def with_recipe(config: Any) -> Any:
         raise ValueError("--lora_r keeps the base unchanged, so it needs one: --init pretrained")
     if config.size is None:
         pretrained.check_model(config.model)
+    else:
+        refuse(config, ("model",), f"--size {config.size} says which model", told(config))
     base, adapter = find_weights(config.model, config.weights)
     if adapter is not None:
         raise ValueError(

@@ -18,7 +18,7 @@ from experiments.training import Training, build_state, schedule_of
 from methods.dropout import set_dropout
 from methods.optimizers import parameter_groups
 from models import attention, causal, generation, pretrained
-from settings import refuse, replace, seed_of
+from settings import refuse, replace, seed_of, told
 
 
 def with_recipe(config: Any, is_language: bool) -> Any:
@@ -33,6 +33,9 @@ def with_recipe(config: Any, is_language: bool) -> Any:
             "blocks would not give the same twice; use 0"
         )
     source = config.student_of or config.size or config.model
+    if source != config.model:
+        other = "--student_of" if config.student_of else "--size"
+        refuse(config, ("model",), f"{other} {source} says which model", told(config))
     if source != config.size:
         pretrained.check_model(source)
     shape = causal.load_config(pretrained.weights_folder(source, config.weights), config.init)

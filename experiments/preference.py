@@ -22,7 +22,7 @@ from data.arena import PairRow
 from data.pairs import PairData
 from data.rows import choose_rows, contrary_labels, count_splits, fingerprint
 from data.style import NAMES, style_features
-from device import compile_model, device_name, pins, rows_in_parts, to_device
+from device import compile_model, pins, rows_in_parts, to_device
 from evaluation import metrics
 from evaluation.blending import blend
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
@@ -30,6 +30,7 @@ from evaluation.outcomes import Answers
 from experiments.experiment import (
     LastEvaluation,
     Result,
+    answers_key,
     place,
 )
 from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
@@ -43,7 +44,13 @@ from experiments.pair_answers import (  # noqa: F401 - some are for evaluate
     style_answers,
     test_result,
 )
-from experiments.saved_pairs import open_run, other_run, partner_facts, require_finished
+from experiments.saved_pairs import (
+    open_run,
+    other_run,
+    partner_facts,
+    require_finished,
+    require_partners,
+)
 from experiments.training import Targets, Training, build_state
 from files import content_digest, read_json, read_yaml
 from methods import feature_cache
@@ -328,6 +335,7 @@ class Preference(Training):
         of them would come back in its answers. Says how many training rows it has seen."""
         run = Path(self.config.teacher)
         require_finished("--teacher", run, self.classes)
+        require_partners(run)
         seen = prompts_seen(run, self.world)
         held_out = {row.group for row in self.rows if row.split != "train"}
         if leaked := len(held_out & seen):
@@ -404,16 +412,9 @@ class Preference(Training):
         key = {
             "kind": "frozen encoder, version 2",
             "rows": shape[0],
-            "precision": self.precision,
-            "weights": feature_cache.fingerprint(encoder, frozen=True),
-            "config": architecture_of(encoder.config),
-            "attention": self.attention,
             "tokens": ids.fingerprint(),
             "max_length": self.config.max_length,
-            # what else changes the rounding
-            "device": device_name(self.world.device),
-            "compile": self.config.compile,
-            "torch": torch.__version__,
+            **answers_key(self, encoder, frozen=True),
         }
         if self.config.pooling != "first":
             key["pooling"] = self.config.pooling
@@ -644,9 +645,3 @@ def prompts_seen(run: Path, world: core.World) -> set[str]:
     for other in (settings.teacher, settings.blend):
         seen |= prompts_seen(Path(other), world) if other else set()
     return seen
-
-
-def architecture_of(config: Any) -> dict[str, Any]:
-    """Transformers' configuration, with its version, without what changes no output."""
-    said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
-    return {name: value for name, value in config.to_dict().items() if name not in said}

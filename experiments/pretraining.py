@@ -42,6 +42,8 @@ from settings import (
     seed_of,
 )
 
+Architecture = Literal["bert-c5", "bert-small", "bert-mini", "bert-tiny", "hf-bert", "hf-bert-mini"]
+
 
 @dataclass
 class StackingSettings(Section):
@@ -94,10 +96,9 @@ class Config(Settings):
         "vocab_size": "tokenizer=null",
     }
     BETAS = {"adamw": (0.9, 0.98), "muon": (0.9, 0.98)}
+    LEAST = {"max_length": 2}  # <cls> and a token
 
-    model: Literal["bert-c5", "bert-small", "bert-mini", "bert-tiny", "hf-bert", "hf-bert-mini"] = (
-        "bert-c5"
-    )
+    model: Architecture = "bert-c5"
     """bert-c5 (16 layers of 768), and smaller ones of its shape; hf-bert (BERT-base) and one of
     MiniLM's size"""
     data: str = "c4-subset"

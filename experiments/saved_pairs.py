@@ -67,6 +67,9 @@ def whole_weights(
         folder = folder / "train/weights" / weights
     if problem := damage(folder):
         raise ValueError(f"{folder} is no whole folder of saved weights ({problem})")
+    if not any((folder / name).is_file() for name in (pairs.FACTS, features.FILE)):
+        script = read_json(Path(run) / "run.json").get("script")
+        raise ValueError(f"{run} is no preference run, but one of {script or 'no known script'}")
     tested = read_json(Path(run) / "test/metrics/metrics.json")
     fitted = {
         "--blend: the weights are those": tested.get("blend"),
@@ -162,7 +165,7 @@ class SavedPairs:
     """An encoder with its head."""
 
     def __init__(self, folder: Path, world: core.World):
-        self.facts, self.world = json.loads((folder / "preference.json").read_text()), world
+        self.facts, self.world = json.loads((folder / pairs.FACTS).read_text()), world
         model_config = pretrained.load_config(str(folder))
         machine, kernels = world.machine, pretrained.kernels_of(model_config)
         device = world.device.type

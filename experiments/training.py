@@ -7,6 +7,7 @@ settings. build_state puts together what the settings name.
 """
 
 import abc
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +24,6 @@ from methods.averaging import WeightAverage, WindowAverage
 from methods.batch_selection import SelectingLoader, SelectiveBackprop
 from methods.curvature import Curvature, SeekingLoader
 from methods.distillation import distillation_loss_sum
-from methods.dropout import drops
 from methods.losses import are_scores, loss_sum, target_losses
 from methods.muon import split_for_muon
 from methods.optimizers import (
@@ -265,7 +265,7 @@ def build_state(
     ValueError where the settings name a method that the experiment cannot have.
     """
     config, world = experiment.config, experiment.world
-    check_methods(experiment, model)
+    check_methods(experiment)
     extras = dict(extras or {})
     layers = {id(p): layer_of(name) for name, p in model.named_parameters()}
     groups = decay_by_depth(groups, layers, config.layer_decay)
@@ -317,6 +317,11 @@ def build_state(
         charge=experiment.charge,
         **more,
     )
+    if experiment.passes > 1 and not draws(experiment, state):
+        raise ValueError(
+            "--r_drop compares two passes of different dropout, and what is trained here has none: "
+            "it needs --dropout above 0"
+        )
     state.loader.join_tokens = joined_tokens(experiment, state)
     return state
 
@@ -353,7 +358,8 @@ def joined_tokens(experiment: Training, state: core.State) -> int:
 
 @torch.no_grad()
 def draws(experiment: Training, state: core.State) -> bool:
-    """Whether a forward pass in training draws a number, seen at the generators' states."""
+    """Whether a forward pass in training draws a number, seen at the generators' states: what a
+    model says of its dropout does not tell which of it is in a frozen part, or never called."""
     device, rows = state.world.device, np.arange(min(2, len(experiment.train.lengths)))
     generators = [torch.default_generator]
     if pins(device):
@@ -362,7 +368,10 @@ def draws(experiment: Training, state: core.State) -> bool:
     core.train_but_frozen(state.model)
     if hasattr(experiment, "choose_layers"):
         experiment.choose_layers(0, 0)
-    with state.autocast():
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(state.autocast())
+        if state.config.compile:  # not for two rows
+            inside.enter_context(torch.compiler.set_stance("force_eager"))
         experiment.loss_sum(state.model, to_device(experiment.train.collate(rows, 0), device))
     after = [generator.get_state() for generator in generators]
     for generator, its in zip(generators, before, strict=True):
@@ -401,13 +410,13 @@ def schedule_of(config: Settings, total_steps: int | None = None) -> Callable[[f
     )
 
 
-def check_methods(experiment: Training, model: nn.Module) -> None:
+def check_methods(experiment: Training) -> None:
     """ValueError for a method that would do something else here than its name says."""
     config, world = experiment.config, experiment.world
-    if experiment.passes > 1 and not (drops(model) or getattr(experiment, "head_dropout", 0)):
+    if config.optimizer == "sophiag" and experiment.precision == "fp16":  # asked for, or by auto
         raise ValueError(
-            "--r_drop compares two passes of different dropout, and this model has none: it needs "
-            "--dropout above 0"
+            "sophiag's curvature underflows in fp16, which this device computes in unless another "
+            "precision is asked for: use --precision fp32"
         )
     if not experiment.has_classes:
         for name in ("label_smoothing", "r_drop"):

@@ -163,11 +163,6 @@ def rates_of(model: nn.Module) -> dict[tuple[int, str], tuple[Any, str]]:
     }
 
 
-def drops(model: nn.Module) -> bool:
-    """Whether two passes of it in training differ."""
-    return any(getattr(*rate) > 0 for rate in rates_of(model).values())
-
-
 def set_dropout(model: nn.Module, p: float) -> None:
     """Every dropout of a model from transformers, also those that are attributes of layers.
 

@@ -83,7 +83,7 @@ def split_for_muon(groups: list[dict], layers: Mapping[int, str], ratio: float =
     learning rate, and the rest, for AdamW.
 
     layers: id of a parameter → its layer, layer_3 inside one. Embeddings and head go to AdamW, as
-    Jordan advises: their rows are looked up one by one.
+    Jordan advises: their rows are looked up one by one. ValueError where no such matrix is trained.
     """
     alone = len({group["part"] for group in groups}) == 1
     split = []
@@ -99,6 +99,11 @@ def split_for_muon(groups: list[dict], layers: Mapping[int, str], ratio: float =
             if chosen:
                 facts = {"params": chosen, "lr": lr, "method": method, "part": name}
                 split.append({**group, **facts})
+    if not any(group["method"] == "muon" for group in split):
+        raise ValueError(
+            "--optimizer muon moves the matrices inside layers, and none of them is trained here: "
+            "use adamw"
+        )
     return split
 
 

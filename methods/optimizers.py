@@ -48,6 +48,7 @@ def decay_by_depth(groups: list[dict], layers: Mapping[int, str], decay: float) 
     layers: id of a parameter → its layer, as models.pretrained.layer_of names it. The head keeps
     its rate, the top layer has decay times that, the embeddings, below n layers, decay^(n + 1)
     times (Howard & Ruder 2018, ULMFiT, section 3.2; the form of Clark et al. 2020, ELECTRA).
+    ValueError where nothing below the head is trained.
     """
     if decay == 1:
         return groups
@@ -68,6 +69,8 @@ def decay_by_depth(groups: list[dict], layers: Mapping[int, str], decay: float) 
             rate = group["lr"] * decay ** below_head(layer)
             part = f"{group['part']}_{layer}" if layer else group["part"]
             cut.append({**group, "params": chosen, "lr": rate, "part": part})
+    if not any(below_head(layers[id(p)]) for group in groups for p in group["params"]):
+        raise ValueError(f"--layer_decay {decay:g}: nothing below the head is trained here")
     return cut
 
 

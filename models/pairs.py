@@ -17,6 +17,8 @@ from device import is_compiled
 from files import write_text
 from models import heads, pretrained
 
+FACTS = "preference.json"  # beside the weights: what is needed to answer with them
+
 LEAST_TOKENS = 400  # of a pass through the encoder on a CPU
 
 
@@ -127,7 +129,7 @@ def save_model(model: core.PairClassifier, tokenizer: Any, facts: dict, folder: 
     pretrained.save_weights(model.encoder, folder, tokenizer)
     weights = {name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}
     save_file(weights, folder / "head.safetensors")
-    write_text(folder / "preference.json", json.dumps(facts, indent=1))
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
 
 
 def restore_model(model: core.PairClassifier, folder: Path) -> None:

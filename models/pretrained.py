@@ -73,7 +73,12 @@ def find_model(name: str) -> str:
 
 def check_model(name: str) -> None:
     """ValueError for a name that is surely none, before rows are read or anything slow is imported:
-    a path without a folder, or nearly a short name. Any other may be an id of the hub."""
+    a file, a folder without a model, a path without a folder, or nearly a short name. Any other may
+    be an id of the hub."""
+    if name in REGISTRY or name == "minilm":
+        return
+    if Path(name).exists():
+        require_model_in(Path(name))
     if Path(name).exists() or name in SHORT_NAMES:
         return
     alike = [short for short in SHORT_NAMES if abs(len(short) - len(name)) < 2]
@@ -85,6 +90,18 @@ def check_model(name: str) -> None:
         )
     if name.count("/") > 1 or name.startswith((".", "/", "~", "results/")):
         raise ValueError(f"--model {name}: no such folder")
+
+
+def require_model_in(path: Path) -> None:
+    """ValueError for a file, or a folder that holds neither a model, nor an adapter, nor a run."""
+    if path.is_dir():
+        names = ("config.json", "adapter_config.json", "train/weights")
+        if any((path / name).exists() for name in names):
+            return
+        inside = sorted([*path.glob("*/config.json"), *path.glob("*/*/config.json")])
+        near = f": did you mean {inside[0].parent}?" if inside else ""
+        raise ValueError(f"--model {path}: a folder without a model's config.json{near}")
+    raise ValueError(f"--model {path}: a file; expected the folder of a model, a run or a hub id")
 
 
 def tested_weights(run: str | Path, otherwise: str = "best") -> str:
@@ -120,7 +137,9 @@ def quiet_transformers() -> None:
 def load_config(name: str) -> Any:
     """transformers' configuration of a model. OSError says what to do without a network."""
     path = find_model(name)
-    if not Path(path).is_dir() and not files.hub_answers():
+    if Path(path).exists():
+        require_model_in(Path(path))
+    elif not files.hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # what the local cache has, at once, not five retries
     quiet_transformers()
     from transformers import AutoConfig
@@ -500,7 +519,9 @@ def layer_of(parameter: str) -> str:
         return parts[0]
     if number is not None:
         return f"layer_{number}"
-    return "embeddings" if re.search(r"embed|wte|wpe", parameter) else parts[-2]
+    if re.search(r"embed(?!_out)|wte|wpe", parameter):  # GPT-NeoX's output matrix is its embed_out
+        return "embeddings"
+    return "norm" if parts[-2] == "layer_norm" else parts[-2]  # XGLM's last one: no layer_3
 
 
 def find_layers(encoder: nn.Module) -> nn.ModuleList:
@@ -593,6 +614,12 @@ def why_no_border(config: Any, frozen: int, layers: int) -> str:
     if not 0 < frozen < layers:
         return f"{frozen} of {layers} layers are frozen"
     return ""
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """Transformers' configuration, with its version, without what changes no output."""
+    said = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype"}
+    return {name: value for name, value in config.to_dict().items() if name not in said}
 
 
 class _Reached(Exception):

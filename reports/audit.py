@@ -307,8 +307,9 @@ def _figures(
         base, _, _ = name.partition("_ci95")
         if name in NO_FIGURES:
             continue
-        if name.startswith("judge") or isinstance(value, dict):
-            unknown.append(name)
+        of_others = name.startswith("val_") and reported.get("evaluated_on") != "validation"
+        if of_others or name.startswith("judge") or isinstance(value, dict):
+            unknown.append(name)  # of a baseline, its figures of validation rows among them
             continue
         is_interval = name.endswith("_ci95")
         if is_interval and (not today or base in reported.get("other_interval_method", ())):

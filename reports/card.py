@@ -51,6 +51,8 @@ def write_card(path: str | Path, against: Sequence[str] = (), output: Path | Non
     ValueError where there is nothing to say: a run without test figures.
     """
     run = load_run(path)
+    if output is not None:
+        packed.require_kind(output, ".md")
     text = card_of(run, against)
     final = run.path / "train/weights/final"
     if output is None and (final / "manifest.json").is_file():

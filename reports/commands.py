@@ -229,6 +229,8 @@ def watch_options(parser: argparse.ArgumentParser) -> None:
 
 def watch(asked: argparse.Namespace) -> str:
     """a running or interrupted run, or sweep, in the terminal"""
+    if not asked.every > 0:
+        raise ValueError(f"--every {asked.every:g}: expected more than 0 seconds")
     if (Path(asked.run) / "sweep.yaml").is_file():
         from sweeps import status
 

@@ -20,7 +20,7 @@ from evaluation import comparisons, factorial
 from evaluation.factorial import Weights
 from evaluation.metrics import digits_of, with_interval
 from evaluation.stats import group_index
-from reports import plots
+from reports import packed, plots
 from reports.arms import Arm, environment_notes, refusal, settings_of, show, without_repeats
 from reports.compare import (
     SCHEMA,
@@ -718,6 +718,8 @@ def report(
 ) -> str | dict[str, Any]:
     """The whole answer; the picture is written beside the runs, or to `picture`."""
     found = build_effects(paths, metric, margin, levels)
+    if picture is not None:
+        packed.require_kind(picture, ".png")
     drawn = found.picture()
     where = picture or (Path(paths[0]) / "effects.png" if len(paths) == 1 else None)
     written = ""

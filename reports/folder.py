@@ -7,6 +7,7 @@ What cannot be read becomes a line in `notes`, never an exception; only a path t
 is refused. A path may lie in a packed folder (reports/packed.py).
 """
 
+import difflib
 import json
 import math
 import os
@@ -84,7 +85,9 @@ class RunFolder:
 
     @property
     def exit_reason(self) -> str:
-        return str(self.record.get("exit_reason") or "")
+        """In a line: an error of a loader's process brings its traceback along."""
+        lines = str(self.record.get("exit_reason") or "").strip().splitlines()
+        return " … ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
     @property
     def digest(self) -> str:
@@ -141,7 +144,7 @@ def load_run(path: str | Path) -> RunFolder:
     """Read a run folder. ValueError when `path` is none."""
     path = Path(path)
     if not packed.is_dir(path):
-        raise ValueError(f"{path}: no such folder")
+        raise ValueError(f"{path}: {not_there(path)}")
     if not is_run(path):
         raise ValueError(f"{path} is no run folder: it has neither run.json nor config.yaml")
     run = RunFolder(path)
@@ -163,10 +166,21 @@ def load_run(path: str | Path) -> RunFolder:
         when = "packed before its end" if packed.is_packed(path) else when
         run.notes.append(f"still running, or killed: {when}")
     elif run.status in ("stopped", "failed") and "diverged" not in run.kinds:  # said by a verdict
-        run.notes.append(f"{run.status}: {run.record.get('exit_reason') or 'no reason given'}")
+        run.notes.append(f"{run.status}: {run.exit_reason or 'no reason given'}")
     if run.status == "finished" and not run.metrics:
         run.notes.append("finished, but without test/metrics/metrics.json")
     return run
+
+
+def not_there(path: Path) -> str:
+    """What is wrong with a path that is no folder, and what was meant perhaps."""
+    if path.exists():
+        return "a file, expected the folder of a run or of runs"
+    above = next((folder for folder in path.parents if folder.is_dir()), path)
+    part = path.relative_to(above).parts[0] if above != path else path.name
+    there = [] if not above.is_dir() else [each for each in above.iterdir() if each.is_dir()]
+    near = difflib.get_close_matches(part, [each.name for each in there], 1)
+    return "no such folder" + (f": did you mean {above / near[0]}?" if near else "")
 
 
 def is_run(path: Path) -> bool:

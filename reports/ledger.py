@@ -36,6 +36,7 @@ from reports.folder import (
     find_runs,
     is_run,
     load_run,
+    not_there,
     number,
     shared_notes,
     trials_among,
@@ -176,7 +177,7 @@ def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not packed.is_dir(path):
-            raise ValueError(f"{path}: no such folder")
+            raise ValueError(f"{path}: {not_there(path)}")
         files = packed.files_below(path)
         found = [f.parents[2] for f in files if f.match("test/metrics/predictions.csv")]
         runs = [folder for folder in sorted(found) if is_run(folder) and not place_of(folder)]

@@ -15,7 +15,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import claims
-from files import cleared, disk_error, packed_at, remove, sync, walk
+from files import (
+    cleared,
+    disk_error,
+    packed_at,
+    remove,
+    require_writable,
+    sync,
+    walk,
+)
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".patch")  # what reports read, and inspect.json
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
@@ -128,6 +136,14 @@ def folder_name(path: str) -> str:
         if part.suffix == ".zip" and part.is_file() and not part.with_suffix("").exists():
             return str(part.with_suffix("") / Path(path).relative_to(part))
     return path
+
+
+def require_kind(path: Path, *suffixes: str) -> None:
+    """ValueError where a file lies that is of another kind than what is to be written there: it
+    would be lost. OSError where none can be written."""
+    require_writable(path, folder=False)
+    if path.is_file() and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} is there and no {suffixes[0]} file: name another --output")
 
 
 def pack(folder: Path) -> Path:

@@ -8,6 +8,7 @@ A page is a list of plain blocks (blocks.py); one_run.py and several.py say whic
 import os
 from pathlib import Path
 
+from files import require_writable
 from reports import packed, plots
 from reports.blocks import file_name, to_html, to_markdown
 from reports.folder import load_runs
@@ -28,6 +29,10 @@ def write_page(
     runs = load_runs(paths)
     if not runs:
         raise ValueError("a page needs a run folder")
+    if output is not None and markdown:
+        require_writable(output, folder=True)
+    elif output is not None:
+        packed.require_kind(output, ".html", ".htm")
     one = runs[0] if len(runs) == 1 else None
     page = page_of_run(one) if one else page_of_runs(runs)
     home = one.path if one and not packed.is_packed(one.path) else Path()

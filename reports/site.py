@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from files import require_writable
 from reports import packed, plots
 from reports.arms import (
     Arm,
@@ -84,8 +85,7 @@ def write_site(paths: Sequence[str], output: Path) -> str:
     """
     runs = load_runs(paths)
     index = output / "index.html"
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file: --output is a folder")
+    require_writable(output, folder=True)
     if index.exists() and MARK not in index.read_text("utf-8", "replace")[:4000]:
         raise ValueError(f"{index} is no page of this command: --output takes another folder")
     names, labels, arms = distinct_names(runs), *arms_of(runs)

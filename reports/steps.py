@@ -16,7 +16,7 @@ from reports.compare import (
     require_margin,
     show_p,
 )
-from reports.folder import find_runs, is_run, shared_notes
+from reports.folder import find_runs, is_run, not_there, shared_notes
 from reports.outcomes import has_test_rows, lost_runs
 from reports.outcomes import notes as notes_on_outcomes
 from reports.plan import plan_of
@@ -97,7 +97,7 @@ def _steps_in(folder: str) -> list[str]:
     """ValueError where a folder is a run, or no folder."""
     path = Path(folder)
     if not packed.is_dir(path):
-        raise ValueError(f"{folder}: no such folder")
+        raise ValueError(f"{folder}: {not_there(path)}")
     if is_run(path):
         raise ValueError(
             f"{folder}: give two steps or more, or a folder that has one folder a step"

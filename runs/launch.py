@@ -1,5 +1,6 @@
 """From the command line to a script's main, or to one of its commands."""
 
+import dataclasses
 import difflib
 import os
 import re
@@ -10,8 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 import console
-from files import DiskFull, cache_advice, packed_at
+from files import DiskFull, cache_advice, packed_at, require_writable
 from settings import (
+    SOURCES,
     Aliases,
     Section,
     Settings,
@@ -49,14 +51,17 @@ def launch(
     try:
         if word in commands:
             action, settings, *own_aliases = commands[word]
-            require_one_process(settings, f"{prog} {word}")
-            config, _ = parse_settings(settings, argv[1:], f"{prog} {word}", *own_aliases)
+            own, typed = (own_aliases or [None])[0], f"{prog} {word}"
+            require_one_process(settings, typed)
+            config, _ = parse_settings(settings, argv[1:], typed, own, SOURCES)
             require_unpacked(config)
+            check_output(config)
             action(config)
             if os.environ.get("RANK", "0") == "0":  # the others may have had nothing to do
                 require_read(config, read_so_far(config))
         else:
-            config, given = parse_settings(kind, argv, prog, aliases)
+            config, given = parse_settings(kind, argv, prog, aliases, SOURCES)
+            check_output(config)
             main(config, given)
     except KeyboardInterrupt as stop:
         name = str(stop) or "SIGINT"
@@ -105,6 +110,19 @@ def say_help(
         about, names, prog = action.__doc__ or "", [], f"{prog} {argv[0]}"
     if os.environ.get("RANK", "0") == "0":
         console.answer(help_text(kind, prog, about, names, "all" in argv))
+
+
+def check_output(config: Section) -> None:
+    """OSError where what is asked for could not be written, before hours of work for it."""
+    for field in dataclasses.fields(config):
+        path = getattr(config, field.name) if field.name in ("out", "output") else None
+        if path and path != field.default and os.environ.get("RANK", "0") == "0":
+            require_writable(path, folder=not config.WRITES_A_FILE)
+            for other in dataclasses.fields(config):
+                read = getattr(config, other.name) if other.name != field.name else None
+                there = isinstance(read, str) and os.path.isfile(read) and os.path.isfile(path)
+                if there and os.path.samefile(read, path):
+                    raise OSError(f"--{field.name} {path} is the file of --{other.name}, too")
 
 
 def end_by_signals() -> None:

@@ -35,7 +35,7 @@ from reports.folder import RunFolder, duration, find_runs, number, shared_notes
 from reports.outcomes import lost_runs
 from reports.scripts import folder_name, text_of
 from settings import FREE_SETTINGS, flatten
-from sweeps.options import add_explain_options
+from sweeps.options import Parser, add_explain_options
 
 # Settings that say which rows there are and what their labels mean: runs that differ in them are
 # tested on other rows, or on the same with other labels.
@@ -667,10 +667,9 @@ def parse_seeds(text: str) -> int | list[int]:
 def main(argv: Sequence[str], sweep: Callable[[list[str]], int]) -> int:
     """`sweep.py explain A B …`: the plan becomes OUT/sweep.yaml, runs that exist become links, and
     `sweep` runs what is missing. Returns its exit code; SystemExit with what is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sweep.py explain",
         description="The runs between A and B, and which of their settings did it.",
-        allow_abbrev=False,
     )
     add_explain_options(parser)
     add = parser.add_argument

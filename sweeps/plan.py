@@ -20,13 +20,14 @@ import console
 import files
 from claims import ATTEMPTS, CLAIMS, Claims
 from evaluation.comparisons import MIN_SEEDS
-from files import find_file, read_json
+from files import PROJECT, find_file, read_json
 from reports import scripts
 from reports.predictions import direction
 from reports.scripts import folder_name, text_of
 from settings import flatten, pop_published
 from sweeps import cost, noise
 from sweeps.notices import refusal_of
+from sweeps.options import Parser
 from sweeps.words import last_words
 
 SWEEP_KEYS = (
@@ -34,6 +35,7 @@ SWEEP_KEYS = (
     *("paired", "margin", "explain", "race", "noise"),
 )
 DECLARED = {"race": None, "paired": False, "margin": None}  # before the first result, or not at all
+COMMANDS = ("explain", "push", "pull", "status")  # of sweep.py
 ENGINES = ("slurm", "local")  # sweeps/on_….py
 MOST_SEEDS = 100  # whoever asks for 1337 means the seed
 OWN_SETTINGS = {
@@ -86,11 +88,10 @@ def refuse(problem: str) -> SystemExit:
 
 
 def parse_arguments(argv: Sequence[str], description: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sweep.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("script", nargs="?", help="the training script, unless the config names it")
@@ -135,6 +136,8 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> argp
     ]
     args, unknown = parser.parse_known_args(words)
     if unknown:
+        if not unknown[0].startswith("-"):  # behind what was to be a command, perhaps
+            find_script(args.script)
         flags = [option for action in parser._actions for option in action.option_strings]
         name = unknown[0].partition("=")[0]
         near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
@@ -261,7 +264,16 @@ def find(path: str, what: str) -> Path:
 def find_script(script: str | None) -> Path:
     if not script:
         raise refuse("which script? python sweep.py SCRIPT …, or script: in the config")
-    return find(script, "script")
+    try:
+        path = find_file(script)
+    except OSError:
+        names = [*COMMANDS, *(path.name for path in PROJECT.glob("*.py"))]
+        near = difflib.get_close_matches(script, names, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise refuse(f"no such script: {script[:200]}{hint}") from None
+    if path.suffix != ".py":
+        raise refuse(f"{script}: expected a script, NAME.py")
+    return path
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -270,6 +282,14 @@ def read_yaml(path: str) -> dict[str, Any]:
         if not isinstance(content.get("published"), str) and pop_published(content, path):
             content["published"] = path  # whose figures each run then carries
         return plain(content)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections as section.name; SystemExit where one stands there in both ways."""
+    try:
+        return flatten(settings)
     except ValueError as error:
         raise refuse(str(error)) from None
 
@@ -350,7 +370,7 @@ class Plan:
             arm_seeds = self.seeds_from(own.pop("seeds", seeds))
             arm_tune = check_values(f"arm {label}: tune", own.pop("tune", self.tune))
             base = read_yaml(own.pop("config")) if "config" in own else {}
-            base, own = flatten(base), flatten(own)
+            base, own = flat(base), flat(own)
             # else a label would name a value that the run does not have
             places = [("arms", own), ("grid", grid), ("tune", arm_tune), ("--set", fixed)]
             for (one, names), (other, others) in itertools.combinations(places, 2):
@@ -358,7 +378,7 @@ class Plan:
                     raise refuse(f"{', '.join(sorted(twice))}: both in {one} and in {other}")
             for point in combinations(grid):
                 varied = {name: point[name] for name in grid if len(grid[name]) > 1}
-                settings = {**flatten(common), **base, **own, **point, **fixed}
+                settings = {**flat(common), **base, **own, **point, **fixed}
                 settings = {n: value for n, value in settings.items() if n not in arm_tune}
                 name = label_of(varied, *([str(label)] if label != "" else [])) or "runs"
                 if name in ("tune", CLAIMS, ATTEMPTS):  # folders that hold no results

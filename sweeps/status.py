@@ -173,7 +173,10 @@ def _table(rows: list[list[Any]], headers: list[str]) -> str:
 
 def status(words: list[str]) -> int:
     """`sweep.py status OUT`; SystemExit with what is wrong."""
-    if len(words) != 1 or words[0].startswith("-"):
+    if {"-h", "--help"} & set(words):
+        console.answer("sweep.py status OUT: who does what in a sweep, and how much is left")
+        return 0
+    if len(words) != 1 or words[0].startswith("-") or not words[0]:
         raise SystemExit("sweep.py status: expected the folder of one sweep")
     try:
         sweep = Sweep.open(Path(words[0]))

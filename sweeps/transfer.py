@@ -29,6 +29,7 @@ from files import PROJECT, content_digest
 from reports.scripts import folder_name
 from sweeps import manifest
 from sweeps.ended import has_ended
+from sweeps.options import Parser
 from sweeps.plan import Plan, parse_arguments, refuse
 
 ROWS = "rows"
@@ -85,11 +86,10 @@ class Remote:
 def main(argv: Sequence[str]) -> int:
     """`sweep.py push …` and `sweep.py pull …`; the exit code."""
     direction, *words = argv
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"sweep.py {direction}",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("remote", metavar="HOST:FOLDER", help="of the project there")
     parser.add_argument("--ssh", default="ssh", help='e.g. "ssh -p 2222 -i key"')

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from tiny_models import bert_config, build_tiny_model
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 os.fsync = forked.no_fsync
 gc.set_threshold(50_000)  # millions of objects are imported, to be looked at again each time
@@ -69,6 +70,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Loaders in a cycle lose the way to their workers, for which they wait five seconds each."""
+    for each in gc.get_objects():
+        if type(each) is _MultiProcessingDataLoaderIter:
+            each._shutdown_workers()
 
 
 # Settings whose values alone, in two configs, make no other test of them.

@@ -40,7 +40,7 @@ POLL = 0.02  # seconds between two looks at whether a process has ended
 
 
 def no_fsync(descriptor: int) -> None:
-    """In place of os.fsync, whose milliseconds are half of a small run's; no test cuts the power."""
+    """In place of os.fsync, which is half of a small run's time; no test cuts the power."""
 
 
 class Process:

@@ -746,8 +746,8 @@ def healthy(learnable, tmp_path_factory) -> Path:
 
 
 def test_labels_are_learned_and_shuffled_labels_are_not(healthy, learnable, tmp_path):
-    words = ["--labels=shuffled", "--beyond_style=false", "--out", tmp_path]
-    train("run_1_distilbert", *learnable, *words)
+    words = [*learnable, "--labels=shuffled", "--beyond_style=false", "--out", tmp_path]
+    train("run_1_distilbert", *words)
     learned, shuffled = metrics_of(healthy), metrics_of(tmp_path)
     assert learned["accuracy"] > 0.9
     assert learned["n"] == shuffled["n"] > 200

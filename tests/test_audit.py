@@ -143,6 +143,17 @@ def test_runs_of_each_system_agree_with_themselves(runs):
         assert ("data" in audit.checked) == (name not in ("glue", "bert")), (name, audit.open)
 
 
+def test_a_baselines_figures_of_validation_are_not_held_against_its_test_rows(runs, tmp_path):
+    """As alpaca_sft.py writes them: they are of other rows than its predictions.csv."""
+    run = without_seal(shutil.copytree(runs["alpaca"], tmp_path / "run"))
+    shutil.copytree(run / "test/metrics", run / "baseline/metrics", dirs_exist_ok=True)
+    baseline = run / "baseline/metrics/metrics.json"
+    edit_json(baseline, lambda m: m.update(val_loss=m["loss"] + 1, val_perplexity=2.0))
+    assert not audit_run(load_run(run)).problems
+    edit_json(baseline, lambda m: m.update(loss=m["loss"] + 1))
+    assert any("baseline: loss is" in each for each in audit_run(load_run(run)).problems)
+
+
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_changed_is_named(kind, sealed, runs, tmp_path):

@@ -56,7 +56,7 @@ def test_every_command_has_settings_that_know_what_was_given():
         (params.ParamsConfig, "--lora_layers=last:2"),
         (params.ParamsConfig, "--lora_qkv=fused"),
         (download.DownloadConfig, "c4-subset --data=mp"),
-        (inspect.InspectConfig, "--temperature=0 --seed=3"),
+        (inspect.InspectConfig, "--samples=0 --seed=3"),
         (inspect.InspectConfig, "--samples=0 --temperature=0.5"),
         (generate.GenerateConfig, "--instruction=why --limit=3"),
         (titles.GenerateConfig, "--temperature=0 --top_k=3"),
@@ -131,8 +131,14 @@ def test_a_run_in_a_packed_folder_is_to_be_unpacked_first(tmp_path, monkeypatch,
     ],
 )
 def test_numbers_of_nothing_are_refused(kind, words):
-    with pytest.raises(ValueError, match="expected [01] or more"):
+    with pytest.raises((ValueError, SystemExit), match="expected [01] or more"):
         parse_settings(kind, [words], "command")
+
+
+def test_a_seed_of_nothing_drawn_is_refused():
+    words = ["--temperature=0", "--seed=3"]
+    with pytest.raises(ValueError, match="--seed 3 would change nothing"):
+        inspect.inspect(parse_settings(inspect.InspectConfig, words, "inspect")[0])
 
 
 def shares(*words: str) -> tuple:
@@ -183,16 +189,7 @@ def test_a_folder_to_look_in_that_is_not_there_is_named(tmp_path, report):
     assert "typo: no such folder" in report(*words)
 
 
-def test_what_is_read_is_not_written_over(tmp_path, monkeypatch, report):
-    rows, answers_file = tmp_path / "rows.csv", tmp_path / "answers.jsonl"
-    for file in (rows, answers_file):
-        file.write_text("prompt,response_a,response_b\nq,a,b\n")
-    monkeypatch.setattr(predict, "Predictor", lambda config: None)
-    with pytest.raises(ValueError, match="is what is read: write to another file"):
-        predict.predict(predict.PredictConfig(data=str(rows), output=str(rows)))
-    config = generate.GenerateConfig(model="x", data=str(answers_file), output=str(answers_file))
-    with pytest.raises(ValueError, match="is what is read"):
-        generate.generate(config)
+def test_a_bundle_is_not_written_over_what_it_is_read_from(tmp_path, report):
     for name in "ab":
         write_run(tmp_path / f"x/{name}", None)
     report("pack", tmp_path / "x")

@@ -120,6 +120,18 @@ def test_text_files_of_all_kinds_give_the_same_documents(tmp_path):
         assert set(alone) <= set(documents)
 
 
+@pytest.mark.parametrize("names", [("train.txt", "test.txt"), ("train/a.jsonl", "valid/b.jsonl")])
+def test_a_folder_with_parts_says_that_all_are_read(names, tmp_path, tokenizer_folder, capsys):
+    for name in names:
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(tmp_path / "own" / name, make_texts(60))
+    pack(tmp_path / "own", tokenizer_folder)
+    said = capsys.readouterr().out
+    assert "own has train, " in said and "all of them are read" in said
+    pack(tmp_path / "own" / names[0], tokenizer_folder)
+    assert "all of them" not in capsys.readouterr().out
+
+
 def test_a_text_without_blank_lines_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "LONGEST_DOCUMENT", 1000)
     (tmp_path / "long.txt").write_text("twelve chars\n" * 500)

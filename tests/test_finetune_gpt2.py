@@ -128,6 +128,23 @@ def test_cached_features_give_what_the_blocks_would(models, labelled, tmp_path):
     )
 
 
+def test_features_of_equal_weights_in_another_network_are_others(models, labelled, tmp_path):
+    """n_head and the activation are in config.json alone."""
+    other = shutil.copytree(models["gpt2"], tmp_path / "other")
+    shape = json.loads((other / "config.json").read_text())
+    shape |= {"n_head": 2 * shape["n_head"], "activation_function": "relu"}
+    (other / "config.json").write_text(json.dumps(shape))
+    found = []
+    for name in (models["gpt2"], other):
+        words = words_of(models, labelled, "gpt2", "--head_epochs=1", f"--model={name}")
+        config = phases.with_recipe(parse(*words), False)
+        task = classification.Classification(config, core.single_world("cpu"))
+        state = task.build_state(task.load_model())
+        assert task.begin_step(state)
+        found.append(task.train.features)
+    assert not np.allclose(*found, atol=1e-3)
+
+
 def test_in_phase_1_the_blocks_stay_and_are_run_once(models, labelled, tmp_path, monkeypatch):
     config = parse(*words_of(models, labelled, "gpt2", "--head_epochs=3"), f"--out={tmp_path}")
     with core.distributed(config) as world:

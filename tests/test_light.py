@@ -50,6 +50,8 @@ def lines(run: Path, name: str) -> list:
     [
         (["--micro_batch=4"], "--micro_batch is not in run_6_light.py"),
         (["--machine_log=true"], "--machine_log is not in run_6_light.py"),
+        (["--seed_order=1"], "--seed_order is not in run_6_light.py"),
+        (["--reduce_dtype=bf16"], "--reduce_dtype is not in run_6_light.py"),
         (["--epochs=0.5"], "Lightning takes whole epochs"),
         (["--batch=33", "--devices=2"], "--batch 33 cannot be dealt to --devices 2"),
     ],
@@ -103,6 +105,25 @@ def test_the_steps_are_those_of_run_2(runs):
     for name in ("examples", "tokens", "epoch"):
         assert lines(runs[LIGHT], name)[-1] == lines(runs[OURS], name)[-1]
     assert len(lines(runs[LIGHT], "val_loss")) == len(lines(runs[OURS], "val_loss")) == 2
+
+
+def test_what_nothing_reads_ends_the_run_as_it_does_run_2(words, tmp_path):
+    for script in (LIGHT, OURS):
+        with pytest.raises(ValueError, match="--minus_one was given, but nothing in this run uses"):
+            lightning_twin.train(script, [*words, "--minus_one=a"], tmp_path / script)
+
+
+def test_each_process_draws_masks_of_its_own(words, tmp_path, monkeypatch):
+    """Lightning seeds all of them alike; the first one's draws stay as they are."""
+    _, module = lightning_twin.open_task(words, tmp_path)
+    drawn = []
+    for rank in range(3):
+        monkeypatch.setattr(run_6_light.PairModule, "global_rank", rank)
+        torch.manual_seed(0)
+        module.on_train_start()
+        drawn.append(torch.rand(1).item())
+    torch.manual_seed(0)
+    assert len(set(drawn)) == 3 and drawn[0] == torch.rand(1).item()
 
 
 def test_lightning_s_run_has_the_verdicts_of_the_others(words, tmp_path, monkeypatch, capsys):

@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, WORDS
 from systems import DROPS, METHODS, REFUSED, System, build_systems
+from tiny_models import build_tiny_llama
+
+from device import Machine, choose_precision
+from models import pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("preference", "glue", "gpt2", "gpt2 lm", "headlines", "alpaca", "bert")
@@ -91,3 +95,35 @@ def test_the_table_of_the_page_is_that_of_the_cells():
     for method, cells in table.items():
         for name, cell in cells.items():
             assert (cell == "open") == ((name, method) not in REFUSED), (method, name)
+
+
+@pytest.mark.parametrize(
+    "name, words, reason",
+    [
+        ("preference", "--freeze=all --optimizer=muon", "none of them is trained here"),
+        ("preference", "--freeze=all --layer_decay=0.5", "nothing below the head is trained"),
+        ("alpaca", "--freeze=bottom:2 --layer_decay=0.5", "nothing below the head is trained"),
+        # its dropout is in frozen parts; a Llama's head, and its blocks, have none
+        ("alpaca", "--freeze=bottom:2 --dropout=0.1 --r_drop=1", "needs --dropout above 0"),
+        ("gpt2 lm", "--model={llama} --r_drop=1", "needs --dropout above 0"),
+    ],
+)
+def test_what_a_method_would_act_on_must_be_trained(name, words, reason, systems, tmp_path):
+    if "llama" in words:
+        words = words.format(llama=build_tiny_llama(tmp_path / "llama", [" ".join(WORDS)]))
+    with pytest.raises(ValueError, match=reason):
+        systems[name].train(tmp_path / "run", *words.split())
+
+
+def test_a_head_s_dropout_is_enough_for_two_passes_to_differ(systems, tmp_path):
+    systems["preference"].train(tmp_path / "run", "--freeze=all", "--r_drop=1")
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
+
+
+def test_sophia_is_refused_where_auto_means_fp16(systems, tmp_path, monkeypatch):
+    """A card without bf16: the curvature would be 2³² times too large, and nothing would learn."""
+    old = Machine(cuda=1, cuda_capability=(7, 5))
+    assert choose_precision("auto", "cuda", old) == "fp16"
+    monkeypatch.setattr(pretrained, "choose_precision", lambda *_: "fp16")
+    with pytest.raises(ValueError, match="sophiag's curvature underflows in fp16"):
+        systems["glue"].train(tmp_path / "run", "--optimizer=sophiag")
