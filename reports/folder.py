@@ -187,8 +187,11 @@ def is_run(path: Path) -> bool:
     return packed.is_file(path / "run.json") or packed.is_file(path / "config.yaml")
 
 
-def find_runs(path: str | Path) -> list[RunFolder]:
-    """The run at `path`, or all runs below it, sorted by path. ValueError when there is none."""
+def find_runs(path: str | Path, copies: bool = False) -> list[RunFolder]:
+    """The run at `path`, or all runs below it, sorted by path. ValueError when there is none.
+
+    copies: with those of a run that is there as well, whose files may be others by now.
+    """
     path = Path(path)
     if packed.is_dir(path) and not is_run(path):
         files = packed.files_below(path)
@@ -211,7 +214,7 @@ def find_runs(path: str | Path) -> list[RunFolder]:
             which = f"{len(waiting)} runs that have not ended, or failed, are"
             which = "a run that has not ended, or failed, is" if len(waiting) == 1 else which
             runs[0].notes.append(f"{BESIDE}{which} left out (sweep.py status)")
-        runs = without_copies(runs)
+        runs = runs if copies else without_copies(runs)
         runs[0].notes += [f"{BESIDE}{line}" for line in packed.unread(path)]
         for link in (file for file in files if file.is_symlink() and not file.exists()):
             if not any(map(is_run, _between(link, path))):
@@ -250,9 +253,9 @@ def _between(folder: Path, top: Path) -> list[Path]:
     return [parent for parent in folder.parents if parent.is_relative_to(top) and parent != top]
 
 
-def load_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
-    """The runs at or below each path, none twice."""
-    runs = {run.path.resolve(): run for path in paths for run in find_runs(path)}
+def load_runs(paths: Iterable[str | Path], copies: bool = False) -> list[RunFolder]:
+    """The runs at or below each path, none twice; copies: as find_runs."""
+    runs = {run.path.resolve(): run for path in paths for run in find_runs(path, copies)}
     return list(runs.values())
 
 
