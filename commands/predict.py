@@ -13,11 +13,10 @@ import console
 import core
 from commands.verdicts import note_failures
 from data import arena
-from data.layouts import B
 from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
-from evaluation.metrics import swap_classes
 from experiments.saved_pairs import open_run
+from files import csv_text, write_text
 from models import pretrained
 from settings import Section
 
@@ -100,12 +99,14 @@ def predict(config: PredictConfig) -> None:
         predictor = Predictor(config)
         for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
             console.say(line)
-        ids, p = [row.id for row in pairs.rows], with_ties(predictor(pairs.rows))
-        if pairs.drawn:  # nobody else knows which side was drawn
-            p = np.where([[row.label == B] for row in pairs.rows], swap_classes(p), p)
-            console.say("A is the chosen response, B the rejected one")
-        arena.write_submission(config.output, ids, p)
+        ids = [row.id for row in pairs.rows]
+        arena.write_submission(config.output, ids, with_ties(predictor(pairs.rows)))
         console.say(f"{len(ids):,} rows: {config.output}")
+        if pairs.drawn:  # the sides are those of the run's predictions.csv, and in no other file
+            sides = Path(config.output).with_suffix(".chosen.csv")
+            lines = [(row.id, CLASSES[row.label]) for row in pairs.rows]
+            write_text(sides, csv_text(("id", "chosen"), lines))
+            console.say(f"on which side each chosen answer stood, A or B: {sides}")
         return
     predictor = Predictor(config)
     if config.response_a is not None and config.response_b is not None:

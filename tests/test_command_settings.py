@@ -159,8 +159,10 @@ def test_answers_are_of_the_split_that_the_run_was_trained_with(tmp_path):
         instructions.load_rows("rows.json", 0.5, 0.5)
 
 
-def test_of_chosen_and_rejected_answers_predict_calls_the_chosen_one_a(tmp_path, monkeypatch):
-    """Whichever side a hash of the row put it on."""
+def test_of_chosen_and_rejected_answers_predict_says_which_side_they_stood_on(
+    tmp_path, monkeypatch
+):
+    """A hash of the row draws it, and the submission has no labels."""
 
     def answers(rows) -> np.ndarray:
         shown = np.array([row.response_a[0].startswith("good") for row in rows])
@@ -172,8 +174,10 @@ def test_of_chosen_and_rejected_answers_predict_calls_the_chosen_one_a(tmp_path,
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     where = {"data": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "out.csv")}
     predict.predict(predict.PredictConfig(run_folder="run", **where))
-    with open(tmp_path / "out.csv", newline="") as file:
-        assert {row["winner_model_a"] for row in csv.DictReader(file)} == {"0.9", "0.8"}
+    with open(tmp_path / "out.csv") as one, open(tmp_path / "out.chosen.csv") as other:
+        for p, side in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
+            assert p["id"] == side["id"]
+            assert p["winner_model_a"] == {"A": "0.9", "B": "0.2"}[side["chosen"]]
 
 
 def test_the_run_of_weights_that_are_named_from_within_it(tmp_path, monkeypatch):
