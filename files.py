@@ -380,6 +380,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
+def packed_at(path: Path) -> tuple[Path, Path] | None:
+    """(FOLDER.zip, FOLDER) of a path that leads into it, where no such folder is; else None."""
+    for folder in (path, *path.parents):
+        if folder.is_dir():  # what is not in it is nowhere
+            return None
+        for file in (folder, folder.with_name(f"{folder.name}.zip")):
+            if file.suffix == ".zip" and file.is_file():
+                return file, folder
+        if folder.exists():
+            return None
+    return None
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """Files in a folder and below it, also behind symbolic links, each place once, under its own
     name rather than a link's; links that lead to nothing as well."""

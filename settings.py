@@ -375,7 +375,7 @@ NOTHING = ["null", "false", "0", ""]
 SOURCES = ("data", "task", "extra_train", "samples", "run_folder")
 # Settings that are texts to read, of which an empty one is a text as well.
 EMPTY_TEXTS = ("prompt", "response_a", "response_b", "instruction")
-C = TypeVar("C")
+C = TypeVar("C", bound=Section)
 
 
 # An older or published name: the name here, or a function from its value to the settings here.
@@ -479,23 +479,22 @@ def parse_settings(
         places = {given[name] for name in re.findall(r"--([\w.]+)", str(error)) if name in given}
         where = "".join(f"{place}: " for place in sorted(places) if place)
         raise ValueError(f"{where}{error}") from None
-    if isinstance(config, Section):
-        try:
-            _check_range(config, kinds)
-            notes = _refuse_idle(config, given)
-        except ValueError as error:
-            raise SystemExit(f"{prog}: {error}") from None
-        config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
-        if reference:
-            of_file = [f"--config={json.dumps(nested(beside))}"] if beside else []
-            before = vars(parser.parse_args(of_file).as_flat())
-            changed = {
-                name: [before[name], value]
-                for name, value in vars(parsed.as_flat()).items()
-                if name in kinds.keys() - FREE_SETTINGS - {"seed", "name"} and value != before[name]
-            }
-            config.__dict__["_reference"] = reference | {"changed": changed}
-        remember(config, set())
+    try:
+        _check_range(config, kinds)
+        notes = _refuse_idle(config, given)
+    except ValueError as error:
+        raise SystemExit(f"{prog}: {error}") from None
+    config.__dict__.update({"_given": given, "_notes": notes, "_published": published})
+    if reference:
+        of_file = [f"--config={json.dumps(nested(beside))}"] if beside else []
+        before = vars(parser.parse_args(of_file).as_flat())
+        changed = {
+            name: [before[name], value]
+            for name, value in vars(parsed.as_flat()).items()
+            if name in kinds.keys() - FREE_SETTINGS - {"seed", "name"} and value != before[name]
+        }
+        config.__dict__["_reference"] = reference | {"changed": changed}
+    remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
 
 

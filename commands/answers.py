@@ -92,6 +92,7 @@ def read_answers(file: Path, limit: int | None) -> list[dict[str, Any]]:
             }
             | {k: v for k, v in row.items() if k in (*FIELDS, "input")}
             | {"prompt": prompt, "decoding": row.get("decoding"), "is_cut": "cut_tokens" in row}
+            | {"weights": row["weights"] if isinstance(row.get("weights"), str) else None}
         )
     if not rows:
         raise ValueError(f"{file}: it holds no answers")
@@ -172,6 +173,12 @@ def read_labels(config: Any, rows: Sequence[dict]) -> np.ndarray | None:
     if config.labels is None:
         return None
     found: dict[str, list[float]] = {row["id"]: [] for row in rows}
+    judged = {(row["id"], row.get("prompt"), row.get("model_response")) for row in rows}
+    if len(found) < len(judged):
+        raise ValueError(
+            f"--labels: {len(judged) - len(found):,} of the answers have an id that another answer "
+            "has, so that it is not known which of them people judged"
+        )
     strange = 0
     for name, value in labels_in(config):
         name = name if name in found else name.removesuffix(".0")  # as pandas writes whole numbers

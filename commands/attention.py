@@ -36,8 +36,8 @@ class Config(Section):
     """mean of all heads, all, or numbers from 0 on: 0,3"""
     tokens: int = attention.MOST_TOKENS
     """tokens of each text at most"""
-    weights: Literal["best", "final"] = "best"
-    """which weights of a run folder"""
+    weights: Literal["best", "final"] | None = None
+    """which weights of a run folder; null: those that it was tested with"""
     out: str | None = None
     """file of the maps; null: test/analysis/attention.jsonl of the run, whose page is made anew"""
 

@@ -44,6 +44,7 @@ class EvaluateConfig(Section):
     """Settings of `evaluate`: a saved run on other labelled rows."""
 
     FIRST_WORD = "run_folder"
+    IN_PARALLEL = True
 
     run_folder: str = ""
     """run folder; it may stand alone: evaluate RUN --data FILE"""
@@ -91,8 +92,8 @@ class SavedRun:
             raise ValueError(f"{self.folder} is an evaluation itself: name the run")
         if self.script not in ADAPTERS:
             raise ValueError(f"{self.folder}: evaluate does not know runs of {self.script}")
-        tested = read_json(self.folder / "test/metrics/metrics.json").get("tested_with")
-        self.which = config.weights or tested or getattr(self.settings, "test_with", "best")
+        planned = getattr(self.settings, "test_with", "best")
+        self.which = config.weights or pretrained.tested_weights(self.folder, planned)
         self.weights = self.folder / "train/weights" / self.which
         if problem := damage(self.weights):
             tasks = sorted(path.parent.name for path in self.folder.glob("*/run.json"))

@@ -13,7 +13,7 @@ import console
 import core
 from commands.validate import open_pretraining, precision_of, sequence_losses
 from data import corpora
-from files import damage
+from files import content_digest, damage, read_json
 from methods.batch_selection import IrreducibleLosses
 from settings import Aliases, Section
 
@@ -34,13 +34,19 @@ class ExtractConfig(Section):
     """where to compute"""
 
 
-def whole_parts(folder: Path) -> list[Path]:
-    """The parts of a table; damaged ones are deleted, so that their sequences are missing."""
+def whole_parts(folder: Path, weights: str) -> list[Path]:
+    """The parts of a table; damaged ones are deleted, so that their sequences are missing.
+    ValueError for those of other weights than these (their digest)."""
     parts = sorted(folder.glob("part_" + 6 * "[0-9]"))
     for part in parts:
         if problem := damage(part):
             console.say(f"{part} is damaged ({problem}): its sequences are computed again")
             shutil.rmtree(part)
+        elif read_json(part / "manifest.json").get("weights", weights) != weights:
+            raise ValueError(
+                f"{folder} holds the losses of another model (its weights are others): name another"
+                " --output, or delete that folder"
+            )
     return [part for part in parts if part.exists()]
 
 
@@ -61,7 +67,8 @@ def extract_il_losses(config: ExtractConfig) -> None:
             "asked for: train one with validation.il_model=True"
         )
     folder = Path(config.output or Path(config.run_folder) / "il_losses")
-    done = whole_parts(folder)
+    weights = content_digest(Path(config.run_folder) / "train/weights/final")
+    done = whole_parts(folder, weights)
     # not len(done): where a part was deleted, that is the number of another one
     first = int(done[-1].name.removeprefix("part_")) + 1 if done else 0
     ids = np.zeros(0, np.int64)
@@ -76,7 +83,7 @@ def extract_il_losses(config: ExtractConfig) -> None:
             rows = np.arange(start, min(start + config.part_rows, len(missing)))
             values = sequence_losses(model, data, rows, world.device, precision, bar)
             part = IrreducibleLosses(missing[rows], values[:, 0] / values[:, 1], split.fingerprint)
-            part.save_part(folder, number)
+            part.save_part(folder, number, weights)
     table = IrreducibleLosses.load(folder, split.fingerprint)
     table.require(split.train)
     console.say(f"{len(table):,} irreducible losses: {folder}")

@@ -11,13 +11,15 @@ from typing import Any, Literal
 import console
 import core
 from commands.opening import OpenConfig, note, open_causal, processes, weights_files
+from commands.verdicts import run_of
 from data import instructions
 from data.instructions import Row
 from data.records import repair_surrogates, strip_control
-from files import write_text
-from models import generation
+from files import read_yaml, write_text
+from models import generation, pretrained
 from models.decoding import Decoding
 from models.generation import Answer
+from runs.contents import is_run
 
 ROWS_EACH = {"cpu": 64}  # answered before they are written, by each process; a GPU: 256
 
@@ -26,7 +28,7 @@ ROWS_EACH = {"cpu": 64}  # answered before they are written, by each process; a 
 class GenerateConfig(OpenConfig, Decoding):
     """Settings of `generate`: answers to instructions from a file, the command line or a prompt."""
 
-    WRITES_A_FILE = True
+    IN_PARALLEL = WRITES_A_FILE = True
     ONLY_WITH = {
         "split": "data",
         "limit": "data",
@@ -40,10 +42,10 @@ class GenerateConfig(OpenConfig, Decoding):
     """rows with an instruction (and input), as in training; null: ask"""
     split: Literal["all", "train", "val", "test"] = "all"
     """which of the rows of --data, split as in training"""
-    val_frac: float = 0.05
-    """of that split"""
-    test_frac: float = 0.1
-    """of that split"""
+    val_frac: float | None = None
+    """of that split; null: that of the run, or 0.05"""
+    test_frac: float | None = None
+    """of that split; null: that of the run, or 0.1"""
     limit: int | None = None
     """the first rows alone; null: all"""
     output: str = "answers.jsonl"
@@ -68,12 +70,12 @@ def generate(config: GenerateConfig) -> None:
     with processes(config.device) as world:
         if config.data is not None:
             # all: without a split, of which rows that ask the same would be left out
-            shares = (0.0, 0.0) if config.split == "all" else (config.val_frac, config.test_frac)
+            shares, said = ((0.0, 0.0), []) if config.split == "all" else shares_of(config)
             rows, notes = instructions.load_rows(config.data, *shares, answered=False)
             rows = [row for row in rows if config.split in ("all", row.split)][: config.limit]
             if not rows:
                 raise ValueError(f"{config.data}: no {config.split} rows")
-            for line in notes:
+            for line in (*notes, *said):
                 world.say(line)
         answerer = Answerer(config, config, config.template, world)
         if config.data is not None:
@@ -81,6 +83,22 @@ def generate(config: GenerateConfig) -> None:
             world.say(f"answers: {config.output}")
         elif world.rank == 0:
             answer_questions(config, answerer)
+
+
+def shares_of(config: GenerateConfig) -> tuple[tuple[float, float], list[str]]:
+    """((val_frac, test_frac) of the split, a line where they are not those of the run): its other
+    rows may be what the run was trained on."""
+    folder = run_of(config.model)
+    saved = read_yaml(folder / "config.yaml") if is_run(folder) else {}
+    usual = {"val_frac": 0.05, "test_frac": 0.1}
+    of_run = [saved.get(name, share) for name, share in usual.items()]
+    own = (config.val_frac, config.test_frac)
+    chosen = [theirs if ours is None else ours for ours, theirs in zip(own, of_run, strict=True)]
+    said = []
+    if saved and chosen != of_run:
+        was = f"val_frac {of_run[0]} and test_frac {of_run[1]}"
+        said = [f"note: {config.model} was trained with {was}: it may know rows of this split"]
+    return (chosen[0], chosen[1]), said
 
 
 def answer_questions(config: GenerateConfig, answerer: "Answerer") -> None:
@@ -109,6 +127,7 @@ class Answerer:
         self.config, self.decoding, self.world = config, decoding, world
         self.model, self.tokenizer, facts = open_causal(config, world)
         self.template = template or facts.get("template", "alpaca")
+        self.weights = config.weights or pretrained.tested_weights(config.model)
         self.files = weights_files(config)
 
     def answers(self, prompts: Sequence[str]) -> list[Answer]:
@@ -149,7 +168,7 @@ class Answerer:
 
     def line(self, row: Row, prompt: str, answer: Answer) -> dict[str, Any]:
         line = answer_line(row, prompt, answer.text) | {"ended": answer.ended}
-        line |= {"model": self.config.model, "weights": self.config.weights}
+        line |= {"model": self.config.model, "weights": self.weights}
         line |= {"decoding": self.decoding.record()}
         return line | ({"cut_tokens": answer.cut} if answer.cut else {})
 

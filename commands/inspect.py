@@ -15,7 +15,7 @@ from data.tokens import Ragged, encode_texts
 from experiments.next_tokens import look_at_place, token_frequencies
 from files import write_text
 from models.decoding import Decoding
-from settings import Section
+from settings import Section, refuse
 
 
 @dataclass
@@ -27,8 +27,8 @@ class InspectConfig(Section):
 
     run_folder: str = ""
     """run folder"""
-    weights: Literal["final", "best"] = "final"
-    """which of its weights"""
+    weights: Literal["best", "final"] | None = None
+    """which of its weights; null: those that it was tested with"""
     data: str = ""
     """where the titles of the run are now; empty: where they were"""
     batch: int = 0
@@ -51,6 +51,8 @@ class InspectConfig(Section):
 
 def inspect(config: InspectConfig) -> None:
     """Print and write what the model expects, at one place and on the whole."""
+    if config.temperature == 0:
+        refuse(config, ["seed"], "it counts with --temperature")
     if config.data:
         titles.check_rows(config.data)
     opened = open_titles(config.run_folder, config.weights, config.device)

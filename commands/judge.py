@@ -39,6 +39,7 @@ from evaluation.questions import PAIR, SCORE
 from files import cache_folder, csv_text, write_text
 from models.decoding import Decoding
 from seal import amend
+from settings import refuse
 
 
 @dataclass
@@ -49,13 +50,9 @@ class JudgeConfig(Decoding):
     answers.
     """
 
+    IN_PARALLEL = True
     ONLY_WITH = {
-        "max_new_tokens": "run_folder",
-        "temperature": "run_folder",
-        "repetition_penalty": "run_folder",
-        "weights": "run_folder",
         "base": "run_folder",
-        "data": "run_folder",
         "against": "passport=null",
         "labels": "passport=null",
         "prompts": "passport",
@@ -67,6 +64,8 @@ class JudgeConfig(Decoding):
         "timeout_seconds": "by=gemini|openai",
         "max_wait_seconds": "by=gemini|openai",
     }
+    OF_A_RUN = ("max_new_tokens", "temperature", "repetition_penalty", "weights", "data")
+    """how a run answers: --run_folder, or one that --against names"""
 
     run_folder: str | None = None
     """run folder: its test rows are answered and judged, and the score goes to its metrics"""
@@ -105,8 +104,8 @@ class JudgeConfig(Decoding):
     """where the rows of the run are now; null: where they were"""
     base: str | None = None
     """base model, where the run is an adapter and its base has moved"""
-    weights: Literal["best", "final"] = "best"
-    """which weights of the run answer"""
+    weights: Literal["best", "final"] | None = None
+    """which weights of the run answer; null: those that it was tested with"""
     output: str | None = None
     """folder of judge.json and judge.csv; null: beside the answers"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
@@ -128,6 +127,10 @@ def run_judge(config: JudgeConfig) -> None:
     given = [config.run_folder, config.answers, config.passport]
     if given.count(None) != 2:
         raise ValueError("judge: give --run_folder FOLDER, --answers FILE, or --passport ROWS")
+    if not config.run_folder and not is_run_folder(config.against):
+        refuse(config, config.OF_A_RUN, "no run is to answer (--run_folder, or --against RUN)")
+    if config.by not in ("gemini", "openai"):
+        refuse(config, ["prompts"], "a preference run compares two answers, and reads no prompt")
     backends: list[Any] = []
     files: list[Path] = []
     with processes(config.device) as world:
@@ -138,14 +141,19 @@ def run_judge(config: JudgeConfig) -> None:
             own = Path(config.answers) if config.answers else answers_of_run(config, world)
             files.append(own)
         if other := config.against:
-            is_run = Path(other).is_dir()
-            files.append(answers_of_run(config, world, other) if is_run else Path(other))
+            own = is_run_folder(other)
+            files.append(answers_of_run(config, world, other) if own else Path(other))
     if backends and config.passport:
         passports.issue(config, *backends, asker(config, *backends))
     elif backends and config.against:
         compare_answers(config, files, *backends)
     elif backends:
         judge_answers(config, *files, *backends)
+
+
+def is_run_folder(against: str | None) -> bool:
+    """Whether --against names a run, and not a file of answers."""
+    return against is not None and Path(against).is_dir()
 
 
 def asker(config: JudgeConfig, backend: Any) -> Callable[..., np.ndarray]:
@@ -179,6 +187,8 @@ def judge_answers(config: JudgeConfig, file: Path, backend: Any) -> None:
     metrics |= {"judge_by": repr(backend), "judge_rows": file.name}
     metrics["judge_cut_prompts"] = sum(row["is_cut"] for row in rows)
     decodings = [row["decoding"] for row in rows]
+    weights = {row["weights"] for row in rows}
+    metrics |= {"judge_weights": weights.pop()} if len(weights) == 1 and None not in weights else {}
     if decodings[0] and all(decoding == decodings[0] for decoding in decodings):
         metrics["judge_decoding"] = decodings[0]
     metrics |= passports.passport_facts(backend, version)
@@ -190,10 +200,15 @@ def judge_answers(config: JudgeConfig, file: Path, backend: Any) -> None:
 
 def compare_answers(config: JudgeConfig, files: Sequence[Path], backend: Any) -> None:
     """Is A (--run_folder, --answers) better than B (--against)?"""
-    one, other = (read_answers(file, None) for file in files)
-    rows, others = matched(one, other, files)
-    keep = {row["id"] for row in subset_of(rows, None if config.run_folder else config.limit)}
-    rows, others = ([row for row in each if row["id"] in keep] for each in (rows, others))
+    both = [read_answers(file, None) for file in files]
+    runs = bool(config.run_folder), is_run_folder(config.against)
+    if config.limit and any(runs):  # a run has answered so many rows; a file has more
+        fewest = {row["id"] for row in both[runs.index(True)]}
+        both = [[row for row in each if row["id"] in fewest] for each in both]
+    rows, others = matched(*both, files)
+    if not any(runs):
+        keep = {row["id"] for row in subset_of(rows, config.limit)}
+        rows, others = ([row for row in each if row["id"] in keep] for each in (rows, others))
     labels = read_labels(config, rows)
     texts = [
         (asked_of(a), a["model_response"], b["model_response"])

@@ -24,8 +24,8 @@ class OpenConfig(Section):
 
     model: str = ""
     """run folder, folder of an adapter or of a model, or hub id"""
-    weights: Literal["best", "final"] = "best"
-    """which weights of a run folder"""
+    weights: Literal["best", "final"] | None = None
+    """which weights of a run folder; null: those that it was tested with"""
     base: str | None = None
     """base model of an adapter; null: the one that it names"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"

@@ -47,8 +47,9 @@ def passport_facts(backend: Any, version: str) -> dict[str, Any]:
     names = [name for name in SHOWN if name in found]
     facts = {f"judge_{name}": found[name] for name in names}
     facts |= {f"judge_{n}_ci95": found[f"{n}_ci95"] for n in names if f"{n}_ci95" in found}
-    low, high = found.get("kappa_ci95", (float("nan"),) * 2)
-    words = f"kappa {found['kappa']:.2f} [{low:.2f}, {high:.2f}] on {found['n']} votes"
+    ends = found.get("kappa_ci95")
+    between = "(no interval)" if ends is None else "[{:.2f}, {:.2f}]".format(*ends)
+    words = f"kappa {found['kappa']:.2f} {between} on {found['n']} votes"
     against = "".join(f"; {line}" for line in passport.biases(found))
     return facts | {"judge_prompt": version, "judge_passport": words + against}
 
@@ -65,9 +66,9 @@ def issue(config: Any, backend: Any, ask: Callable[..., np.ndarray]) -> None:
     pairs = arena.read_pairs(config.passport)
     for line in (pairs.reading, *arena.said_repairs(pairs.repairs)):
         console.say(line)
-    rows = pairs.rows
+    rows, is_known = pairs.rows, True
     if isinstance(backend, PreferenceJudge):
-        rows = unseen(rows, backend, config.passport)
+        rows, is_known = unseen(rows, backend, config.passport)
     rows = subset(rows, config.limit)
     if isinstance(backend, PreferenceJudge):
         found = {backend.version: by_preference(rows, backend)}
@@ -81,6 +82,7 @@ def issue(config: Any, backend: Any, ask: Callable[..., np.ndarray]) -> None:
         facts = {"judge": repr(backend), "prompt": version, "rows": Path(config.passport).name}
         facts |= {"data_fingerprint": arena.data_fingerprint(rows)}
         facts |= {"unscored": int((~scored).sum())}
+        facts |= {} if is_known else {"may_have_learned": True}
         if opinions is None:
             console.say(
                 f"passport of {backend!r} ({version}): none of {len(rows)} votes was judged"
@@ -109,8 +111,9 @@ def verdict_table(rows: Sequence[PairRow], opinions: Opinions) -> str:
     return csv_text(("id", "group", "people", "judge", "share_a"), lines)
 
 
-def unseen(rows: list[PairRow], backend: PreferenceJudge, data: str) -> list[PairRow]:
-    """Without prompts that the run was trained on or chosen by; ValueError if none is left."""
+def unseen(rows: list[PairRow], backend: PreferenceJudge, data: str) -> tuple[list[PairRow], bool]:
+    """(those without prompts that the run was trained on or chosen by, whether these are known);
+    ValueError if none is left."""
     known = SavedRun(EvaluateConfig(str(backend.run), data)).rows
     groups = {row.group for row in known or () if row.split in ("train", "val")}
     left = [row for row in rows if row.group not in groups]
@@ -118,7 +121,7 @@ def unseen(rows: list[PairRow], backend: PreferenceJudge, data: str) -> list[Pai
         console.say(f"left out: {len(rows) - len(left):,} votes on prompts that the judge learned")
     if not left:
         raise ValueError(f"{data}: the judge was trained on all of its prompts")
-    return left
+    return left, known is not None
 
 
 Found = tuple[Opinions | None, np.ndarray]  # and which rows have a verdict (n,)

@@ -16,6 +16,8 @@ from data import arena
 from data.records import require_one_part
 from evaluation.metrics import PREFERENCE_CLASSES as CLASSES
 from experiments.saved_pairs import open_run
+from files import csv_text, write_text
+from models import pretrained
 from settings import Section
 
 
@@ -45,8 +47,8 @@ class PredictConfig(Section):
     """one answer A"""
     response_b: str | None = None
     """one answer B"""
-    weights: Literal["best", "final"] = "best"
-    """which weights of the run"""
+    weights: Literal["best", "final"] | None = None
+    """which weights of the run; null: those that it was tested with"""
     calibrated: bool = False
     """divide the logits by the temperature that the run fitted on validation"""
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = "auto"
@@ -65,7 +67,8 @@ class Predictor:
         world = world or core.single_world(config.device)
         if world.rank == 0:
             note_failures(config.run_folder)
-        self.answer = open_run(config.run_folder, world, config.weights, config.calibrated)
+        weights = config.weights or pretrained.tested_weights(config.run_folder)
+        self.answer = open_run(config.run_folder, world, weights, config.calibrated)
         self.classes = CLASSES[: self.answer.classes]
         self.precision = self.answer.precision
 
@@ -99,6 +102,11 @@ def predict(config: PredictConfig) -> None:
         ids = [row.id for row in pairs.rows]
         arena.write_submission(config.output, ids, with_ties(predictor(pairs.rows)))
         console.say(f"{len(ids):,} rows: {config.output}")
+        if pairs.drawn:  # the sides are those of the run's predictions.csv, and in no other file
+            sides = Path(config.output).with_suffix(".chosen.csv")
+            lines = [(row.id, CLASSES[row.label]) for row in pairs.rows]
+            write_text(sides, csv_text(("id", "chosen"), lines))
+            console.say(f"on which side each chosen answer stood, A or B: {sides}")
         return
     predictor = Predictor(config)
     if config.response_a is not None and config.response_b is not None:

@@ -37,6 +37,7 @@ class Config(Section):
     """Settings of `reproduce`."""
 
     FIRST_WORD = "run_folder"
+    IN_PARALLEL = READS_PACKED = True
 
     run_folder: str = ""
     """run to train again: a folder, or a place in a packed folder; it may stand alone"""
@@ -74,6 +75,8 @@ def again(config: Config, main: Callable, kind: type[Settings]) -> None:
     """Train, compare, say; SystemExit(1) where the steps depart."""
     script = Path(sys.modules[kind.__module__].__file__ or "").name
     run = open_run(config.run_folder, script)
+    if config.model is not None and script in FROM_RANDOM:
+        raise ValueError(f"--model {config.model}: {script} starts from no weights of others")
     first = rank() == 0
     folder = Path(config.output or cache_folder() / "reproduced" / str(run.record.get("id", "run")))
     if first:
@@ -207,6 +210,7 @@ def measure_rounding(
     return found
 
 
+FROM_RANDOM = ("pretrain_bert.py", "train_headlines.py")
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 

@@ -21,7 +21,7 @@ from data import titles
 from data.records import repair_surrogates
 from data.tokens import encode
 from experiments.next_tokens import shown
-from files import read_json, read_yaml
+from files import read_json, read_yaml, write_folder
 from models import pretrained
 from models.decoding import Decoding
 from models.generation import fit, said_of_cut
@@ -39,7 +39,7 @@ class Opened:
 
 
 def open_titles(
-    run: str, weights: str, device: str = "auto", world: core.World | None = None
+    run: str, weights: str | None, device: str = "auto", world: core.World | None = None
 ) -> Opened:
     """world: of processes that measure together; None: this one alone. ValueError where the folder
     holds no finished weights of train_headlines.py."""
@@ -51,6 +51,7 @@ def open_titles(
     script = read_json(record).get("script")
     if script != "train_headlines.py":
         raise ValueError(f"{run}: a run of {script}, not of train_headlines.py")
+    weights = weights or pretrained.tested_weights(run, "final")
     folder = Path(pretrained.weights_folder(run, weights))
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{run} has no {weights} weights: has the run been finished?")
@@ -80,8 +81,8 @@ class GenerateConfig(Decoding):
 
     run_folder: str = ""
     """run folder"""
-    weights: Literal["final", "best"] = "final"
-    """which of its weights"""
+    weights: Literal["best", "final"] | None = None
+    """which of its weights; null: those that it was tested with"""
     prompt: str = ""
     """how the titles begin"""
     count: int = 10
@@ -130,8 +131,8 @@ class ExportConfig(Section):
 
     run_folder: str = ""
     """run folder"""
-    weights: Literal["final", "best"] = "final"
-    """which of its weights"""
+    weights: Literal["best", "final"] | None = None
+    """which of its weights; null: those that it was tested with"""
     output: str = ""
     """folder to write; it must not exist"""
 
@@ -151,7 +152,7 @@ def export(config: ExportConfig) -> None:
         apart = (exported(ids).logits - opened.model(ids).logits).abs().max().item()
     if apart > 1e-3:
         raise ValueError(f"the logits of the exported model are {apart:.2g} apart from ours")
-    pretrained.save_weights(exported, folder, opened.tokenizer)
+    write_folder(folder, lambda to: pretrained.save_weights(exported, to, opened.tokenizer))
     kind = type(exported).__name__
     console.say(
         f"{config.output}: {kind}, logits at most {apart:.1g} apart; a title begins with <eos>"

@@ -5,7 +5,7 @@ model_b, prompt, response_a, response_b, winner_model_a, winner_model_b, winner_
 data/layouts.py from CSV, JSON lines, parquet or the hub, repairs what can be repaired and counts
 it, and splits by prompt.
 
-    rows, repairs, ties, reading = read_pairs("train.csv")
+    pairs = read_pairs("train.csv")                      # .rows, .repairs, .ties, .reading
     rows, repairs = load_arena("train.csv")
     assign_splits(rows, by="prompt", val_frac=0.1, test_frac=0.1)
     check_leaks(rows, by="prompt")
@@ -62,6 +62,7 @@ class Pairs(NamedTuple):
     repairs: dict[str, int]
     ties: bool  # whether there are any, or a column for them: else there are two classes
     reading: str  # a line on how it was understood
+    drawn: bool = False  # of chosen/rejected: sides are drawn, and a label says where chosen stands
 
 
 def said_repairs(repairs: dict[str, int]) -> list[str]:
@@ -162,7 +163,7 @@ def read_pairs(
     ties = layout.has_tie_column or any(
         row.label == TIE or (row.soft and row.soft[TIE]) for row in rows
     )
-    return Pairs(rows, dict(repairs), ties, layout.said(ties))
+    return Pairs(rows, dict(repairs), ties, layout.said(ties), layout.kind == "chosen")
 
 
 def read_json_row(line: str, place: str) -> PairRow:

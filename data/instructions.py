@@ -99,6 +99,11 @@ def load_rows(
     validation, as in the runs that are to be compared with; training rows that ask what the test
     or validation asks are left out. FileNotFoundError and ValueError name file, row and field.
     """
+    if not (val_frac >= 0 and test_frac >= 0 and val_frac + test_frac < 1):
+        raise ValueError(
+            f"val_frac {val_frac:g} and test_frac {test_frac:g}: expected shares from 0 on that "
+            "leave something to train on"
+        )
     rows, notes = _read_rows(data, answered)
     train, test = int(len(rows) * (1 - val_frac - test_frac) + 1e-6), int(len(rows) * test_frac)
     for number, row in enumerate(rows):

@@ -130,6 +130,8 @@ def biases(found: Mapping[str, Any]) -> list[str]:
     lines = []
     if not found.get("kappa_ci95", [-1])[0] > 0:
         lines.append("not shown to be better than chance on these votes")
+    if found.get("may_have_learned"):  # the rows of its training are not there any more
+        lines.append("may have learned these very votes")
     low, high = found.get("first_place_ci95", (0, 0))
     if low > 0 or high < 0:
         place = "first" if low > 0 else "second"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation import comparisons
-from evaluation.stats import NONE, wilson_limits
+from evaluation.stats import NONE, quantile, wilson_limits
 
 SHARES = ("accuracy",)  # figures that count rows
 Z = 1.959963984540054  # the normal quantile of 95 %
@@ -91,7 +91,8 @@ class Ours:
     """A figure of our own with its interval (NaN where there is none).
 
     variance: of its distance from the truth, where that is not what the interval says: several
-    seeds, whose interval leaves out the rows; seeds: of how many it is the mean.
+    seeds, whose interval leaves out the rows; seeds: of how many it is the mean, and of_seeds the
+    part of the variance that they are known by.
     """
 
     value: float
@@ -99,6 +100,7 @@ class Ours:
     high: float = math.nan
     variance: float | None = None
     seeds: int = 1
+    of_seeds: float = 0.0
 
     @property
     def error(self) -> float:
@@ -172,7 +174,10 @@ def against(figure: Figure, ours: Ours) -> Against:
     if math.isnan(ours.error):
         return Against(figure, ours, "not judged, for yours has no interval")
     value = ours.value - figure.value
-    width = Z * math.sqrt(ours.error**2 + figure.variance)
+    variance = Z**2 * (ours.error**2 - ours.of_seeds + figure.variance)
+    if ours.of_seeds:  # a few seeds hardly know their spread: each part by its own freedom
+        variance += float(quantile(0.95, ours.seeds - 1)) ** 2 * ours.of_seeds
+    width = math.sqrt(variance)
     low, high = value - width, value + width
     verdict = "above it" if low > 0 else "below it" if high < 0 else "not separable from it"
     return Against(figure, ours, verdict, (value, low, high))
@@ -188,8 +193,9 @@ def over_seeds(
     """
     mean = sum(values) / len(values)
     spread = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    variance = ((rows[1] - rows[0]) / (2 * Z)) ** 2 + spread * (1 + 1 / len(values))
-    return Ours(mean, *shown_interval, variance, len(values))
+    of_seeds = spread * (1 + 1 / len(values))
+    variance = ((rows[1] - rows[0]) / (2 * Z)) ** 2 + of_seeds
+    return Ours(mean, *shown_interval, variance, len(values), of_seeds)
 
 
 def what_differs(reference: Mapping[str, Any]) -> list[str]:

@@ -161,14 +161,15 @@ def load_rows(
         classes, leaks = CLASSES, 0
     else:
         writes = world.rank == 0 and folder is not None
-        rows, repairs, ties, reading = arena.read_pairs(
+        pairs = arena.read_pairs(
             config.data,
             skip_bad_rows=config.skip_bad_rows,
             bad_rows_file=folder / "bad_rows.csv" if writes else None,
             minus_one=lambda: config.minus_one,
         )
-        classes = CLASSES if ties else CLASSES[: metrics.TIE]
-        world.say(reading)
+        rows, repairs = pairs.rows, pairs.repairs
+        classes = CLASSES if pairs.ties else CLASSES[: metrics.TIE]
+        world.say(pairs.reading)
         arena.assign_splits(rows, config.split, config.val_frac, config.test_frac)
         leaks = arena.check_leaks(rows, config.split)
     every = rows

@@ -156,8 +156,9 @@ class IrreducibleLosses:
                 f"(the first is {unknown[0]}): let the extraction finish"
             )
 
-    def save_part(self, folder: Path, number: int) -> None:
-        """Write these losses as part `number` of a table, whole or not at all."""
+    def save_part(self, folder: Path, number: int, weights: str = "") -> None:
+        """Write these losses as part `number` of a table, whole or not at all; weights: digest of
+        the model's, where it is known."""
         contents = io.BytesIO()
         np.savez(
             contents, ids=self.ids, losses=self.losses, split_fingerprint=self.split_fingerprint
@@ -167,6 +168,7 @@ class IrreducibleLosses:
             lambda beside: (beside / "losses.npz").write_bytes(contents.getvalue()),
             rows=len(self),
             split_fingerprint=self.split_fingerprint,
+            **({"weights": weights} if weights else {}),
         )
 
     @classmethod

@@ -31,7 +31,7 @@ import core
 import files
 from data.tokens import added_tokens
 from device import Kernels, choose_attention, choose_precision, is_out_of_memory
-from files import damage
+from files import damage, read_json
 from models.starts import draw_by_name
 from settings import Settings
 
@@ -104,12 +104,18 @@ def require_model_in(path: Path) -> None:
     raise ValueError(f"--model {path}: a file; expected the folder of a model, a run or a hub id")
 
 
-def weights_folder(model: str, which: str) -> str:
-    """The saved weights of a run folder; any other model unchanged. ValueError if they are not
-    whole."""
+def tested_weights(run: str | Path, otherwise: str = "best") -> str:
+    """best or final: which a run's test figures are of; otherwise: of a run without a test."""
+    return str(read_json(Path(run) / "test/metrics/metrics.json").get("tested_with") or otherwise)
+
+
+def weights_folder(model: str, which: str | None) -> str:
+    """The saved weights of a run folder, None: those that it was tested with; any other model
+    unchanged. ValueError if they are not whole."""
     folder = Path(model) / "train/weights"
     if not folder.is_dir():
         return model
+    which = which or tested_weights(model)
     if problem := damage(folder / which):
         there = ", ".join(name for name in ("final", "best") if not damage(folder / name))
         raise ValueError(

@@ -286,6 +286,15 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[list[str]]]:
     return tables
 
 
+def require_rows(arm: Arm) -> None:
+    """ValueError for a run that counts as a seed, and has no test rows that can be read; one that
+    diverged is an outcome."""
+    read = {run.path for run in (*arm.tested, *lost_runs(arm.runs))}
+    for run in arm.runs:
+        if run.path not in read:
+            raise ValueError(f"{run.path}: {'; '.join(run.notes) or 'no test rows'}")
+
+
 def environment_notes(arms: Sequence[Arm]) -> list[str]:
     """That more than settings differs between, or within, the arms."""
     tables = differences(arms)

@@ -74,7 +74,7 @@ class Audit:
 
 def report(paths: Sequence[str], as_text: bool = True) -> tuple[str | dict[str, Any], bool]:
     """(what to print, whether no run has a problem)."""
-    audits = [audit_run(run) for run in with_parts(load_runs(paths))]
+    audits = [audit_run(run) for run in with_parts(load_runs(paths, copies=True))]
     good = not any(audit.problems for audit in audits)
     if not as_text:
         return {"schema_version": 1, "runs": [audit.as_json() for audit in audits]}, good

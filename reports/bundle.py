@@ -42,6 +42,8 @@ def bundle(
     if output.suffix != ".zip":
         raise ValueError(f"--output {output}: a bundle is a .zip")
     runs = load_runs(paths)
+    if any(packed.file_of(run.path) == output.absolute() for run in runs):
+        raise ValueError(f"--output {output} is what these runs are read from: another file")
     every = with_parts(runs)
     for run in every:
         problems = audit_run(run).problems

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from commands.reproduce import FROM_RANDOM
 from evaluation import outcomes
 from evaluation.metrics import doubtful_groups, with_interval
 from files import add_to_folder, write_text
@@ -69,7 +70,6 @@ def card_of(run: RunFolder, against: Sequence[str] = ()) -> str:
 
     if not run.metrics:
         raise ValueError(f"{run.path}: a card says what a test found, and this run has no figures")
-    settings = flatten(run.config)
     rows = source_of(run)
     task = TASKS.get(str(run.record.get("script"))) or _task_of(run)
     split = f"test ({show(run.metrics.get('n'))} rows)"
@@ -88,13 +88,12 @@ def card_of(run: RunFolder, against: Sequence[str] = ()) -> str:
         )
         for name, value, interval in figures_of(run)
     ]
-    base = settings.get("model")
     data = ModelCardData(
         model_name=clean(run.path.name),
         eval_results=results,
         library_name="transformers",
         pipeline_tag=task,
-        base_model=base if isinstance(base, str) and base.count("/") == 1 else None,
+        base_model=_hub_base(run),
         tags=["ablate"],
     )
     lines = _body(run, rows, against)
@@ -103,9 +102,25 @@ def card_of(run: RunFolder, against: Sequence[str] = ()) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
+def starts_at_random(run: RunFolder) -> bool:
+    """Whether no weights were read: those of the setting `model` are a shape, or a name."""
+    init = run.config.get("init")
+    return run.record.get("script") in FROM_RANDOM or init not in (None, "pretrained")
+
+
+def _hub_base(run: RunFolder) -> str | None:
+    """The hub id of the weights that it started from; None for random ones, or a folder's."""
+    base = run.config.get("model")
+    if starts_at_random(run) or not isinstance(base, str) or base.count("/") != 1:
+        return None
+    contents = run.record.get("contents")  # of settings that name files
+    is_folder = "model" in contents if isinstance(contents, dict) else False
+    return None if is_folder or Path(base).exists() else base
+
+
 def figures_of(run: RunFolder) -> list[tuple[str, float, tuple[float, float] | None]]:
-    """(name, value, interval) of the test, the primary one first and none under two names; those
-    without an interval are left out where some have one."""
+    """(name, value, interval) of the test, the primary one first and none under two names; but for
+    it, those without an interval are left out where some have one."""
     found: list[tuple[str, float, tuple[float, float] | None]] = []
     for name, value in run.metrics.items():
         interval = interval_of(run.metrics, name)
@@ -113,6 +128,9 @@ def figures_of(run: RunFolder) -> list[tuple[str, float, tuple[float, float] | N
         if interval is not None and not twice:
             found.append((name, float(value), interval))
     primary = run.metrics.get("primary")
+    value = number(run.metrics.get(str(primary)))
+    if found and value is not None and interval_of(run.metrics, str(primary)) is None:
+        found.append((str(primary), float(value), None))  # of too few groups
     if not found:  # averages of a suite have none
         names = [str(primary)] if primary in run.metrics else FIGURES
         known = [(name, number(run.metrics.get(name))) for name in names]
@@ -139,11 +157,14 @@ def _slug(name: str) -> str:
 
 def _body(run: RunFolder, rows: str, against: Sequence[str]) -> list[str]:
     settings, record = flatten(run.config), run.record
-    base, own = settings.get("model"), run.evaluated is None
+    base, own = f"`{settings.get('model')}`", run.evaluated is None
+    terms_of_base = f"those of {base}"
+    if starts_at_random(run):
+        base, terms_of_base = f"random weights ({base})", "none, they were drawn at random"
     lines = [
         f"# {clean(run.path.name)}",
         "",
-        f"Trained by ablate's `{record.get('script')}` from `{base}` on `{trained_on(run)}`.",
+        f"Trained by ablate's `{record.get('script')}` from {base} on `{trained_on(run)}`.",
         "",
         "## What it does on the test rows",
         "",
@@ -170,7 +191,7 @@ def _body(run: RunFolder, rows: str, against: Sequence[str]) -> list[str]:
             if number(settings.get(name)) is not None
         ),
         f"- terms of the rows: {terms or 'not known to ablate; say them here'}",
-        f"- terms of the weights it started from: those of `{base}`",
+        f"- terms of the weights it started from: {terms_of_base}",
         "",
         "## Limits",
         "",

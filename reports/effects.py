@@ -212,6 +212,8 @@ def _whole_grid(
     if extra := len(points.keys() - set(wanted)):
         notes.append(f"note: {extra} further points of the grid are not used: it is not whole")
     arms = {p: _usable(Arm(point_name(factors, p), without_repeats(points[p]))) for p in wanted}
+    unread = [run for p in wanted for run in without_repeats(points[p]) if run not in arms[p].runs]
+    notes += [note for note in shared_notes(unread) if note not in notes]
     seeds = [{run.seed for run in arm.runs} for arm in arms.values()]
     shared = set.intersection(*seeds)
     is_same = all(each == shared for each in seeds)

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 import claims
+import seal
 from evaluation import outcomes
 from reports import packed
 from settings import current_names
@@ -89,6 +90,15 @@ class RunFolder:
         return " … ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
     @property
+    def digest(self) -> str:
+        """Of the record of a run that is over; a copy has the same, a bundle has that of the run it
+        is of. "" where there is none, or the record was changed."""
+        if self.record.get("digest") != seal.digest_of(self.record):
+            return ""
+        bundled = self.record.get("bundled")
+        return str((bundled if isinstance(bundled, dict) else self.record).get("digest") or "")
+
+    @property
     def seed(self) -> Any:
         return self.record.get("seed", self.config.get("seed"))
 
@@ -142,6 +152,8 @@ def load_run(path: str | Path) -> RunFolder:
     run.config = current_names(_read(path / "config.yaml", run.notes, needed=True))
     run.metrics = _read(path / "test/metrics/metrics.json", run.notes)
     run.baseline = _read(path / "baseline/metrics/metrics.json", run.notes)
+    if not isinstance(run.metrics.get("primary", ""), str):
+        run.notes.append(f"its primary metric is no name: {clean(run.metrics.pop('primary'))[:60]}")
     version = run.record.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         run.notes.append(
@@ -175,8 +187,11 @@ def is_run(path: Path) -> bool:
     return packed.is_file(path / "run.json") or packed.is_file(path / "config.yaml")
 
 
-def find_runs(path: str | Path) -> list[RunFolder]:
-    """The run at `path`, or all runs below it, sorted by path. ValueError when there is none."""
+def find_runs(path: str | Path, copies: bool = False) -> list[RunFolder]:
+    """The run at `path`, or all runs below it, sorted by path. ValueError when there is none.
+
+    copies: with those of a run that is there as well, whose files may be others by now.
+    """
     path = Path(path)
     if packed.is_dir(path) and not is_run(path):
         files = packed.files_below(path)
@@ -199,11 +214,26 @@ def find_runs(path: str | Path) -> list[RunFolder]:
             which = f"{len(waiting)} runs that have not ended, or failed, are"
             which = "a run that has not ended, or failed, is" if len(waiting) == 1 else which
             runs[0].notes.append(f"{BESIDE}{which} left out (sweep.py status)")
+        runs = runs if copies else without_copies(runs)
+        runs[0].notes += [f"{BESIDE}{line}" for line in packed.unread(path)]
         for link in (file for file in files if file.is_symlink() and not file.exists()):
             if not any(map(is_run, _between(link, path))):
                 runs[0].notes.append(f"{BESIDE}the link {link.name} leads to nothing")
         return runs
     return [load_run(path)]
+
+
+def without_copies(runs: Iterable[RunFolder]) -> list[RunFolder]:
+    """The runs, each once: a bundle of runs, or a copy, may lie beside them. Of several the first
+    that is unpacked stays, and says which others there are."""
+    kept: dict[Any, RunFolder] = {}
+    runs = list(runs)
+    for run in sorted(runs, key=lambda run: packed.is_packed(run.path)):
+        first = kept.setdefault(run.digest or id(run), run)
+        if first is not run:
+            first.notes.append(f"{BESIDE}{run.path} is a copy of it: left out")
+    chosen = set(map(id, kept.values()))
+    return [run for run in runs if id(run) in chosen]
 
 
 def trials_among(folders: Iterable[Path]) -> set[Path]:
@@ -223,9 +253,9 @@ def _between(folder: Path, top: Path) -> list[Path]:
     return [parent for parent in folder.parents if parent.is_relative_to(top) and parent != top]
 
 
-def load_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
-    """The runs at or below each path, none twice."""
-    runs = {run.path.resolve(): run for path in paths for run in find_runs(path)}
+def load_runs(paths: Iterable[str | Path], copies: bool = False) -> list[RunFolder]:
+    """The runs at or below each path, none twice; copies: as find_runs."""
+    runs = {run.path.resolve(): run for path in paths for run in find_runs(path, copies)}
     return list(runs.values())
 
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ from reports.folder import (
     load_run,
     not_there,
     number,
+    shared_notes,
     trials_among,
+    without_copies,
 )
 from reports.outcomes import has_test_rows, lost_runs
 from reports.predictions import direction, ids_digest
@@ -97,6 +99,7 @@ class Split:
     trials: int  # of tuning, among them
     best: Best | None
     why: str = ""  # there is no best
+    notes: list[str] = field(default_factory=list)  # on runs that looked and are not in the best
 
     def __str__(self) -> str:
         arms = f"{self.best.settings} settings" if self.best else "settings"
@@ -105,7 +108,8 @@ class Split:
         head = f"test rows {self.digest} ({self.rows:,}): {looked} looked{trials}"
         head += f", {arms}" if self.best else ""
         return "\n".join([f"{head}.", *([f"  {self.best}."] if self.best else []),
-                          *([f"  {self.why}."] if self.why else [])])  # fmt: skip
+                          *([f"  {self.why}."] if self.why else []),
+                          *(f"  {note}" for note in self.notes)])  # fmt: skip
 
 
 @dataclass
@@ -122,7 +126,7 @@ class Ledger:
 def _split_as_json(split: Split) -> dict[str, Any]:
     found: dict[str, Any] = {
         **{"rows": split.rows, "digest": split.digest, "runs": len(split.runs)},
-        **{"trials": split.trials, "best": None, "why": split.why or None},
+        **{"trials": split.trials, "best": None, "why": split.why or None, "notes": split.notes},
     }
     if (best := split.best) is not None:
         ends = [None] * 3 if best.lead is None else [number(float(x)) for x in best.lead]
@@ -178,7 +182,7 @@ def looking_runs(paths: Sequence[str]) -> list[RunFolder]:
         found = [f.parents[2] for f in files if f.match("test/metrics/predictions.csv")]
         runs = [folder for folder in sorted(found) if is_run(folder) and not place_of(folder)]
         folders |= {folder.resolve(): folder for folder in runs}
-    return [load_run(folder) for folder in folders.values()]
+    return without_copies(load_run(folder) for folder in folders.values())
 
 
 def test_rows_of(run: Path) -> tuple[str, int]:
@@ -205,7 +209,13 @@ def _split(digest: str, size: int, runs: list[RunFolder], trials: set[Path]) -> 
         split.why = "one setting alone: nothing was chosen by these rows" if groups else ""
         return split
     arms = [Arm(label, group) for label, group in zip(labels_of(groups), groups, strict=True)]
+    unread = ", ".join(arm.label for arm in arms if not arm.predictions)
     arms = [arm for arm in arms if arm.predictions]
+    split.notes = shared_notes(run for group in groups for run in group)
+    if unread:
+        split.notes.append(
+            f"note: not among these settings, as their rows cannot be read: {unread}"
+        )
     if why := refusal(arms):
         split.why = f"no best of them can be named: {why}"
         return split
@@ -219,8 +229,10 @@ def _split(digest: str, size: int, runs: list[RunFolder], trials: set[Path]) -> 
 def best_of(arms: Sequence[Arm]) -> Best:
     """Which arm has the best mean of the primary metric, and what is left of its lead.
 
-    ValueError where the arms have no such metric, or no better side of it.
+    ValueError where they are fewer than two, have no such metric, or it no better side.
     """
+    if len(arms) < 2:
+        raise ValueError("fewer than two settings have rows that can be read")
     (metric, *_), _ = metrics_of(arms)
     sign = direction(metric)
     if not sign:

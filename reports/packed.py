@@ -10,12 +10,20 @@ Nothing is unpacked to disk. Any zip program unpacks one: the runs lie in a fold
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import claims
-from files import cleared, disk_error, remove, require_writable, sync, walk
+from files import (
+    cleared,
+    disk_error,
+    packed_at,
+    remove,
+    require_writable,
+    sync,
+    walk,
+)
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".patch")  # what reports read, and inspect.json
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
@@ -68,8 +76,51 @@ def _runs_in(file: Path) -> list[Path]:
     return [file.with_suffix("") / name for name in members] if runs else []
 
 
+def unread(path: Path) -> list[str]:
+    """Why packed folders at a folder of the disk, or below it, are not read: damaged, or hidden by
+    a folder of their name that has not all of their runs. A line each."""
+    if not path.is_dir():
+        return []
+    own = path.resolve()
+    beside = own.with_name(f"{own.name}.zip")
+    lines = []
+    for file in [*([beside] if beside.is_file() else []), *walk(path)]:
+        if file.suffix != ".zip" or not file.is_file():
+            continue
+        try:
+            runs = _runs_of(_members_of(file))
+        except (ValueError, OSError) as error:
+            with open(file, "rb") as begun:
+                lines += [f"{error}: left out"] * (begun.read(2) == b"PK")  # else it is none
+            continue
+        folder = file.with_suffix("")
+        hidden = [name for name in runs if not (folder / name / "run.json").is_file()]
+        if hidden and folder.exists():
+            lines.append(
+                f"{file} is not read, as {folder.name} is there as well, which lacks "
+                f"{_named(hidden)} of it"
+            )
+    return lines
+
+
+def _runs_of(names: Iterable[str]) -> list[str]:
+    """The folders of runs among these names."""
+    return sorted(str(Path(name).parent) for name in names if Path(name).name == "run.json")
+
+
+def _named(runs: Sequence[str]) -> str:
+    first = "a run" if runs[0] == "." else runs[0]
+    return first if len(runs) == 1 else f"{len(runs)} runs ({first}, …)"
+
+
 def is_packed(path: Path) -> bool:
     return _place(path) is not None
+
+
+def file_of(path: Path) -> Path | None:
+    """The packed folder that a path lies in, absolute; None of what is on the disk."""
+    place = _place(path)
+    return None if place is None else place[0].file.absolute()
 
 
 def refuse_inside(path: Path) -> None:
@@ -112,6 +163,17 @@ def pack(folder: Path) -> Path:
     if not any(Path(name).name == "run.json" for name in files):
         raise ValueError(f"{folder}: no run folder in it (none has a run.json)")
     packed = folder.with_name(f"{folder.name}.zip")
+    if packed.exists():  # made before, of other runs perhaps, which are nowhere else
+        try:
+            lost = sorted(set(_runs_of(_members_of(packed))) - set(_runs_of(files)))
+            why = f"holds {_named(lost)}, which {folder} has not" if lost else ""
+        except ValueError:
+            why = "is there, and cannot be read"
+        if why:
+            raise ValueError(
+                f"{packed} {why}: unpack it first (python -m zipfile -e {packed} "
+                f"{folder.parent}), or move it away"
+            )
     write_zip(packed, {f"{folder.name}/{name}": content for name, content in files.items()})
     return packed
 
@@ -148,16 +210,11 @@ class _Members(dict[str, str]):
 
 def _place(path: Path) -> tuple[_Members, str] | None:
     """(the packed folder, the name in it) of what lies in one; None of what is on the disk."""
-    for folder in (path, *path.parents):
-        if folder.is_dir():  # what is not in it is nowhere
-            return None
-        for file in (folder, folder.with_name(f"{folder.name}.zip")):
-            if file.suffix == ".zip" and file.is_file():
-                name = path.relative_to(folder).as_posix()
-                return _members_of(file), "" if name == "." else name
-        if folder.exists():
-            return None
-    return None
+    if (found := packed_at(path)) is None:
+        return None
+    file, folder = found
+    name = path.relative_to(folder).as_posix()
+    return _members_of(file), "" if name == "." else name
 
 
 def _members_of(file: Path) -> _Members:

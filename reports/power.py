@@ -69,9 +69,10 @@ def report(arguments: argparse.Namespace) -> str | dict[str, Any]:
     unit, known_from, correlation = "rows", 0, None
     seed_std = given.seed_std
     if given.like:
-        case, seed_std, groups, unit, known_from = figures_like(given.like, given.metric)
-        given.rows = given.rows or groups
-        cases = [case]
+        like = figures_like(given.like, given.metric)
+        seed_std, unit, known_from, notes = like.seed_std, like.unit, like.known_from, like.notes
+        given.rows = given.rows or like.groups
+        cases = [like.case]
     elif given.row_std is not None:
         cases = [Case(f"row std {given.row_std:g}", given.row_std)]
     else:
@@ -89,6 +90,9 @@ def report(arguments: argparse.Namespace) -> str | dict[str, Any]:
     if given.rows is not None:
         tables.append(_detectable(given.rows, cases, asked))
     many = f"shared by {given.comparisons} comparisons" if given.comparisons > 1 else "alone"
+    apart = []
+    if given.difference is not None and given.accuracy is not None:
+        apart = [_apart(given)]
     foot = f"80 % power, two-sided at 5 % ({many}), both arms on the same rows."
     if seed_std:
         seeds = "paired by seed" if given.paired else "not paired"
@@ -102,13 +106,12 @@ def report(arguments: argparse.Namespace) -> str | dict[str, Any]:
             "tables": [
                 {"what": title, "columns": head, "rows": rows} for title, head, rows in tables
             ],
-            "notes": [*notes, foot],
+            "notes": [*notes, *apart, foot],
         }
     lines = [*notes]
     for title, head, rows in tables:
         lines += ["", title, tabulate(rows, head, disable_numparse=True)]
-    if given.difference is not None and given.accuracy is not None:
-        lines += ["", _apart(given)]
+    lines += [text for line in apart for text in ("", line)]
     return "\n".join([*lines, "", foot]).strip()
 
 
@@ -122,6 +125,10 @@ def _require_read(given: argparse.Namespace) -> None:
         raise ValueError("--metric is that of the runs of --like")
     if given.row_std is not None and given.disagreement is not None:
         raise ValueError("--row_std is of a loss, --disagreement of accuracy: give one of the two")
+    if given.accuracy is not None and (given.like or given.row_std is not None):
+        raise ValueError("--accuracy is of assumed rows: --like and --row_std have their own")
+    if given.accuracy is not None and given.difference is None:
+        raise ValueError("--accuracy is for two sets of rows that show a --difference: give that")
     if given.correlation and not given.paired:
         raise ValueError("--correlation is of seeds that are paired: it needs --paired")
 
@@ -231,22 +238,36 @@ def _apart(given: argparse.Namespace) -> str:
     return f"On two different sets of rows (unpaired): {many} each."
 
 
-def figures_like(paths: list[str], metric: str | None) -> tuple[Case, float, int, str, int]:
-    """(case, seed std, groups, what they are called, degrees of freedom of the seed std) from
-    earlier runs of one setting.
+@dataclass
+class Like:
+    """What earlier runs of one setting show; unit: what their groups of rows are called;
+    known_from: degrees of freedom of seed_std; notes: what has to be said of the runs."""
+
+    case: Case
+    seed_std: float
+    groups: int
+    unit: str
+    known_from: int
+    notes: list[str]
+
+
+def figures_like(paths: list[str], metric: str | None) -> Like:
+    """Of earlier runs of one setting.
 
     The row std is that of the difference of two of the runs, over all pairs; between seeds of one
     setting it holds no effect, only what rows and chance answers add. ValueError for runs of
     several settings: what these do would be taken for the seeds' spread.
     """
-    from reports.arms import Arm, group_runs, refusal, without_repeats
-    from reports.folder import load_runs
+    from reports.arms import Arm, refusal, settings_of, without_repeats
+    from reports.folder import load_runs, shared_notes
+    from reports.outcomes import notes as notes_on_outcomes
 
     loaded = without_repeats(load_runs(paths))
     arm = Arm("", loaded)
     if why := refusal([arm]):
         raise ValueError(f"--like: {why}")
-    if (several := len(group_runs(loaded))) > 1:
+    several = len({repr(sorted(settings_of(run).items())) for run in loaded})
+    if several > 1:  # also of a folder of seeds
         raise ValueError(
             f"--like: these are runs of {several} settings; give the seeds of one, for what "
             "settings do is no spread of seeds"
@@ -256,8 +277,9 @@ def figures_like(paths: list[str], metric: str | None) -> tuple[Case, float, int
         notes = [f"{run.path}: {note}" for run in arm.runs for note in run.notes]
         raise ValueError("; ".join(["--like needs two runs with test rows at least", *notes]))
     metric = metric or runs[0].primary
-    if metric not in runs[0].statistics:
-        raise ValueError(f"--metric {metric}: these runs have {', '.join(runs[0].statistics)}")
+    shared = [name for name in runs[0].statistics if all(name in r.statistics for r in runs)]
+    if metric not in shared:
+        raise ValueError(f"--metric {metric}: these runs have {', '.join(shared)}")
     index, groups = group_index(runs[0].groups), runs[0].num_groups
     found = [
         comparisons.contrast([[a.influence(metric)], [b.influence(metric)]], [-1.0, 1.0], index)
@@ -274,4 +296,7 @@ def figures_like(paths: list[str], metric: str | None) -> tuple[Case, float, int
     share = min(1.0, freedom / max(groups - 1, 1))
     unit = "rows" if groups == len(runs[0]) else "groups of rows"
     case = Case(f"{metric} as in {len(runs)} runs", math.sqrt(variance * groups), share)
-    return case, seed_std, groups, unit, len(runs) - 1 if seed_std else 0
+    notes = [*notes_on_outcomes(loaded), *shared_notes(loaded)]
+    if len(runs) < len(loaded):
+        notes.append(f"note: the figures are those of {len(runs)} of {len(loaded)} runs")
+    return Like(case, seed_std, groups, unit, len(runs) - 1 if seed_std else 0, notes)

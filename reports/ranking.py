@@ -17,7 +17,7 @@ from evaluation.comparisons import MIN_SEEDS
 from reports.arms import Arm, refusal
 from reports.compare import few_groups, figure_of, metrics_of, pairwise
 from reports.ledger import Best, best_of
-from reports.outcomes import lost_runs
+from reports.outcomes import has_test_rows, lost_runs
 from reports.plan import plan_of
 from reports.predictions import direction, rows_digest
 from reports.steps import figure_cell
@@ -81,6 +81,8 @@ def rankings(arms: Sequence[Arm]) -> tuple[list[Ranking], list[str]]:
             on_rows.setdefault(rows.pop(), []).append(arm)
         elif lost_runs(arm.runs):
             diverged.append(arm)
+        elif any(map(has_test_rows, arm.runs)):
+            left_out.append(f"{arm.label} is in no ranking: its test rows cannot be read")
     for arm in diverged:  # which has no rows: where its split is that of one ranking alone
         split = _split_of(arm.runs[0])
         places = [key for key in on_rows if key[:2] == split]

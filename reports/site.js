@@ -65,7 +65,7 @@
       const number = column.numbers?.[line];
       const numeric = number != null && !Number.isNaN(limit);
       const text = column.texts[line].toLowerCase();
-      const equal = numeric ? number === limit : text === wanted.trim().toLowerCase();
+      const equal = text === wanted.trim().toLowerCase() || (numeric && number === limit);
       if (sign === "=") return equal;
       if (sign === "!=") return !equal;
       if (!numeric) return false;
@@ -266,16 +266,18 @@
   const showPicks = () => {
     const picks = byId("picks");
     picks.replaceChildren();
+    const before = new Map(picked);
+    picked.clear(); // what has no list to choose from here must not choose unseen
     for (const column of view.columns) {
       if (column.figure) continue;
       const values = [...new Set(column.texts)].sort(collator.compare);
       if (values.length < 2 || values.length > 20) continue;
       const select = make("select", {}, make("option", { value: "" }, "any"),
         ...values.map((text, i) => make("option", { value: String(i) }, text || "-")));
-      if (picked.has(column.name)) {
-        const at = values.indexOf(picked.get(column.name));
-        if (at < 0) picked.delete(column.name);
-        else select.value = String(at);
+      const at = before.has(column.name) ? values.indexOf(before.get(column.name)) : -1;
+      if (at >= 0) {
+        picked.set(column.name, values[at]);
+        select.value = String(at);
       }
       select.addEventListener("change", () => {
         if (select.value === "") picked.delete(column.name);
@@ -304,7 +306,6 @@
     view = next;
     byId("view-arms").setAttribute("aria-pressed", String(view === views.arms));
     byId("view-runs").setAttribute("aria-pressed", String(view === views.runs));
-    for (const name of picked.keys()) if (!columnOf(name)) picked.delete(name);
     showPicks();
     showColumns();
     showTable();
@@ -338,7 +339,7 @@
     if (!others) return null;
     const last = steps.length - 1;
     const xs = curve.at.map((step) => step <= steps[0] ? others[0] * step / steps[0]
-      : step >= steps[last] ? others[last] : between(steps, others, step));
+      : step >= steps[last] ? others[last] * step / steps[last] : between(steps, others, step));
     return { xs, ys: curve[figure] };
   };
 

@@ -159,7 +159,8 @@ def column_data(name: str, texts: list[str], cells: Sequence[Cell]) -> dict[str,
     values = [cell.number for cell in cells]
     column: dict[str, Any] = {"name": cut(clean(name), 60), "down": direction(name) > 0}
     if any(map(math.isfinite, values)):
-        column["numbers"] = [rounded(value, 8) for value in values]
+        # a seed or a count is looked for by all of its digits
+        column["numbers"] = [rounded(v, 15 if v.is_integer() else 8) for v in values]
         column["figure"] = any(isinstance(cell.value, float) for cell in cells)
     different = list(dict.fromkeys(texts))
     if 2 * len(different) < len(texts):

@@ -22,8 +22,8 @@ from tabulate import tabulate
 from evaluation.metrics import CONSTANTS, digits_of, doubtful_groups
 from evaluation.published import published_figures
 from evaluation.stats import mean_interval
-from reports.arms import group_runs, labels_of, settings_of, show, without_repeats
-from reports.folder import RunFolder, interval_of, number
+from reports.arms import group_runs, is_seed, labels_of, settings_of, show, without_repeats
+from reports.folder import BESIDE, RunFolder, interval_of, number
 from reports.outcomes import counted
 from settings import flatten
 
@@ -191,6 +191,8 @@ def build_table(
     groups = [[run] for run in runs]
     if fold:  # a run that was made twice is one seed, as in a comparison
         groups = list(map(without_repeats, group_runs(runs)))
+        for group in groups:
+            _note_other_settings(group)
     settings = [settings_of(group[0]) for group in groups]
     figures = [[figures_of(run) for run in group] for group in groups]
     if columns is None:
@@ -208,6 +210,16 @@ def build_table(
         cells = {name: _cell(name, *about) for name in columns}
         lines.append(cells | ({"run": Cell(label)} if "run" in cells else {}))
     return list(columns), lines
+
+
+def _note_other_settings(group: Sequence[RunFolder]) -> None:
+    """A note on the first run, whose settings a line shows, where a folder's seeds have others."""
+    each = [settings_of(run) for run in group if is_seed(run)]
+    names = dict.fromkeys(name for settings in each for name in settings)
+    differing = [n for n in names if len({show(settings.get(n)) for settings in each}) > 1]
+    if differing:
+        note = f"{BESIDE}seeds of other settings ({', '.join(differing)}), which its line counts"
+        group[0].notes += [note] * (note not in group[0].notes)
 
 
 def _columns_to_show(groups: list, settings: list, figures: list) -> list[str]:

@@ -175,7 +175,11 @@ def progress(run: RunFolder, log: MetricsLog) -> list[tuple[str, str]]:
     ]
     rates = [name for name in last if name == "lr" or name.startswith("lr_")]
     rates = [name for name in rates if name != "lr"] or rates
-    lrs = [f"{name.removeprefix('lr_')} {number(last[name]) or 0:.2e}" for name in rates]
+    known = {name: number(last[name]) for name in rates}
+    lrs = [
+        f"{name.removeprefix('lr_')} {'not finite' if lr is None else f'{lr:.2e}'}"
+        for name, lr in known.items()
+    ]
     rows.append(("lr", "  ".join(lrs).removeprefix("lr ")))
     rows.append(("grad norm", _short(number(last.get("grad_norm")))))
     speeds = [

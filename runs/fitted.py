@@ -1,6 +1,5 @@
 """The run folder of a model that a command fits without steps, as report.py reads it."""
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from runs.contents import refuse_others
 from runs.folder import SCHEMA_VERSION
 from runs.results import write_result
 from seal import write_record
+from settings import as_dict
 
 
 def new_folder(out: str | Path) -> Path:
@@ -29,7 +29,7 @@ def write_fitted_run(
 ) -> None:
     """A finished run; config: the dataclass of the command's settings, `out` among them; fixed:
     what it would say of itself in a training script's settings, the model above all."""
-    settings = {**fixed, **dataclasses.asdict(config)}
+    settings = {**fixed, **as_dict(config)}
     settings.pop("out")
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     record = {

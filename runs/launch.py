@@ -11,8 +11,19 @@ from pathlib import Path
 from types import FrameType
 
 import console
-from files import DiskFull, cache_advice, require_writable
-from settings import SOURCES, Aliases, Section, Settings, parse_settings
+from files import DiskFull, cache_advice, packed_at, require_writable
+from settings import (
+    SOURCES,
+    Aliases,
+    Section,
+    Settings,
+    as_dict,
+    parse_settings,
+    read_so_far,
+    require_read,
+)
+
+RUNS = ("run_folder", "model", "base", "against", "by")  # settings that may name one
 
 
 def launch(
@@ -39,11 +50,15 @@ def launch(
         return say_help(main, kind, commands, argv, prog)
     try:
         if word in commands:
-            action, settings, *own_aliases = commands[argv[0]]
-            own, typed = (own_aliases or [None])[0], f"{prog} {argv[0]}"
+            action, settings, *own_aliases = commands[word]
+            own, typed = (own_aliases or [None])[0], f"{prog} {word}"
+            require_one_process(settings, typed)
             config, _ = parse_settings(settings, argv[1:], typed, own, SOURCES)
+            require_unpacked(config)
             check_output(config)
             action(config)
+            if os.environ.get("RANK", "0") == "0":  # the others may have had nothing to do
+                require_read(config, read_so_far(config))
         else:
             config, given = parse_settings(kind, argv, prog, aliases, SOURCES)
             check_output(config)
@@ -58,6 +73,29 @@ def launch(
         rank = int(os.environ.get("RANK", "0"))
         where = f"[rank {rank}] " if rank else ""
         raise SystemExit(f"{where}error: {error}{cache_advice(error)}") from None
+
+
+def require_one_process(settings: type[Section], command: str) -> None:
+    """ValueError for a command under torchrun whose processes would each do all of it, and write
+    over each other. IN_PARALLEL: of settings, that they share it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and not getattr(settings, "IN_PARALLEL", False):
+        raise ValueError(f"{command}: {size} processes would each do all of it: without torchrun")
+
+
+def require_unpacked(config: Section) -> None:
+    """ValueError where a run that a command opens lies in a packed folder, as reports read them.
+    READS_PACKED: of settings, that this command does so, too."""
+    if getattr(config, "READS_PACKED", False):
+        return
+    named = {name: value for name, value in as_dict(config).items() if name in RUNS and value}
+    for name, value in named.items():
+        if found := packed_at(Path(value)):
+            file, folder = found
+            raise ValueError(
+                f"--{name} {value} lies in a packed folder: unpack it first (python -m zipfile -e "
+                f"{file} {folder.parent}); weights are in it where a bundle was made with them"
+            )
 
 
 def say_help(

@@ -269,6 +269,8 @@ def ask(
     a, b = (_one_setting(path) for path in paths)
     script = _script_of(a, b)
     file = _find_script(script)
+    if missing := [folder for folder in under if not Path(folder).is_dir()]:
+        raise ValueError(f"--under {missing[0]}: no such folder")
     if rows not in (None, "a", "b"):
         raise ValueError(f"--rows {rows}: expected a or b")
     with scripts.Asking(file) if scripts.is_ours(file) else contextlib.nullcontext() as asking:

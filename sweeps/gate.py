@@ -23,10 +23,11 @@ from evaluation.investing import Terms, Wealth, is_hopeless, is_shown
 from evaluation.metrics import with_interval
 from files import appending
 from reports import packed
-from reports.arms import Arm, refusal, settings_of
+from reports.arms import Arm, environment_notes, refusal, require_rows, settings_of
 from reports.compare import Comparison, compare, metrics_of
-from reports.folder import RunFolder, find_runs, number
+from reports.folder import BESIDE, RunFolder, find_runs, number, shared_notes
 from reports.outcomes import has_test_rows, lost_runs
+from reports.outcomes import notes as notes_on_outcomes
 from reports.predictions import direction, rows_digest
 from reports.steps import changes
 
@@ -63,6 +64,7 @@ class Answer:
         for name, what in (("base_seeds", "it, as the base,"), ("next_seeds", "what comes next")):
             if seeds := self.facts.get(name):
                 lines.append(f"fresh seeds for {what}: {', '.join(map(str, seeds))}")
+        lines += self.facts.get("notes", [])
         return "\n".join(lines)
 
 
@@ -93,22 +95,20 @@ def gate(base: str, candidate: str, path: Path, given: argparse.Namespace) -> An
 
 
 def _arm(path: str) -> Arm:
-    runs = sorted(
-        (run for run in find_runs(path) if has_test_rows(run) or lost_runs([run])),
-        key=lambda run: (str(type(run.seed)), run.seed),
-    )
+    every = sorted(find_runs(path), key=lambda run: (str(type(run.seed)), run.seed))
+    runs = [run for run in every if has_test_rows(run) or lost_runs([run])]
     if not runs:
         raise NotComparable(f"{path}: no run with test rows")
+    runs[0].notes += [
+        f"{BESIDE}{run.path} has no test rows: not counted" for run in every if run not in runs
+    ]
     if len({repr(sorted(settings_of(run).items())) for run in runs}) > 1:
         raise NotComparable(f"{path}: its runs differ in more than the seed")
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise NotComparable(f"{path}: each run needs a seed of its own, they have {seeds}")
     arm = Arm(Path(path).name, runs)
-    read = {run.path for run in (*arm.tested, *lost_runs(runs))}
-    for run in runs:
-        if run.path not in read:  # it would count as a seed
-            raise NotComparable(f"{run.path}: {'; '.join(run.notes) or 'no test rows'}")
+    require_rows(arm)
     return arm
 
 
@@ -247,7 +247,7 @@ def _judge(arms: list[Arm], lines: list[dict], add: Any, given: argparse.Namespa
     facts |= _next(ledger, more, len(base_seeds) if verdict == "keep" else 0)
     if verdict == "keep":
         facts["kept_back"] = look["kept_back"]
-    notes = [note for run in runs for note in run.notes]
+    notes = [*notes_on_outcomes(runs), *shared_notes(runs), *environment_notes(arms)]
     return Answer(verdict, why, {**facts, "notes": notes})
 
 

@@ -22,6 +22,7 @@ from claims import ATTEMPTS, CLAIMS, Claims
 from evaluation.comparisons import MIN_SEEDS
 from files import PROJECT, find_file, read_json
 from reports import scripts
+from reports.predictions import direction
 from reports.scripts import folder_name, text_of
 from settings import flatten, pop_published
 from sweeps import cost, noise
@@ -238,6 +239,8 @@ def read_race(args: argparse.Namespace, keys: Mapping[str, Any]) -> int | None:
         return None
     if args.aa:
         raise refuse("--aa is no race")
+    if args.seeds is not None and "," not in args.seeds:
+        raise refuse(f"--seeds {args.seeds}: a race adds them one by one, up to --max_seeds")
     most = args.max_seeds if args.max_seeds is not None else (inside or {}).get("max_seeds", 10)
     if isinstance(most, bool) or not isinstance(most, int) or not MIN_SEEDS <= most <= MOST_SEEDS:
         raise refuse(f"max_seeds {text_of(most)}: expected {MIN_SEEDS} to {MOST_SEEDS}")
@@ -381,6 +384,8 @@ class Plan:
                 if name in ("tune", CLAIMS, ATTEMPTS):  # folders that hold no results
                     raise refuse(f"arm {name}: another label, a sweep has a folder of this name")
                 self.arms.append(Arm(name, arm_script, settings, arm_seeds, arm_tune))
+        if any(arm.tune for arm in self.arms) and not direction(self.tune_by.removeprefix("val_")):
+            raise refuse(f"tune_by {self.tune_by}: is higher better, or lower? That is not known")
         for arm in self.arms:
             find_script(arm.script)
         stem = Path(args.config or self.arms[0].script).stem + ("_aa" if args.aa else "")

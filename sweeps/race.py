@@ -14,7 +14,7 @@ import console
 from evaluation import sequential
 from evaluation.comparisons import MIN_SEEDS
 from files import appending
-from reports.arms import Arm, refusal
+from reports.arms import Arm, refusal, require_rows
 from reports.compare import Comparison, compare
 from reports.folder import clean, load_run, number
 from reports.plan import LOOKS, plan_of
@@ -58,6 +58,8 @@ class Race:
 
     def _judged(self, count: int, labels: Sequence[str]) -> dict[str, Any]:
         arms = [self._arm(label, count) for label in (self.baseline, *labels)]
+        for arm in arms:
+            require_rows(arm)  # a look at so many seeds has so many
         if why := refusal(arms):
             raise ValueError(f"the arms cannot be compared: {why}")
         plan = plan_of([run for arm in arms for run in arm.runs])

@@ -95,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--ssh", default="ssh", help='e.g. "ssh -p 2222 -i key"')
     parser.add_argument("--checkpoints", action="store_true", help="of pull: those, too")
     options, rest = parser.parse_known_args(words)
+    if direction == "push" and options.checkpoints:
+        raise refuse("--checkpoints is of pull: push takes the last one of what has not ended")
     remote = Remote.parse(options.remote, options.ssh)
     plan = Plan(parse_arguments(rest, "The words of the sweep itself: sweep.py --help."))
     if direction == "push":

@@ -72,7 +72,7 @@ def tune(plan: Plan, runner: Runner) -> dict[str, dict[str, Any]]:
     runner.run([run for arm in plan.arms for run in plan.trials(arm).values()], later)
     chosen: dict[str, dict[str, Any]] = {}
     record: dict[str, dict] = {}
-    sign = 1 if direction(plan.tune_by.removeprefix("val_")) < 0 else -1
+    sign = -direction(plan.tune_by.removeprefix("val_"))
     arms = plan.arms if not runner.stopping else []
     found = {arm.label: _figures(plan, arm, runner) for arm in arms}
     names = [name for figures in found.values() for name in figures.names]

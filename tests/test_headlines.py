@@ -646,6 +646,8 @@ def test_the_default_opens_in_transformers(finished, tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run_command("export", f"--run={finished}", f"--output={tmp_path / 'out'}")
+    with pytest.raises(ValueError, match="exists already: name a new folder"):
+        run_command("export", f"--run={finished}", f"--output={tmp_path / 'out'}")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs).__module__.startswith("transformers.")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -4,11 +4,15 @@ import json
 import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 from run_folders import classifier, write_run
 
-from reports import packed
+import seal
+from reports import bundle, packed
+from reports.folder import load_runs
+from reports.ledger import looking_runs
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,8 @@ def test_the_folder_is_read_where_both_are_and_the_file_where_it_is_named(
     shutil.copytree(places[0] / "runs", tmp_path / "runs")
     shutil.copy(places[1] / "runs.zip", tmp_path)
     shutil.rmtree(tmp_path / "runs/2_strong")
-    assert "2_strong" not in report_in(tmp_path, "table", "runs", "--each", "--columns", "run")
+    said = report_in(tmp_path, "table", "runs", "--each", "--columns", "run").splitlines()
+    assert {line[:5] for line in said if "2_strong" in line} == {"note:"}
     assert "2_strong" in report_in(tmp_path, "table", "runs.zip", "--each", "--columns", "run")
     assert "no such folder" in report_in(tmp_path, "table", "runs/2_strong")
 
@@ -177,3 +182,53 @@ def test_a_torn_file_and_a_folder_without_runs_are_refused(report_in, places, tm
 def test_pack_says_what_it_wrote(report_in, places, tmp_path):
     shutil.copytree(places[0], tmp_path / "x")
     assert report_in(tmp_path / "x", "pack", "runs").startswith("packed: runs.zip (0.0")
+
+
+# ------------------------------------------------------------------- what is there more than once
+
+
+def sealed(folder: Path, seed: int) -> Path:
+    run = write_run(folder, classifier(60, 1.0, seed), seed=seed, id=f"{folder}")
+    seal.write_record(run, json.loads((run / "run.json").read_text()))
+    return run
+
+
+def notes_on(path: Path) -> tuple[list[str], str]:
+    runs = load_runs([str(path)])
+    return [run.name for run in runs], "\n".join(note for run in runs for note in run.notes)
+
+
+def test_packing_takes_no_runs_away_that_are_in_the_file_alone(tmp_path):
+    folder = tmp_path / "x"
+    for seed in range(2):
+        sealed(folder / f"seed_{seed}", seed)
+    packed.pack(folder)
+    shutil.rmtree(folder)
+    sealed(folder / "seed_5", 5)
+    for path in (folder, tmp_path):
+        names, notes = notes_on(path)
+        assert names == ["x/seed_5"]
+        assert "x.zip is not read, as x is there as well, which lacks 2 runs (seed_0, …)" in notes
+    with pytest.raises(ValueError, match=r"holds 2 runs \(seed_0, …\), which .*unpack it first"):
+        packed.pack(folder)
+    with zipfile.ZipFile(tmp_path / "x.zip") as file:
+        file.extractall(tmp_path)
+    packed.pack(folder)
+    assert len(notes_on(folder)[0]) == 3 and "is not read" not in notes_on(folder)[1]
+
+
+def test_a_packed_folder_that_is_damaged_is_named(tmp_path):
+    sealed(tmp_path / "a", 0)
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 torn")
+    names, notes = notes_on(tmp_path)
+    assert len(names) == 1 and "b.zip cannot be read as a packed folder" in notes
+
+
+def test_a_bundle_beside_its_runs_does_not_count_them_twice(tmp_path):
+    for seed in range(3):
+        sealed(tmp_path / f"x/seed_{seed}", seed)
+    bundle.bundle([str(tmp_path / "x")], tmp_path / "share.zip", anyway=True)
+    shutil.copytree(tmp_path / "x/seed_0", tmp_path / "x/copy")
+    names, notes = notes_on(tmp_path)
+    assert len(names) == 3 and notes.count("is a copy of it: left out") == 4
+    assert len(looking_runs([str(tmp_path)])) == 3

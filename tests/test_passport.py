@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -331,3 +333,19 @@ def test_the_command_says_who_wins(tmp_path, capsys):
     assert found["judge_wins"] > 50 and sum(found["judge_wins_counts"].values()) == 10
     with open(tmp_path / "judge_pairs.csv", newline="") as table:
         assert next(csv.reader(table)) == ["id", "group", "a_when_first", "a_when_second"]
+
+
+def test_a_judge_that_may_have_learned_the_votes_says_so(monkeypatch):
+    """The rows of its training are not there any more."""
+    rows = [SimpleNamespace(group="a", split="train"), SimpleNamespace(group="b", split="test")]
+    for known, left, is_known in ((rows, ["b"], True), (None, ["a", "b"], False)):
+        saved = SimpleNamespace(rows=known)
+        monkeypatch.setattr(passports, "SavedRun", lambda *_, saved=saved: saved)
+        votes, found = passports.unseen(rows, SimpleNamespace(run="run"), "votes.csv")
+        assert [row.group for row in votes] == left and found is is_known
+    facts = {"kappa": 0.4, "n": 9, "may_have_learned": True}
+    assert "may have learned these very votes" in passport.biases(facts)
+    monkeypatch.setattr(passports, "read_json", lambda file: facts)
+    monkeypatch.setattr(passports, "passport_file", lambda *_: Path(__file__))
+    said = passports.passport_facts("judge", "pair 1")["judge_passport"]
+    assert said.startswith("kappa 0.40 (no interval) on 9 votes") and "may have learned" in said

@@ -463,6 +463,12 @@ def test_irreducible_losses_are_extracted_continued_and_used(il, words, tmp_path
     plain = extract.ExtractConfig(run_folder=str(used), device="cpu")
     with pytest.raises(ValueError, match="il_model=True"):
         extract.extract_il_losses(plain)
+    for part in (il / "il_losses").glob("part_*"):  # as if --fresh had trained it once more
+        facts = json.loads((part / "manifest.json").read_text())
+        (part / "manifest.json").write_text(json.dumps(facts | {"weights": "others"}))
+    with pytest.raises(ValueError, match="holds the losses of another model"):
+        extract.extract_il_losses(config)
+    shutil.rmtree(il / "il_losses")
 
 
 @pytest.mark.parametrize("kind", ["deleted", "torn"])

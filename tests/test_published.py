@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 import run_2_appendprompt
 import sweep
 from benchmarks import published as published_page
-from evaluation import published
+from evaluation import published, stats
 from evaluation.published import Figure, Ours, against
 from files import PROJECT
 from reports import compare, one_run, table
@@ -192,6 +192,19 @@ def test_seeds_count_on_both_sides():
     spread = published.over_seeds([0.46, 0.48, 0.50], rows, rows)
     assert one.error == pytest.approx(0.02 / 2 / published.Z)
     assert spread.error**2 == pytest.approx(one.error**2 + 0.02**2 * 4 / 3)
+
+
+def test_false_calls_stay_five_in_a_hundred_where_three_seeds_make_the_spread():
+    """Seeds that spread three times as far as rows do, theirs one of them: by the normal quantile
+    twelve in a hundred were called."""
+    rng = np.random.default_rng(0)
+    calls = []
+    for _ in range(1500):
+        theirs, *ours = (rng.binomial(5750, 0.48 + 0.02 * rng.normal()) / 5750 for _ in range(4))
+        rows = stats.wilson_interval(round(5750 * ours[0]), 5750)
+        found = published.over_seeds(ours, rows, stats.mean_interval(ours)[1:])
+        calls.append(against(Figure("accuracy", theirs, rows=5750), found).verdict[:3] != "not")
+    assert np.mean(calls) < 0.06
 
 
 def test_pairs_are_corrected():

@@ -277,6 +277,7 @@ def test_a_race_is_declared_before_the_first_result(folder):
         (["--max_seeds", "5"], "are for --race"),
         (["--race", "--margin", "-1"], "above 0"),
         (["--race", "--aa"], "no race"),
+        (["--race", "--seeds", "5"], "adds them one by one, up to --max_seeds"),
     ],
 )
 def test_mistakes_in_a_race_are_one_line(folder, words, message):

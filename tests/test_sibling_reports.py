@@ -229,6 +229,8 @@ def test_unpaired_arms_need_rows_of_their_own_and_each_is_looked_at_for_few_grou
         ("--like x --seed-std 0.1", "read from the runs of --like"),
         ("--like x --row-std 0.1", "read from the runs of --like"),
         ("--rows 500 --row-std 0.1 --disagreement 0.2", "give one of the two"),
+        ("--like x --accuracy 0.6", "have their own"),
+        ("--rows 500 --accuracy 0.6", "that show a --difference"),
     ],
 )
 def test_an_option_of_power_that_would_count_for_nothing_is_refused(words, message, report):
@@ -376,6 +378,27 @@ def test_a_card_says_of_each_kind_of_run_what_is_true_of_it(tmp_path):
     half = {**intervals, "f1": 0.5, "f1_ci95": [None, 1]}
     torn = write_run(tmp_path / "torn", rows, metrics=half)
     assert "| accuracy | 0.60 | [0.50, 0.70] |" in text_of(torn) and "f1" not in text_of(torn)
+    few = {**intervals, "primary": "log_loss", "log_loss": 0.9}  # in too few groups
+    assert "| log_loss | 0.9000 | - |" in text_of(write_run(tmp_path / "few", rows, metrics=few))
+
+
+def test_a_card_names_no_weights_that_the_run_did_not_start_from(tmp_path, monkeypatch):
+    def said(name: str, **facts) -> str:
+        return text_of(write_run(tmp_path / name, classifier(60, 1.0, 0), **facts))
+
+    monkeypatch.chdir(tmp_path)
+    theirs = {"settings": {"model": "org/model"}, "metrics": {"accuracy": 0.6}}
+    assert "base_model: org/model" in said("hub", **theirs)
+    own = said("own", **theirs, contents={"model": "0123456789abcdef"})
+    assert "base_model" not in own and "from `org/model` on" in own
+    (tmp_path / "org/model").mkdir(parents=True)
+    assert "base_model" not in said("older", **theirs)
+    (tmp_path / "org/model").rmdir()
+    drawn = theirs | {"settings": {"model": "org/model", "init": "random"}}
+    titles = {"script": "train_headlines.py", "settings": {"model": "org/model"}}
+    for text in (said("drawn", **drawn), said("titles", **titles, metrics={"loss": 3.0})):
+        assert "from random weights (`org/model`) on" in text and "base_model" not in text
+        assert "started from: none, they were drawn at random" in text
 
 
 def test_steps_name_the_arms_of_the_plan_that_are_none(tmp_path, report):

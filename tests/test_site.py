@@ -257,6 +257,12 @@ def test_curves_are_thinned_to_means_and_keep_their_ends(tmp_path):
     assert len(few["train"]) == len(few["val_loss"]) == 20 and few["at"][0] == 10
 
 
+def test_a_whole_number_is_looked_for_by_all_of_its_digits():
+    values = [123456789, 123456788, 1234567890123, 0.123456789]
+    column = site.column_data("seed", list(map(str, values)), [table.Cell(v) for v in values])
+    assert column["numbers"] == [*values[:3], 0.12345679]
+
+
 def test_rounded_numbers_are_short_and_json():
     assert json.dumps([site.rounded(x) for x in (1 / 3, 3.0, 1e-7, 123456.7)]) == (
         "[0.33333, 3, 1e-07, 123460]"

@@ -577,6 +577,11 @@ def test_tuning_by_a_figure_that_no_run_has_is_refused(folder):
         run("--config", config, "--out", "o")
 
 
+def test_tuning_by_a_figure_without_a_better_side_is_refused_before_any_run(folder):
+    config = {"script": "fake.py", "seeds": 1, "tune": {"lr": [1e-3]}, "tune_by": "val_share"}
+    assert "tune_by val_share: is higher better, or lower?" in refusal("--config", write(config))
+
+
 def test_tuning_knows_which_side_is_better_and_a_trial_without_the_figure_has_lost(folder, capsys):
     text = "script: fake.py\nseeds: 1\ntune: {lr: [1e-1, 1e-3, 1e-5]}\narms: {one: {}}\n"
     figure = '"val_accuracy": 0.9 - lr'

@@ -126,6 +126,8 @@ def test_code_that_is_not_committed_is_refused(machines):
     (home / "fake.py").write_text("1")
     with pytest.raises(SystemExit, match="fake.py differ from it: commit first"):
         sweep.main(["push", "host:ablate", "--ssh", ssh, *words])
+    with pytest.raises(SystemExit, match="--checkpoints is of pull"):
+        sweep.main(["push", "host:ablate", "--checkpoints", *words])
 
 
 def test_paths_of_settings_are_those_of_the_other_machine(machines, tmp_path):
