@@ -25,7 +25,7 @@ import yaml
 from tiny_models import bert_config, build_tiny_model
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-os.fsync = forked.no_fsync
+os.fsync = lambda descriptor: None  # half of a small run's time, and no test cuts the power
 gc.set_threshold(50_000)  # millions of objects are imported, to be looked at again each time
 PROJECT = Path(__file__).resolve().parent.parent
 SCRATCH = Path(tempfile.mkdtemp(prefix="ablate_tests_"))

@@ -39,10 +39,6 @@ IMPORTS = (
 POLL = 0.02  # seconds between two looks at whether a process has ended
 
 
-def no_fsync(descriptor: int) -> None:
-    """In place of os.fsync, which is half of a small run's time; no test cuts the power."""
-
-
 class Process:
     """A started script; as subprocess.Popen, as far as tests ask it."""
 
@@ -260,7 +256,6 @@ if __name__ == "__main__":
     import runpy
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the tests is not for it
-    os.fsync = no_fsync
     for name in IMPORTS:
         importlib.import_module(name)
     from transformers import conversion_mapping

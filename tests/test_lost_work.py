@@ -589,7 +589,8 @@ def test_a_run_that_is_a_link_is_found_and_a_link_to_nothing_is_said(whole, tmp_
     arm = tmp_path / "results/arm"
     arm.mkdir(parents=True)
     shutil.copytree(whole, arm / "seed_0")
-    shutil.copytree(whole, tmp_path / "elsewhere/seed_1")
+    other = shutil.copytree(whole, tmp_path / "elsewhere/seed_1") / "run.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"id": "another run"}))
     (arm / "seed_1").symlink_to(tmp_path / "elsewhere/seed_1")
     (arm / "seed_2").symlink_to(tmp_path / "gone")
     (arm / "loop").symlink_to(tmp_path / "results")
