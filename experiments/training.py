@@ -400,7 +400,16 @@ def build_average(config: Settings, model: nn.Module, total_steps: int | None) -
 
 
 def schedule_of(config: Settings, total_steps: int | None = None) -> Callable[[float], float]:
-    """The schedule that the settings name; total_steps: to refuse one that is 0 in all of them."""
+    """The schedule that the settings name; total_steps: to refuse one that is 0 in all of them.
+
+    ValueError for a --min_lr above --lr, to which the rate would rise: a script may have one of its
+    own, below which a sweep over rates can come.
+    """
+    if config.min_lr > config.lr and config.schedule != "constant":
+        raise ValueError(
+            f"--min_lr {config.min_lr:g} is above --lr {config.lr:g}, and the rate would rise to "
+            "it: give a lower one, as --min_lr 0"
+        )
     return build_schedule(
         config.schedule,
         config.warmup_frac,

@@ -25,8 +25,9 @@ def parameter_groups(
 ) -> list[dict]:
     """Two optimizer groups a part (decayed; biases and norms not), each with a name, none empty.
 
-    A vector is a bias or a norm's weight: they set scales, which decay would only distort.
-    Parameters that are not trained are left out.
+    A vector is a bias or a norm's weight: they set scales, which decay would only distort. A table
+    of biases (by distance in bert-tiny, by head in XLNet) is a matrix here, and decays. Parameters
+    that are not trained are left out.
     """
     groups = []
     for part, parameters in parts.items():

@@ -115,6 +115,19 @@ def test_what_a_method_would_act_on_must_be_trained(name, words, reason, systems
         systems[name].train(tmp_path / "run", *words.split())
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("alpaca", ["--lr=5e-6", "--schedule=cosine"]),  # whose own --min_lr is 1e-5
+        ("bert", ["--lr=1e-3", "--min_lr=2e-3", "--schedule=one-cycle"]),
+        ("gpt2", ["--lr=1e-8", "--schedule=linear", "--head_epochs=1"]),
+    ],
+)
+def test_the_peak_of_the_learning_rate_is_its_peak(name, words, systems, tmp_path):
+    with pytest.raises(ValueError, match="is above --lr .*: give a lower one, as --min_lr 0"):
+        systems[name].train(tmp_path / "run", *words)
+
+
 def test_a_head_s_dropout_is_enough_for_two_passes_to_differ(systems, tmp_path):
     systems["preference"].train(tmp_path / "run", "--freeze=all", "--r_drop=1")
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
