@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -357,6 +358,10 @@ def json_lines(content: bytes) -> list[dict]:
     return [line for line in found if isinstance(line, dict)]
 
 
+# What YAML 1.1 takes for a number to the base 8 or 60.
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:[0-5]?\d)+(\.\d*)?)")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Names and values; ValueError, in a line, for any other file, and for a name that stands twice
     in one place, of which YAML would take the last."""
@@ -369,6 +374,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 if (before := first.setdefault(key.value, key)) is not key:
                     a, b = (each.start_mark.line + 1 for each in (before, key))
                     raise ValueError(f"'{key.value}' stands there twice, in lines {a} and {b}")
+            return node
+
+        def compose_scalar_node(self, anchor: dict) -> yaml.ScalarNode:
+            node = super().compose_scalar_node(anchor)
+            if node.style is None and OTHER_BASE.fullmatch(node.value):
+                raise ValueError(f"{node.value} is another number in YAML: write it plainly")
             return node
 
     try:

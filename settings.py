@@ -23,7 +23,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-from files import find_file, read_yaml
+from files import OTHER_BASE, find_file, read_yaml
 
 
 @dataclass
@@ -447,6 +447,8 @@ def parse_settings(
             except ValueError as error:
                 raise SystemExit(f"{value}: {error}") from None
             _check_names(content, kinds, "setting ", f"{value}: ")
+            for name in (name for name, inside in content.items() if inside == ""):
+                _check_text(f"{value}: {name}", name, "", kinds, defaults)
             reference, beside = (found, content) if found else (reference, beside)
             if key == "published":
                 if not found:
@@ -460,11 +462,13 @@ def parse_settings(
             before = told.setdefault(name, text)
             if before != text and name in once:
                 raise SystemExit(f"{prog}: --{name} is given twice, {before} and {text}: which?")
-            if text == "" and name not in EMPTY_TEXTS and defaults.get(name) != "":
-                raise SystemExit(f"{prog}: --{name} is empty: is a variable unset? (null is none)")
+            _check_text(f"{prog}: --{name}", name, text, kinds, defaults)
         words += [f"--{name}={text}" for name, text in named.items()]
     parser = _parser_of(kind)
-    configs = [f"--config={json.dumps(nested(content))}" for _, content in files if content]
+    # default: a date is a text that YAML takes for one
+    configs = [
+        f"--config={json.dumps(nested(inside), default=str)}" for _, inside in files if inside
+    ]
     try:
         parsed = parser.parse_args([*configs, *words])
     except Exception as error:
@@ -473,6 +477,13 @@ def parse_settings(
     named = {word.removeprefix("--").partition("=")[0] for word in words}
     given = {name: path for path, content in files for name in content}
     given |= dict.fromkeys(named, "")
+    flat = vars(parsed.as_flat())
+    for name in given.keys() & kinds:
+        if flat.get(name) is None and not (
+            takes_null(kinds[name]) or defaults.get(name, 0) is None
+        ):
+            where = f"{given[name]}: " if given[name] else f"{prog}: "
+            raise SystemExit(f"{where}--{name} null: it has to have a value")
     try:
         config = kind(**{field.name: _build(field.type, parsed[field.name]) for field in fields})
     except ValueError as error:  # of a file's settings the file is named
@@ -496,6 +507,22 @@ def parse_settings(
         config.__dict__["_reference"] = reference | {"changed": changed}
     remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def takes_null(kind: Any) -> bool:
+    return kind is Any or type(None) in typing.get_args(kind)
+
+
+def _check_text(
+    where: str, name: str, text: str, kinds: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """SystemExit for an empty value, and for a number that YAML would read to another base: 010 is
+    8 there, and 1:30 is 90."""
+    if text == "" and name not in EMPTY_TEXTS and defaults.get(name) != "":
+        raise SystemExit(f"{where} is empty: is a variable unset? (null is none)")
+    is_number = name in kinds and options_of(kinds[name])[0] in (int, float)
+    if is_number and OTHER_BASE.fullmatch(text):
+        raise SystemExit(f"{where} {text}: expected a number as it is written, without 0 in front")
 
 
 def _check_range(config: Section, names: Iterable[str]) -> None:
@@ -717,7 +744,11 @@ def require_read(config: Section, read: Iterable[str]) -> None:
 
 
 def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a file, or of an older run, under the names that they have now."""
+    """Settings of a file, or of an older run, under the names that they have now. ValueError where
+    one stands there under both."""
+    for old, name in OLD_NAMES.items():
+        if {old, name} <= settings.keys():
+            raise ValueError(f"{old} and {name} are one setting")
     return {OLD_NAMES.get(key, key): value for key, value in settings.items()}
 
 

@@ -15,7 +15,7 @@ from evaluation.metrics import Metrics, add_interval, interval_facts
 from evaluation.outcomes import TokenLoss, collapsed
 from evaluation.stats import Ratio, interval
 from experiments.pretraining import Config, frequencies_alone, load_parts
-from files import damage, read_json, write_text
+from files import damage, read_yaml, write_text
 from models import pretrained
 from settings import parse_settings
 
@@ -26,12 +26,11 @@ def open_pretraining(
     folder: Path, world: core.World, weights: str = "final"
 ) -> tuple[Config, Any, Any, Any]:
     """(settings, corpus, split, model in evaluation mode) of a pretraining run."""
-    script = read_json(folder / "run.json").get("script")
-    if script not in (None, "pretrain_bert.py"):
-        raise ValueError(f"{folder}: a run of {script}, not of pretrain_bert.py")
     path = folder / "train/weights" / weights
     if problem := damage(path):
         raise ValueError(f"{path} is no whole folder of saved weights ({problem})")
+    if "mask_frac" not in read_yaml(folder / "config.yaml"):
+        raise ValueError(f"{folder}: no run of pretrain_bert.py")
     config, _ = parse_settings(
         Config, ["--config", str(folder / "config.yaml")], "pretrain_bert.py"
     )

@@ -339,3 +339,36 @@ def test_what_a_download_left_in_place_of_a_file_is_named(tmp_path, name, conten
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f"{name}: .*{problem}"):
         list(read_records(tmp_path / name, Counter()))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("lr: null\n", "a.yaml: --lr null: it has to have a value"),
+        ("data:\n", "a.yaml: --data null: it has to have a value"),
+        ("data: ''\n", "a.yaml: data is empty"),
+        ("seed: 010\n", "010 is another number in YAML"),
+        ("lr: 1:30\n", "1:30 is another number in YAML"),
+        ("log: tensorboard\ntrackers: wandb\n", "log and trackers are one setting"),
+    ],
+)
+def test_a_value_that_means_something_else_in_yaml_is_refused(tmp_path, text, problem):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=problem):
+        parse("--config", str(tmp_path / "a.yaml"))
+
+
+def test_a_number_is_read_as_it_is_written(tmp_path):
+    for word in ("seed=010", "lr=1:30", "batch=-07"):
+        with pytest.raises(SystemExit, match="expected a number as it is written"):
+            parse(word)
+    with pytest.raises(SystemExit, match="--batch None: expected a whole number"):
+        parse("batch=null")
+    (tmp_path / "a.yaml").write_text("data: 2026-11-29\nlimit: null\nlr: 0.5\n")
+    config = parse("--config", str(tmp_path / "a.yaml"), "max_grad_norm=null", "seed=0")
+    assert (config.data, config.limit, config.max_grad_norm, config.lr) == (
+        "2026-11-29",
+        None,
+        None,
+        0.5,
+    )
