@@ -331,8 +331,8 @@ def check_padding(model: nn.Module, pad: int, say: Say = say_nothing) -> None:
             outputs = model(input_ids=each, attention_mask=mask)
             states = getattr(outputs, "last_hidden_state", None)
             answers.append(outputs.logits if states is None else states[:, 0])
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return  # wants more than tokens, or another device
+    except Exception:
+        return  # wants more than tokens, or a kernel of another device: a step will say so
     finally:
         model.train(training)
     change = float((answers[1] - answers[0]).norm() / answers[0].norm().clamp(min=1e-12))
