@@ -16,6 +16,7 @@ penalty and what weight each has, and all fits answer together.
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ MOST_WORDS = 30_000  # of the vocabulary
 ROUNDS = (25, 50, 75, 100, 150, 200, 300)  # of boosting, to choose from
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)  # inverse, to choose from
 CLASSES = 3
-ROWS_FOR_THREADS = 40_000
+ROWS_FOR_THREADS = 20_000
 PART = 4096  # rows whose words are in memory at a time
 FILE = "features.json"
 
@@ -130,9 +131,8 @@ class Forest:
         from threadpoolctl import threadpool_limits
 
         classifier = HistGradientBoostingClassifier(**boosting(len(x) // 2), random_state=seed)
-        # threads that wait for each other after each of many small loops: a hundred times slower
-        # where others want the cores too
-        with threadpool_limits(1 if len(x) < ROWS_FOR_THREADS else None, "openmp"):
+        # OpenMP's limit is each thread's own; x has each row in both orders
+        with threadpool_limits(1 if len(x) < 2 * ROWS_FOR_THREADS else None, "openmp"):
             return cls.of(classifier.fit(x, labels))
 
     @classmethod
@@ -264,6 +264,8 @@ def fit(
 
     ValueError where nothing can be learnt: rows of one prompt, or ties alone.
     """
+    from threadpoolctl import threadpool_limits
+
     labels, fold = np.array([row.label for row in rows]), folds_of([row.group for row in rows])
     folds = range(fold.max(initial=0) + 1)
     if len(folds) < 2 or any((labels[fold != number] == TIE).all() for number in folds):
@@ -273,18 +275,26 @@ def fit(
         )
     vocabulary = Words.fit(rows, seed) if words else None
     x = features_of(rows, vocabulary)
-    forests, linears = [], []  # one a fold; a list of one a penalty, a fold
     by_round = np.zeros((len(ROUNDS), len(rows), CLASSES))
     by_penalty = np.zeros((len(PENALTIES), len(rows), CLASSES))
-    for number in folds:
+
+    def fit_fold(number: int) -> tuple[Forest, list[Linear]]:
+        """What the other folds teach, which then answers for this one; a Linear a penalty."""
         learns, left_out = fold != number, fold == number
         both = np.concatenate([x[learns], turned(x[learns])])
         both_labels = np.concatenate([labels[learns], np.array(SWAP)[labels[learns]]])
-        forests.append(Forest.fit(both, both_labels, seed))
-        linears.append(Linear.fit_all(both, both_labels, PENALTIES))
-        by_round[:, left_out] = tree_answers(forests[-1], x[left_out], ROUNDS)
-        for place, linear in enumerate(linears[-1]):
+        forest = Forest.fit(both, both_labels, seed)
+        linears = Linear.fit_all(both, both_labels, PENALTIES)
+        by_round[:, left_out] = tree_answers(forest, x[left_out], ROUNDS)
+        for place, linear in enumerate(linears):
             by_penalty[place, left_out] = in_both_orders(linear.probabilities, x[left_out])
+        return forest, linears
+
+    # many rows share the cores, few are a fold a core: threads that wait for each other after each
+    # of many small loops take twice as long, and much longer where others want the cores too
+    few = len(x) < ROWS_FOR_THREADS
+    with threadpool_limits(1 if few else None), ThreadPoolExecutor(FOLDS if few else 1) as threads:
+        forests, linears = zip(*threads.map(fit_fold, folds), strict=True)
     trees, linear = (int(log_losses(p, labels).argmin()) for p in (by_round, by_penalty))
     weights = fit_weights([by_round[trees], by_penalty[linear]], labels)
     return FeatureModel(
