@@ -63,7 +63,7 @@ def tones(out: Path) -> list[str]:
 
 @pytest.mark.parametrize("mask", ["true", "false"])
 def test_instruction_tuning_that_learned_nothing_is_told_so(models, rows, tmp_path, capsys, mask):
-    tune(tmp_path, models, rows, "--lr=1e-9", "--epochs=0.2", f"--mask_prompt={mask}")
+    tune(tmp_path, models, rows, "--lr=1e-9", "--min_lr=0", "--epochs=0.2", f"--mask_prompt={mask}")
     assert kinds(tmp_path) == ["token frequencies"]
     said = capsys.readouterr().out
     assert said.index("finished: ") < said.index("verdict: token frequencies: ")
@@ -85,12 +85,20 @@ def test_headlines_and_fine_tuning_that_learned_nothing_alike(models, tmp_path):
         )
     )
     words = [f"--task={tmp_path / 'texts.jsonl'}", f"--model={models['gpt2']}", "--max_length=32"]
-    train("finetune_gpt2", tmp_path / "b", *words, "--lr=1e-9", "--epochs=1", "--batch=32")
+    train(
+        "finetune_gpt2",
+        tmp_path / "b",
+        *words,
+        "--lr=1e-9",
+        "--min_lr=0",
+        "--epochs=1",
+        "--batch=32",
+    )
     assert kinds(tmp_path / "b") == ["token frequencies"]
 
 
 def test_a_command_says_that_the_run_it_opens_failed(models, rows, tmp_path, capsys):
-    tune(tmp_path, models, rows, "--lr=1e-9", "--epochs=0.2")
+    tune(tmp_path, models, rows, "--lr=1e-9", "--min_lr=0", "--epochs=0.2")
     capsys.readouterr()
     for name in (tmp_path, tmp_path / "train/weights/best"):
         opening.open_causal(opening.OpenConfig(str(name), device="cpu"))
