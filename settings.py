@@ -714,6 +714,13 @@ def value_of(config: Any, name: str) -> Any:
     return config
 
 
+def model_name(settings: Mapping[str, Any]) -> str:
+    """What a run calls its model: of whom it is a student, a shape of its own, or --model."""
+    size = settings.get("size")
+    shape = f"gpt2-{size}" if size and "gpt2" not in size else size
+    return str(settings.get("student_of") or shape or settings.get("model") or "")
+
+
 def left_out(config: Section) -> list[str]:
     """The settings of files that do not count beside the command line, a line each."""
     return config.__dict__.get("_notes", [])

@@ -41,7 +41,7 @@ from reports.samples import samples
 from reports.table import command_of
 from reports.training import layer_figure, speed, training_figures
 from reports.watch import total_steps
-from settings import flatten
+from settings import flatten, model_name
 
 # Figures to open with, the first four that a run has.
 HEADLINES = (
@@ -88,7 +88,7 @@ def page_of_run(run: RunFolder) -> Page:
 
 def subtitle(run: RunFolder) -> str:
     config, record = run.config, run.record
-    model = " on ".join(str(config[name]) for name in ("model", "data") if config.get(name))
+    model = " on ".join(str(name) for name in (model_name(config), config.get("data")) if name)
     seed = "" if run.seed is None else f"seed {run.seed}"
     status = run.status if run.evaluated is None else f"evaluation of {run.evaluated.get('run')}"
     return " · ".join(

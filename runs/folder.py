@@ -43,6 +43,7 @@ from settings import (
     current_names,
     field_types,
     flatten,
+    model_name,
     published_run,
 )
 
@@ -136,7 +137,7 @@ class RunFolder:
 
     def _home(self) -> Path:
         """Where runs of this model are that were given no --out."""
-        name = self.config.model
+        name = model_name(as_dict(self.config))
         if Path(name).exists() and Path(os.path.abspath(name)).is_relative_to(Path.cwd()):
             name = os.path.relpath(name)  # one folder for ./tiny and tiny
         name = name.removeprefix("results/").strip("/")

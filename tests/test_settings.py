@@ -276,3 +276,19 @@ def test_a_value_out_of_its_range_is_refused_with_the_file_that_it_stands_in(tmp
         parse_settings(Settings, [f"--config={path}"], "script.py")
     with pytest.raises(ValueError, match=r"^--batch 0: expected 1 or more"):
         parse_settings(Settings, [f"--config={path}", "--batch=0"], "script.py")
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        ("--init=random --size=tiny", "gpt2-tiny"),
+        ("--init=random --size=distilgpt2", "distilgpt2"),
+        ("--student_of=gpt2-large", "gpt2-large"),
+        ("--model=results/a/run", "results/a/run"),
+    ],
+)
+def test_a_run_is_called_by_the_model_that_it_trains(words, name):
+    import finetune_gpt2
+
+    config, _ = parse_settings(finetune_gpt2.Config, ["--task=x", *words.split()], "x")
+    assert settings.model_name(settings.as_dict(config)) == name
