@@ -413,7 +413,6 @@ def parse_settings(
     """
     kinds = field_types(kind)
     aliases = {old: name for old, name in OLD_NAMES.items() if name in kinds} | dict(aliases or {})
-    valid_names = [*kinds, *aliases, "config", "published"]
     words, files, published = [], [], False  # files: (path, its settings by name)
     told: dict[str, str] = {}  # of the command line
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
@@ -422,33 +421,10 @@ def parse_settings(
     beside: dict[str, Any] = {}
     pending = list(argv)
     while pending:
-        word = pending.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        key = key.replace("-", "_")
-        if not equals and not word.startswith("--") and hasattr(kind, "FIRST_WORD"):
-            word, key, equals, value = "", kind.FIRST_WORD, "=", word  # download c4-subset
-        if not (word.startswith("--") or equals):
-            raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
+        key, value = _next_setting(pending, kind, kinds, aliases, prog)
         meant = aliases.get(key, key)
-        if not equals:
-            of_type = kinds.get(meant) if isinstance(meant, str) else None
-            bare = not pending or pending[0].startswith("--")
-            bare = bare or (of_type is bool and "=" in pending[0])  # --fresh batch=8
-            if bare and of_type is not bool:
-                _check_names([key], valid_names, "flag --")
-                raise SystemExit(f"{prog}: --{key} needs a value")
-            value = "true" if bare else pending.pop(0)
-        _check_names([key], valid_names, "setting ")
         if key in ("config", "published"):  # published=FILE: as a sweep says it, no settings
-            content = _read_yaml(value)
-            found = pop_published(content, value)
-            try:
-                content = flatten(current_names(content), whole=kinds)
-            except ValueError as error:
-                raise SystemExit(f"{value}: {error}") from None
-            _check_names(content, kinds, "setting ", f"{value}: ")
-            for name in (name for name, inside in content.items() if inside == ""):
-                _check_text(f"{value}: {name}", name, "", kinds, defaults)
+            found, content = _settings_of(value, kinds, defaults)
             reference, beside = (found, content) if found else (reference, beside)
             if key == "published":
                 if not found:
@@ -507,6 +483,47 @@ def parse_settings(
         config.__dict__["_reference"] = reference | {"changed": changed}
     remember(config, set())
     return config, bool(configs) or bool(named - FREE_SETTINGS)
+
+
+def _next_setting(
+    pending: list[str], kind: type, kinds: Mapping[str, Any], aliases: Aliases, prog: str
+) -> tuple[str, str]:
+    """(name as it was typed, value) of the first word, or two, which are taken off `pending`."""
+    word = pending.pop(0)
+    key, equals, value = word.removeprefix("--").partition("=")
+    key = key.replace("-", "_")
+    if not equals and not word.startswith("--") and hasattr(kind, "FIRST_WORD"):
+        word, key, equals, value = "", kind.FIRST_WORD, "=", word  # download c4-subset
+    if not (word.startswith("--") or equals):
+        raise SystemExit(f"{prog}: '{word}' is not a setting: use --name value or name=value")
+    valid_names = [*kinds, *aliases, "config", "published"]
+    if not equals:
+        meant = aliases.get(key, key)
+        of_type = kinds.get(meant) if isinstance(meant, str) else None
+        bare = not pending or pending[0].startswith("--")
+        bare = bare or (of_type is bool and "=" in pending[0])  # --fresh batch=8
+        if bare and of_type is not bool:
+            _check_names([key], valid_names, "flag --")
+            raise SystemExit(f"{prog}: --{key} needs a value")
+        value = "true" if bare else pending.pop(0)
+    _check_names([key], valid_names, "setting ")
+    return key, value
+
+
+def _settings_of(
+    path: str, kinds: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`published:` of a settings file, its settings by full names)"""
+    content = _read_yaml(path)
+    found = pop_published(content, path)
+    try:
+        content = flatten(current_names(content), whole=kinds)
+    except ValueError as error:
+        raise SystemExit(f"{path}: {error}") from None
+    _check_names(content, kinds, "setting ", f"{path}: ")
+    for name in (name for name, inside in content.items() if inside == ""):
+        _check_text(f"{path}: {name}", name, "", kinds, defaults)
+    return found, content
 
 
 def takes_null(kind: Any) -> bool:
