@@ -183,9 +183,9 @@ def connect(name: str) -> socket.socket:
     for _ in range(100):
         with contextlib.suppress(ConnectionRefusedError):  # another worker is just starting it
             connection.connect(f"\0{name}")
-            break
+            return connection
         time.sleep(POLL)
-    return connection
+    raise ConnectionRefusedError(f"no server answers at {name}")
 
 
 def serve(listening: socket.socket, session: int) -> None:
